@@ -1,0 +1,57 @@
+"""What every program shares: exit codes, one-sentence errors, options from YAML files and `section.key=value`.
+
+Exit codes: 0 done, 1 failed, 2 wrong usage, 75 interrupted by a signal after saving (run again to go on).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+
+from cascade.config import Config, ConfigError, load_config
+from cascade.log import setup_logging
+
+EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 75
+
+
+class Interrupted(Exception):
+    """A signal came and everything needed to go on was saved."""
+
+
+def run_program(main: Callable[[], None]) -> None:
+    """Run `main`; turn what a user can cause into one sentence on stderr and the right exit code.
+
+    CASCADE_DEBUG=1 shows the traceback instead.
+    """
+    setup_logging()
+    try:
+        main()
+    except Interrupted as error:
+        print(f"interrupted: {error}", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
+    except KeyboardInterrupt:
+        print("interrupted: run the same command again to go on", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
+    except (ValueError, OSError, ImportError) as error:
+        if os.environ.get("CASCADE_DEBUG"):
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(EXIT_USAGE if isinstance(error, ConfigError) else EXIT_FAILED)
+
+
+def add_config_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add `--config FILE...` and positional `section.key=value` overrides."""
+    parser.add_argument("--config", nargs="+", default=[], metavar="YAML", help="config files, later ones win")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="single options, e.g. training.num_epochs=5")
+
+
+def config_from_arguments(arguments: argparse.Namespace) -> Config:
+    """The config that `add_config_arguments`'s options describe.
+
+    `--config a.yaml b.yaml x.y=1` is accepted too: what has an '=' is an override.
+    """
+    files = [item for item in arguments.config if "=" not in item]
+    overrides = [item for item in arguments.config if "=" in item] + arguments.overrides
+    return load_config(files, overrides)

@@ -1,0 +1,386 @@
+"""Every option of an experiment, as frozen dataclasses with a string below each field that documents it.
+
+A YAML file holds sections of these options; `load_config` merges files and `section.key=value` overrides in
+order. Lengths of chunks, blocks and contexts are in 40 ms encoder frames unless the name carries a unit.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+FRAME_SHIFT_MS = 10
+SUBSAMPLING = 4
+ENCODER_FRAME_MS = FRAME_SHIFT_MS * SUBSAMPLING
+
+
+class ConfigError(ValueError):
+    """A wrong option: the message names the option, its value and the remedy. Programs exit with 2."""
+
+
+@dataclass(frozen=True)
+class FeatureConfig:
+    sampling_rate: int = 16000
+    """Hz; recordings at another rate are resampled."""
+    num_mel_bins: int = 80
+    """Mel bins F of the Kaldi-style log-mel fbank (25 ms window, 10 ms shift)."""
+
+
+@dataclass(frozen=True)
+class TokenConfig:
+    kind: str = "bpe"
+    """bpe | char | word: what one token is."""
+    vocab_size: int = 500
+    """Number of BPE tokens, blank and <unk> included; char and word take what the text has, up to this."""
+    byte_fallback: bool = False
+    """Spell characters that the training text lacks as UTF-8 bytes (bpe and char)."""
+    case: str = "keep"
+    """keep | lower | upper: applied to every transcript."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    speed_factors: tuple[float, ...] = (0.9, 1.0, 1.1)
+    """Training copies with perturbed speed; 1.0 alone turns it off."""
+    min_duration: float = 0.1
+    """Shortest utterance in seconds; shorter ones are quarantined."""
+    max_duration: float = 30.0
+    """Longest utterance in seconds; longer ones are quarantined."""
+    max_quarantine_share: float = 0.05
+    """Stop when more than this share of a split's utterances had to be set aside."""
+    batch_duration: float = 200.0
+    """Seconds of audio in one training batch, padding included."""
+    num_buckets: int = 10
+    """Duration buckets of the sampler."""
+    num_workers: int = 0
+    """Loader processes; 0 loads in the training process."""
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    num_time_masks: int = 10
+    """SpecAugment: at most this many time masks per utterance."""
+    time_mask_frames: int = 100
+    """SpecAugment: longest time mask in 10 ms frames."""
+    max_time_mask_share: float = 0.15
+    """SpecAugment: at most this share of an utterance's frames under all time masks together."""
+    num_freq_masks: int = 2
+    """SpecAugment: frequency masks per utterance."""
+    freq_mask_bins: int = 27
+    """SpecAugment: widest frequency mask in mel bins."""
+    time_warp_frames: int = 0
+    """SpecAugment: largest shift of the time warp in 10 ms frames; 0 turns it off."""
+    share: float = 0.9
+    """Share of training utterances that SpecAugment touches."""
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    num_layers: int = 12
+    """Conformer layers."""
+    num_heads: int = 4
+    """Attention heads; d_model / num_heads must be even (rotary positions)."""
+    feedforward_dim: int = 1024
+    """Hidden size of both feed-forward modules."""
+    kernel_size: int = 15
+    """Frames under the depthwise convolution, odd."""
+    convolution: str = "left"
+    """left | centred: left sees the past only; centred looks at both sides inside its block (non-causal encoder only)."""
+    dropout: float = 0.1
+    """Dropout after every module."""
+
+
+@dataclass(frozen=True)
+class PredictorConfig:
+    kind: str = "tied_reduced"
+    """lstm | stateless | tied_reduced."""
+    context_size: int = 5
+    """Last labels N that stateless and tied_reduced predictors see."""
+    num_heads: int = 4
+    """Heads H of the tied_reduced predictor."""
+    embedding_dim: int = 512
+    """Embedding size of lstm and stateless (tied_reduced: joiner_dim, because the matrix is shared)."""
+    hidden_dim: int = 512
+    """Hidden size of the lstm."""
+    num_layers: int = 1
+    """Layers of the lstm."""
+    dropout: float = 0.1
+    """Dropout on the predictor's output."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    d_model: int = 256
+    """Width of both encoders."""
+    subsampling_channels: int = 64
+    """Channels of the two stride-2 convolutions in front."""
+    causal: EncoderConfig = field(default_factory=EncoderConfig)
+    """The deep causal conformer encoder."""
+    noncausal: EncoderConfig = field(default_factory=lambda: EncoderConfig(num_layers=3, convolution="centred"))
+    """The shallow non-causal conformer encoder on top of it."""
+    predictor: PredictorConfig = field(default_factory=PredictorConfig)
+    """The predictor both passes share."""
+    joiner_dim: int = 512
+    """Width D of the joiner both passes share."""
+
+
+@dataclass(frozen=True)
+class ContextConfig:
+    chunk_frames: tuple[int, ...] = (4, 8, 16, 32)
+    """Causal chunks C drawn per batch."""
+    left_chunks: tuple[int, ...] = (4, 8, 16, -1)
+    """Left contexts L in chunks, drawn per batch; -1 means all."""
+    block_chunks: tuple[int, ...] = (1, 2, 4, -1)
+    """Look-ahead blocks B in chunks, drawn per batch; -1 (the whole utterance) must be among them."""
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    prune_range: int = 5
+    """Symbols R per frame inside the pruned lattice."""
+    lm_scale: float = 0.25
+    """Share of the prediction-only log-probs in the smoothed simple loss."""
+    am_scale: float = 0.0
+    """Share of the acoustic-only log-probs in the smoothed simple loss."""
+    simple_scale: float = 0.5
+    """Weight of the simple loss after the warm-up; it starts at 1."""
+    warmup_steps: int = 500
+    """Steps over which simple falls from 1 to simple_scale and pruned rises from 0.1 to 1."""
+    rnnt_type: str = "regular"
+    """regular | modified | constrained transducer topology."""
+    delay_penalty: float = 0.0
+    """Reward for early symbols after the warm-up (2211.00490), 0.0015 to 0.01."""
+    causal_weight: float = 0.5
+    """Weight w_s of the causal pass; the non-causal pass has 1 - w_s."""
+    pass_sampling: bool = False
+    """Draw one pass per batch with probability causal_weight instead of computing both (2010.14606)."""
+    ctc_scale: float = 0.0
+    """Weight of an auxiliary CTC loss on each pass's encoder output."""
+
+
+@dataclass(frozen=True)
+class DistillationConfig:
+    weight: float = 1.0
+    """Weight of the KL to the teacher, which is a mean over valid lattice cells per pass, times the batch's tokens."""
+    kind: str = "pruned"
+    """pruned (all V) | collapsed (next label, blank, rest) | one_best (cells on the teacher's best path)."""
+    ranges: str = "teacher"
+    """teacher | student: whose prune ranges choose the cells."""
+    cell_weight: str = "teacher_occupancy"
+    """uniform | teacher_occupancy: weight of the cells in the mean."""
+    temperature: float = 1.0
+    """Softmax temperature of both distributions."""
+    init_from_teacher: bool = True
+    """Start from evenly chosen teacher layers and the parts of equal shape."""
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    num_epochs: int = 30
+    """Passes over the training data (every speed copy counts as data)."""
+    learning_rate: float = 1e-3
+    """Peak learning rate of AdamW."""
+    warmup_steps: int = 500
+    """Steps of linear warm-up; then cosine decay to final_lr_share."""
+    final_lr_share: float = 0.05
+    """Learning rate at the last step as a share of the peak."""
+    weight_decay: float = 0.01
+    """AdamW weight decay on matrices; vectors have none."""
+    beta2: float = 0.98
+    """AdamW's second-moment decay."""
+    max_grad_norm: float = 5.0
+    """Gradients are clipped to this norm."""
+    average_last: int = 5
+    """The final model averages this many last epochs."""
+    keep_epochs: int = 10
+    """Epoch checkpoints kept on disk; at least average_last."""
+    log_every_steps: int = 20
+    """Steps between log lines and TensorBoard points."""
+    save_every_minutes: float = 5.0
+    """Minutes between resumable checkpoints inside an epoch."""
+    validate_every_epochs: int = 1
+    """Epochs between dev losses."""
+
+
+@dataclass(frozen=True)
+class Config:
+    seed: int = 42
+    """Seed of every random draw."""
+    features: FeatureConfig = field(default_factory=FeatureConfig)
+    tokens: TokenConfig = field(default_factory=TokenConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    context: ContextConfig = field(default_factory=ContextConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    distillation: DistillationConfig | None = None
+    """Present: the model is a student and the trainer wants --teacher."""
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+
+
+def load_config(paths: list[str | Path] = (), overrides: list[str] = ()) -> Config:
+    """Merge YAML files, then `section.key=value` overrides, over the defaults, and check every value.
+
+    Raises:
+      ConfigError: an unknown key, a value of the wrong type or out of range, or a missing or broken file.
+    """
+    merged = OmegaConf.structured(Config)
+    OmegaConf.set_readonly(merged, False)
+    for path in paths:
+        if not Path(path).is_file():
+            raise ConfigError(f"config file not found: {path}")
+        try:
+            merged = OmegaConf.merge(merged, OmegaConf.load(path))
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"{path}: {_first_line(error)}") from error
+        except Exception as error:  # PyYAML's errors share no public base with OmegaConf's
+            raise ConfigError(f"{path}: not a YAML mapping ({_first_line(error)})") from error
+    for override in overrides:
+        if "=" not in override:
+            raise ConfigError(f"an override is written section.key=value, got {override!r}")
+        try:
+            merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([override]))
+        except OmegaConfBaseException as error:
+            raise ConfigError(f"override {override!r}: {_first_line(error)}") from error
+        except Exception as error:
+            raise ConfigError(f"override {override!r} is not section.key=value ({_first_line(error)})") from error
+    return _checked(merged)
+
+
+def config_from_dict(values: dict[str, Any]) -> Config:
+    """Rebuild a Config from `config_to_dict`'s builtin types (what a checkpoint carries)."""
+    try:
+        return _checked(OmegaConf.merge(OmegaConf.structured(Config), values))
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"config of another version: {_first_line(error)}") from error
+
+
+def config_to_dict(config: Config) -> dict[str, Any]:
+    """The config as dicts, lists and scalars."""
+    return OmegaConf.to_container(OmegaConf.create(_builtin(dataclasses.asdict(config))))
+
+
+def save_config(config: Config, path: str | Path) -> None:
+    Path(path).write_text(OmegaConf.to_yaml(config_to_dict(config)), encoding="utf-8")
+
+
+def _builtin(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _builtin(item) for key, item in value.items()}
+    return [_builtin(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _checked(merged: Any) -> Config:
+    try:
+        config = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise ConfigError(_first_line(error)) from error
+    config = _tuples(config)
+    _validate(config)
+    return config
+
+
+def _tuples(config: Any) -> Any:
+    """OmegaConf returns lists for tuple fields; a frozen config holds tuples."""
+    changes = {}
+    for item in dataclasses.fields(config):
+        value = getattr(config, item.name)
+        if isinstance(value, list):
+            changes[item.name] = tuple(value)
+        elif dataclasses.is_dataclass(value):
+            changes[item.name] = _tuples(value)
+    return dataclasses.replace(config, **changes)
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    key = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("full_key:")), "")
+    return f"{lines[0] if lines else type(error).__name__}" + (f" (at {key})" if key else "")
+
+
+_CHOICES = {
+    "tokens.kind": ("bpe", "char", "word"),
+    "tokens.case": ("keep", "lower", "upper"),
+    "model.causal.convolution": ("left",),
+    "model.noncausal.convolution": ("left", "centred"),
+    "model.predictor.kind": ("lstm", "stateless", "tied_reduced"),
+    "loss.rnnt_type": ("regular", "modified", "constrained"),
+    "distillation.kind": ("pruned", "collapsed", "one_best"),
+    "distillation.ranges": ("teacher", "student"),
+    "distillation.cell_weight": ("uniform", "teacher_occupancy"),
+}
+
+_AT_LEAST = {
+    "features.sampling_rate": 8000, "features.num_mel_bins": 4, "tokens.vocab_size": 3,
+    "data.min_duration": 0, "data.max_duration": 0.1, "data.max_quarantine_share": 0, "data.batch_duration": 0.1,
+    "data.num_buckets": 1, "data.num_workers": 0,
+    "augment.num_time_masks": 0, "augment.time_mask_frames": 0, "augment.num_freq_masks": 0,
+    "augment.freq_mask_bins": 0, "augment.time_warp_frames": 0, "augment.share": 0, "augment.max_time_mask_share": 0,
+    "model.d_model": 2, "model.subsampling_channels": 1, "model.joiner_dim": 1,
+    "model.causal.num_layers": 1, "model.causal.num_heads": 1, "model.causal.feedforward_dim": 1, "model.causal.dropout": 0,
+    "model.noncausal.num_layers": 1, "model.noncausal.num_heads": 1, "model.noncausal.feedforward_dim": 1, "model.noncausal.dropout": 0,
+    "model.predictor.context_size": 1, "model.predictor.num_heads": 1, "model.predictor.num_layers": 1, "model.predictor.dropout": 0,
+    "loss.prune_range": 2, "loss.lm_scale": 0, "loss.am_scale": 0, "loss.simple_scale": 0, "loss.warmup_steps": 0,
+    "loss.delay_penalty": 0, "loss.causal_weight": 0, "loss.ctc_scale": 0,
+    "distillation.weight": 0, "distillation.temperature": 1e-3,
+    "training.num_epochs": 1, "training.learning_rate": 0, "training.warmup_steps": 0, "training.average_last": 1,
+    "training.keep_epochs": 1, "training.log_every_steps": 1, "training.max_grad_norm": 0, "training.validate_every_epochs": 1,
+}
+
+_AT_MOST = {
+    "data.max_quarantine_share": 1, "augment.share": 1, "augment.max_time_mask_share": 1, "model.causal.dropout": 0.9,
+    "model.noncausal.dropout": 0.9, "model.predictor.dropout": 0.9, "loss.lm_scale": 1, "loss.am_scale": 1,
+    "loss.causal_weight": 1, "training.final_lr_share": 1,
+}
+
+
+def _get(config: Config, name: str) -> Any:
+    value: Any = config
+    for part in name.split("."):
+        value = getattr(value, part, None)
+    return value
+
+
+def _validate(config: Config) -> None:
+    for name, choices in _CHOICES.items():
+        value = _get(config, name)
+        if value is not None and value not in choices:
+            raise ConfigError(f"{name} must be one of {' | '.join(choices)}, got {value!r}")
+    for name, bound in _AT_LEAST.items():
+        value = _get(config, name)
+        if value is not None and not value >= bound:
+            raise ConfigError(f"{name} must be at least {bound}, got {value}")
+    for name, bound in _AT_MOST.items():
+        value = _get(config, name)
+        if value is not None and not value <= bound:
+            raise ConfigError(f"{name} must be at most {bound}, got {value}")
+    for name in ("causal", "noncausal"):
+        encoder = getattr(config.model, name)
+        head_dim, rest = divmod(config.model.d_model, encoder.num_heads)
+        if rest or head_dim % 2:
+            raise ConfigError(
+                f"model.d_model / model.{name}.num_heads must be an even whole number, "
+                f"got {config.model.d_model} / {encoder.num_heads}"
+            )
+        if encoder.kernel_size < 1 or encoder.kernel_size % 2 == 0:
+            raise ConfigError(f"model.{name}.kernel_size must be odd, got {encoder.kernel_size}")
+    for name in ("chunk_frames", "left_chunks", "block_chunks"):
+        values = getattr(config.context, name)
+        if not values:
+            raise ConfigError(f"context.{name} must list at least one value")
+        if any(value < 1 and not (value == -1 and name != "chunk_frames") for value in values):
+            raise ConfigError(f"context.{name} must hold positive numbers{'' if name == 'chunk_frames' else ' or -1'}, got {values}")
+    if -1 not in config.context.block_chunks:
+        raise ConfigError("context.block_chunks must include -1 (the whole utterance), the full mode needs it")
+    if not config.data.speed_factors or any(not 0.5 <= factor <= 2.0 for factor in config.data.speed_factors):
+        raise ConfigError(f"data.speed_factors must lie between 0.5 and 2.0, got {config.data.speed_factors}")
+    if config.training.keep_epochs < config.training.average_last:
+        raise ConfigError(
+            f"training.keep_epochs ({config.training.keep_epochs}) must be at least "
+            f"training.average_last ({config.training.average_last})"
+        )
