@@ -90,7 +90,7 @@ class EncoderConfig:
     kernel_size: int = 15
     """Frames under the depthwise convolution, odd."""
     convolution: str = "left"
-    """left | centred: left sees the past only; centred looks at both sides inside its block (non-causal encoder only)."""
+    """left | centred: left sees the past only; centred (non-causal encoder only) looks both ways inside its block."""
     dropout: float = 0.1
     """Dropout after every module."""
 
@@ -322,14 +322,16 @@ _AT_LEAST = {
     "augment.num_time_masks": 0, "augment.time_mask_frames": 0, "augment.num_freq_masks": 0,
     "augment.freq_mask_bins": 0, "augment.time_warp_frames": 0, "augment.share": 0, "augment.max_time_mask_share": 0,
     "model.d_model": 2, "model.subsampling_channels": 1, "model.joiner_dim": 1,
-    "model.causal.num_layers": 1, "model.causal.num_heads": 1, "model.causal.feedforward_dim": 1, "model.causal.dropout": 0,
-    "model.noncausal.num_layers": 1, "model.noncausal.num_heads": 1, "model.noncausal.feedforward_dim": 1, "model.noncausal.dropout": 0,
-    "model.predictor.context_size": 1, "model.predictor.num_heads": 1, "model.predictor.num_layers": 1, "model.predictor.dropout": 0,
+    "model.causal.num_layers": 1, "model.causal.num_heads": 1, "model.causal.feedforward_dim": 1,
+    "model.causal.dropout": 0, "model.noncausal.num_layers": 1, "model.noncausal.num_heads": 1,
+    "model.noncausal.feedforward_dim": 1, "model.noncausal.dropout": 0, "model.predictor.context_size": 1,
+    "model.predictor.num_heads": 1, "model.predictor.num_layers": 1, "model.predictor.dropout": 0,
     "loss.prune_range": 2, "loss.lm_scale": 0, "loss.am_scale": 0, "loss.simple_scale": 0, "loss.warmup_steps": 0,
     "loss.delay_penalty": 0, "loss.causal_weight": 0, "loss.ctc_scale": 0,
     "distillation.weight": 0, "distillation.temperature": 1e-3,
     "training.num_epochs": 1, "training.learning_rate": 0, "training.warmup_steps": 0, "training.average_last": 1,
-    "training.keep_epochs": 1, "training.log_every_steps": 1, "training.max_grad_norm": 0, "training.validate_every_epochs": 1,
+    "training.keep_epochs": 1, "training.log_every_steps": 1, "training.max_grad_norm": 0,
+    "training.validate_every_epochs": 1,
 }
 
 _AT_MOST = {
@@ -373,8 +375,9 @@ def _validate(config: Config) -> None:
         values = getattr(config.context, name)
         if not values:
             raise ConfigError(f"context.{name} must list at least one value")
-        if any(value < 1 and not (value == -1 and name != "chunk_frames") for value in values):
-            raise ConfigError(f"context.{name} must hold positive numbers{'' if name == 'chunk_frames' else ' or -1'}, got {values}")
+        all_allowed = name != "chunk_frames"
+        if any(value < 1 and not (value == -1 and all_allowed) for value in values):
+            raise ConfigError(f"context.{name} must hold positive numbers{' or -1' * all_allowed}, got {values}")
     if -1 not in config.context.block_chunks:
         raise ConfigError("context.block_chunks must include -1 (the whole utterance), the full mode needs it")
     if not config.data.speed_factors or any(not 0.5 <= factor <= 2.0 for factor in config.data.speed_factors):

@@ -44,7 +44,7 @@ def run_program(main: Callable[[], None]) -> None:
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """Add `--config FILE...` and positional `section.key=value` overrides."""
     parser.add_argument("--config", nargs="+", default=[], metavar="YAML", help="config files, later ones win")
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="single options, e.g. training.num_epochs=5")
+    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="single options")
 
 
 def config_from_arguments(arguments: argparse.Namespace) -> Config:

@@ -1,0 +1,70 @@
+"""Multi-head self-attention with rotary positions and a key cache that never ages."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from cascade.models.state import slide
+
+
+def rotary_angles(num_positions: int, head_dim: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """cos and sin, each (num_positions, head_dim / 2), of rotary positions 0, 1, ... (2104.09864)."""
+    frequency = 10000.0 ** (-torch.arange(0, head_dim, 2, device=like.device, dtype=torch.float64) / head_dim)
+    angle = torch.arange(num_positions, device=like.device, dtype=torch.float64).unsqueeze(1) * frequency
+    return angle.cos().to(like.dtype), angle.sin().to(like.dtype)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn the pairs (x_i, x_{i + dim/2}) of (N, H, T, dim) by their position's angles."""
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1)
+
+
+class RotarySelfAttention(nn.Module):
+    """Self-attention; keys are cached BEFORE rotation and placed by their index inside the window, so that a stream's
+    age never enters float32 arithmetic."""
+
+    def __init__(self, d_model: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.head_dim = d_model // num_heads
+        self.in_proj = nn.Linear(d_model, 3 * d_model)
+        self.out_proj = nn.Linear(d_model, d_model)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.num_heads, self.head_dim))  # (N, T, C) -> (N, T, H, C / H)
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+        """query (N, T, H, d) stands at the end of key, value (N, S, H, d); mask (N, 1, T, S), True = may attend."""
+        query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+        cos, sin = rotary_angles(key.shape[2], self.head_dim, key)
+        first = key.shape[2] - query.shape[2]
+        out = scaled_dot_product_attention(
+            rotate(query, cos[first:], sin[first:]), rotate(key, cos, sin), value, attn_mask=mask
+        )
+        return self.out_proj(out.transpose(1, 2).flatten(2))
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """(N, T, C), mask (N, 1, T, T) True = may attend -> (N, T, C)."""
+        query, key, value = self.in_proj(x).chunk(3, dim=-1)
+        return self._attend(self._heads(query), self._heads(key), self._heads(value), mask)
+
+    def forward_chunk(
+        self, x: Tensor, mask: Tensor, keys: Tensor, values: Tensor, lens: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """One chunk behind its cache.
+
+        Args:
+          x: (N, C, d_model).
+          mask: (N, 1, C, L + C), True = may attend.
+          keys, values: (N, H, L, d) caches, keys unrotated.
+          lens: (N,) valid frames of x; None = all.
+        Returns:
+          (N, C, d_model) and the new caches.
+        """
+        query, key, value = (self._heads(part) for part in self.in_proj(x).chunk(3, dim=-1))
+        key, keys = slide(keys.transpose(1, 2), key, lens)
+        value, values = slide(values.transpose(1, 2), value, lens)
+        return self._attend(query, key, value, mask), keys.transpose(1, 2), values.transpose(1, 2)

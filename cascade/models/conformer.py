@@ -1,0 +1,129 @@
+"""Conformer blocks (2005.08100) and the encoder made of them, whole-utterance or chunk by chunk."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from cascade.config import EncoderConfig
+from cascade.models.attention import RotarySelfAttention
+from cascade.models.convolution import ConvolutionModule
+from cascade.models.masks import block_attention_mask, chunk_attention_mask, padding_mask
+
+
+class LayerState(NamedTuple):
+    """What one layer remembers of a stream."""
+
+    keys: Tensor
+    """(N, H, L, d) keys before rotation."""
+    values: Tensor
+    """(N, H, L, d)"""
+    convolution: Tensor
+    """(N, C, K - 1), or (N, C, (K - 1) / 2) for a centred convolution."""
+
+
+class EncoderState(NamedTuple):
+    layers: tuple[LayerState, ...]
+    processed_lens: Tensor
+    """(N,) int64 encoder frames each stream has been through."""
+
+
+class FeedForward(nn.Sequential):
+    def __init__(self, d_model: int, hidden_dim: int, dropout: float) -> None:
+        super().__init__(
+            nn.LayerNorm(d_model), nn.Linear(d_model, hidden_dim), nn.SiLU(), nn.Dropout(dropout),
+            nn.Linear(hidden_dim, d_model), nn.Dropout(dropout),
+        )
+
+
+class ConformerLayer(nn.Module):
+    """Half feed-forward, attention, convolution, half feed-forward, LayerNorm; pre-norm with residuals."""
+
+    def __init__(self, d_model: int, config: EncoderConfig) -> None:
+        super().__init__()
+        self.feedforward1 = FeedForward(d_model, config.feedforward_dim, config.dropout)
+        self.attention_norm = nn.LayerNorm(d_model)
+        self.attention = RotarySelfAttention(d_model, config.num_heads)
+        self.convolution_norm = nn.LayerNorm(d_model)
+        self.convolution = ConvolutionModule(d_model, config.kernel_size, config.convolution == "centred")
+        self.feedforward2 = FeedForward(d_model, config.feedforward_dim, config.dropout)
+        self.dropout = nn.Dropout(config.dropout)
+        self.norm = nn.LayerNorm(d_model)
+
+    def forward(self, x: Tensor, mask: Tensor, padding: Tensor, block: int | None) -> Tensor:
+        """(N, T, C) -> (N, T, C); mask (N, 1, T, T) True = may attend; padding (N, T) True = padded."""
+        x = x + 0.5 * self.feedforward1(x)
+        x = x + self.dropout(self.attention(self.attention_norm(x), mask))
+        x = x + self.dropout(self.convolution(self.convolution_norm(x), padding, block))
+        x = x + 0.5 * self.feedforward2(x)
+        return self.norm(x)
+
+    def forward_chunk(
+        self, x: Tensor, state: LayerState, mask: Tensor, lens: Tensor | None, padding: Tensor | None
+    ) -> tuple[Tensor, LayerState]:
+        """(N, C, d_model) behind its state; mask (N, 1, C, L + C) True = may attend."""
+        x = x + 0.5 * self.feedforward1(x)
+        y, keys, values = self.attention.forward_chunk(self.attention_norm(x), mask, state.keys, state.values, lens)
+        x = x + y
+        y, past = self.convolution.forward_chunk(self.convolution_norm(x), state.convolution, lens, padding)
+        x = x + y
+        x = x + 0.5 * self.feedforward2(x)
+        return self.norm(x), LayerState(keys, values, past)
+
+
+class ConformerEncoder(nn.Module):
+    """A stack of conformer layers under the one mask rule (`masks`)."""
+
+    def __init__(self, d_model: int, config: EncoderConfig) -> None:
+        super().__init__()
+        self.d_model = d_model
+        self.layers = nn.ModuleList(ConformerLayer(d_model, config) for _ in range(config.num_layers))
+
+    def forward(self, x: Tensor, lens: Tensor, block: int | None, left: int | None) -> Tensor:
+        """Whole utterances.
+
+        Args:
+          x: (N, T, C).
+          lens: (N,) valid frames.
+          block: P, chunk or look-ahead block, in frames; None = all.
+          left: L in frames; None = all.
+        Returns:
+          (N, T, C); what stands at padded frames means nothing.
+        """
+        mask = block_attention_mask(lens, x.shape[1], block, left)
+        padding = padding_mask(lens, x.shape[1])
+        for layer in self.layers:
+            x = layer(x, mask, padding, block)
+        return x
+
+    def initial_state(self, batch_size: int, left: int) -> EncoderState:
+        """The state of `batch_size` new streams with a left context of `left` frames: zeros."""
+        weight = self.layers[0].norm.weight
+        layers = []
+        for layer in self.layers:
+            cache = weight.new_zeros(batch_size, layer.attention.num_heads, left, layer.attention.head_dim)
+            past = weight.new_zeros(batch_size, self.d_model, layer.convolution.num_past)
+            layers.append(LayerState(cache, cache.clone(), past))
+        return EncoderState(tuple(layers), weight.new_zeros(batch_size).long())
+
+    def forward_chunk(self, x: Tensor, state: EncoderState, lens: Tensor | None = None) -> tuple[Tensor, EncoderState]:
+        """One chunk (or look-ahead block) of every stream.
+
+        Args:
+          x: (N, C, d_model).
+          state: what `initial_state` or the last call returned.
+          lens: (N,) valid frames: C, fewer in a stream's last chunk, 0 for a stream that waits; None = C for all.
+        Returns:
+          (N, C, d_model) and the new state; equal to `forward` with block = C and the state's left context.
+        """
+        num_frames = x.shape[1]
+        chunk_lens = state.processed_lens.new_full((x.shape[0],), num_frames) if lens is None else lens
+        left = state.layers[0].keys.shape[2]
+        mask = chunk_attention_mask(state.processed_lens, chunk_lens, num_frames, left)
+        padding = None if lens is None else padding_mask(lens, num_frames)
+        layers = []
+        for layer, layer_state in zip(self.layers, state.layers, strict=True):
+            x, layer_state = layer.forward_chunk(x, layer_state, mask, lens, padding)
+            layers.append(layer_state)
+        return x, EncoderState(tuple(layers), state.processed_lens + chunk_lens)

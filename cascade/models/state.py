@@ -1,0 +1,55 @@
+"""Streaming states are nested NamedTuples of tensors with the streams on the first axis: no module hides any."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+State = TypeVar("State")
+
+
+def map_state(function: Callable[..., Tensor], *states: State) -> State:
+    """Apply `function` to the tensors that stand at the same place in every state."""
+    first: Any = states[0]
+    if isinstance(first, Tensor):
+        return function(*states)
+    parts = (map_state(function, *items) for items in zip(*states, strict=True))
+    return type(first)(*parts) if hasattr(first, "_fields") else type(first)(parts)
+
+
+def select_streams(state: State, streams: Tensor) -> State:
+    """The states of the streams with these indices (int64), in that order: leave, reorder, copy."""
+    return map_state(lambda tensor: tensor.index_select(0, streams), state)
+
+
+def join_streams(*states: State) -> State:
+    """One batch out of several: streams of any age may join."""
+    return map_state(lambda *tensors: torch.cat(tensors), *states)
+
+
+def state_tensors(state: Any) -> list[Tensor]:
+    """The tensors in order, as ONNX inputs list them."""
+    return [state] if isinstance(state, Tensor) else [tensor for item in state for tensor in state_tensors(item)]
+
+
+def slide(cache: Tensor, frames: Tensor, lens: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Append a chunk to a cache of the S last frames.
+
+    Args:
+      cache: (N, S, ...) the last frames, oldest first.
+      frames: (N, C, ...) new frames.
+      lens: (N,) how many of them are valid; None = all C.
+    Returns:
+      (N, S + C, ...) both, and the new (N, S, ...) cache, which ends with each stream's last valid frame: a stream
+      with length 0 keeps its cache.
+    """
+    size = cache.shape[1]
+    both = torch.cat((cache, frames), dim=1)
+    if lens is None:
+        return both, both.narrow(1, frames.shape[1], size)
+    index = lens.unsqueeze(1) + torch.arange(size, device=lens.device)  # (N, S)
+    index = index.reshape(index.shape + (1,) * (both.ndim - 2)).expand(-1, -1, *both.shape[2:])
+    return both, both.gather(1, index)
