@@ -1,0 +1,144 @@
+"""Greedy transducer search over a batch of streams, at most one symbol per 40 ms frame.
+
+`GreedySearch` is resumable: `init` -> `advance` for every chunk -> `results`. `greedy_search` does all three for whole
+utterances, so what is decoded chunk by chunk and what is decoded at once run the same code.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from cascade.decoding.hypothesis import (
+    FRAME,
+    LOG_PROB,
+    TOKEN,
+    Hypothesis,
+    check_encoder_out,
+    hypothesis_from_history,
+    predictor_context_size,
+)
+from cascade.decoding.state import grow_history, map_state, select_streams
+
+
+class GreedyState(NamedTuple):
+    """What a greedy search remembers of N streams; the stream is the first dimension of every tensor."""
+
+    log_probs: Tensor
+    """(N,) float64 log-probability of all that was decided, blanks included."""
+    num_tokens: Tensor
+    """(N,) int64."""
+    num_frames: Tensor
+    """(N,) int64 encoder frames seen."""
+    history: Tensor
+    """(N, 3, U) float64: token, frame and log-probability; zeros after num_tokens."""
+    predictor_out: Tensor
+    """(N, D) what the predictor says after the tokens so far."""
+    predictor_state: NamedTuple
+    """The predictor's own state, tensors of (N, ...)."""
+
+
+class GreedySearch:
+    """Take the best symbol of every frame.
+
+    Args:
+      model: has `predictor` (initial_state, step) and `joiner` (output_weight, output_bias).
+      blank_penalty: subtracted from the blank's logit; positive values give fewer deletions.
+      unk_id: this token is treated as a blank (sherpa-onnx's rule for `<unk>`); None: no such token.
+    """
+
+    def __init__(self, model: torch.nn.Module, blank_penalty: float = 0.0, unk_id: int | None = None) -> None:
+        self.predictor = model.predictor
+        self.context_size = predictor_context_size(model)
+        self.weight = model.joiner.output_weight.detach()
+        self.bias = model.joiner.output_bias.detach().clone()
+        self.bias[0] -= blank_penalty
+        self.unk_id = unk_id
+
+    @torch.inference_mode()
+    def init(self, batch_size: int) -> GreedyState:
+        """The state of `batch_size` streams that have heard nothing."""
+        blanks = torch.zeros(batch_size, dtype=torch.int64, device=self.weight.device)
+        predictor_out, predictor_state = self.predictor.step(blanks, self.predictor.initial_state(batch_size))
+        return GreedyState(
+            log_probs=blanks.double(),
+            num_tokens=blanks,
+            num_frames=blanks,
+            history=torch.zeros(batch_size, 3, 0, dtype=torch.float64, device=self.weight.device),
+            predictor_out=predictor_out,
+            predictor_state=predictor_state,
+        )
+
+    @torch.inference_mode()
+    def advance(self, state: GreedyState, encoder_out: Tensor, encoder_out_lens: Tensor) -> GreedyState:
+        """Search on through a chunk.
+
+        Args:
+          encoder_out: (N, T, D) frames projected to the joiner; what lies after a length is ignored.
+          encoder_out_lens: (N,) int64 frames of each stream in this chunk, 0 to T.
+        """
+        check_encoder_out(encoder_out, encoder_out_lens, state.num_tokens.shape[0])
+        if encoder_out.shape[0] == 0:
+            return state
+        num_chunk_frames = int(encoder_out_lens.max())
+        log_probs, num_tokens = state.log_probs.clone(), state.num_tokens.clone()
+        predictor_out = state.predictor_out.clone()
+        predictor_state = map_state(state.predictor_state, torch.Tensor.clone)
+        max_tokens = int(num_tokens.max())
+        history = grow_history(state.history, max_tokens + num_chunk_frames).clone()
+        all_live = encoder_out_lens.min() == num_chunk_frames
+        for frame in range(num_chunk_frames):
+            hidden = torch.tanh(encoder_out[:, frame] + predictor_out)
+            logits = torch.nn.functional.linear(hidden, self.weight, self.bias)
+            best, symbols = torch.log_softmax(logits, dim=-1).max(dim=-1)  # (N, V) -> (N,), (N,)
+            emits = symbols != 0
+            if self.unk_id is not None:
+                emits &= symbols != self.unk_id
+            if not all_live:
+                live = frame < encoder_out_lens
+                emits &= live
+                best = torch.where(live, best, 0.0)
+            log_probs += best
+            grown = emits.nonzero().squeeze(1)
+            if grown.numel() == 0:
+                continue
+            labels, places = symbols[grown], num_tokens[grown]
+            history[grown, TOKEN, places] = labels.double()
+            history[grown, FRAME, places] = (state.num_frames[grown] + frame).double()
+            history[grown, LOG_PROB, places] = best[grown].double()
+            num_tokens[grown] = places + 1
+            grown_out, grown_state = self.predictor.step(labels, select_streams(predictor_state, grown))
+            predictor_out.index_copy_(0, grown, grown_out)
+            for tensor, values in zip(predictor_state, grown_state, strict=True):
+                tensor.index_copy_(0, grown, values)
+        return GreedyState(
+            log_probs=log_probs,
+            num_tokens=num_tokens,
+            num_frames=state.num_frames + encoder_out_lens,
+            history=history[:, :, : int(num_tokens.max())],
+            predictor_out=predictor_out,
+            predictor_state=predictor_state,
+        )
+
+    def results(self, state: GreedyState) -> list[Hypothesis]:
+        """What was said so far in each stream."""
+        counts, log_probs = state.num_tokens.tolist(), state.log_probs.tolist()
+        return [
+            hypothesis_from_history(history, count, log_prob, self.context_size)
+            for history, count, log_prob in zip(state.history.cpu(), counts, log_probs, strict=True)
+        ]
+
+
+def greedy_search(
+    model: torch.nn.Module,
+    encoder_out: Tensor,
+    encoder_out_lens: Tensor,
+    *,
+    blank_penalty: float = 0.0,
+    unk_id: int | None = None,
+) -> list[Hypothesis]:
+    """Decode whole utterances: (N, T, D) projected encoder frames and their lengths (N,) -> N hypotheses."""
+    search = GreedySearch(model, blank_penalty, unk_id)
+    return search.results(search.advance(search.init(encoder_out.shape[0]), encoder_out, encoder_out_lens))

@@ -1,0 +1,60 @@
+"""What every search returns, and how hypotheses are ranked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+TOKEN, FRAME, LOG_PROB = 0, 1, 2
+"""Rows of a search's history tensor (..., 3, U): what was said, when, how surely."""
+
+
+@dataclass(frozen=True)
+class Hypothesis:
+    """One token sequence a search found.
+
+    `timestamps` are encoder frames (40 ms) since the state was made; `token_log_probs` are natural logs of each
+    token's probability at its frame; `log_prob` is the log-probability of the whole sequence, blanks included.
+    """
+
+    tokens: tuple[int, ...]
+    timestamps: tuple[int, ...]
+    token_log_probs: tuple[float, ...]
+    log_prob: float
+    context_size: int = 1
+
+    @property
+    def score(self) -> float:
+        """log_prob / (tokens + context_size): what ranks final hypotheses, as sherpa-onnx does.
+
+        The context counts because sherpa-onnx stores it as blanks in front of the tokens. An LSTM predictor has no
+        fixed context and counts as 1.
+        """
+        return self.log_prob / (len(self.tokens) + self.context_size)
+
+
+def hypothesis_from_history(history: Tensor, num_tokens: int, log_prob: float, context_size: int) -> Hypothesis:
+    """Read one row (3, U) of a history tensor; see TOKEN, FRAME, LOG_PROB."""
+    tokens, frames, log_probs = history[:, :num_tokens].tolist()
+    return Hypothesis(
+        tokens=tuple(int(token) for token in tokens),
+        timestamps=tuple(int(frame) for frame in frames),
+        token_log_probs=tuple(log_probs),
+        log_prob=log_prob,
+        context_size=context_size,
+    )
+
+
+def predictor_context_size(model: torch.nn.Module) -> int:
+    """Labels the predictor sees: its `context_size`; 1 for a recurrent predictor, which has none."""
+    return int(getattr(model.predictor, "context_size", None) or 1)
+
+
+def check_encoder_out(encoder_out: Tensor, encoder_out_lens: Tensor, batch_size: int) -> None:
+    """Assert (N, T, D) frames and (N,) lengths that fit each other and a state of `batch_size` streams."""
+    assert encoder_out.ndim == 3, encoder_out.shape
+    assert encoder_out.shape[0] == batch_size, (encoder_out.shape, batch_size)
+    assert encoder_out_lens.shape == (batch_size,), (encoder_out_lens.shape, batch_size)
+    assert batch_size == 0 or int(encoder_out_lens.max()) <= encoder_out.shape[1], (encoder_out_lens, encoder_out.shape)

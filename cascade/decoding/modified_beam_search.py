@@ -1,0 +1,284 @@
+"""Modified beam search: at most one symbol per frame, equal token sequences merged; utterances and hypotheses batched.
+
+All B hypotheses of all N streams are rows of one tensor. At every frame the search takes the best B of the B * V
+continuations of each stream, then adds up (log-add) the probabilities of those that are the same token sequence,
+reached by saying the last token earlier or later: the order of sherpa-onnx and icefall. Resumable like `GreedySearch`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from cascade.decoding.hypothesis import (
+    FRAME,
+    LOG_PROB,
+    TOKEN,
+    Hypothesis,
+    check_encoder_out,
+    hypothesis_from_history,
+    predictor_context_size,
+)
+from cascade.decoding.state import grow_history, join_streams, map_state, select_streams
+
+_HASH_MULTIPLIER = 6364136223846793005
+"""Of the rolling 64-bit hash over a token sequence. Equal hashes are only candidates: tokens are compared too."""
+_BLOCK = 16
+"""Continuations are pre-selected by the best of each block of 16; V is padded to a multiple of it."""
+_HISTORY_STEP = 16
+"""Frames between two enlargements of the history."""
+
+
+class BeamState(NamedTuple):
+    """What a beam search remembers of N streams with B hypotheses; every tensor has the stream first."""
+
+    log_probs: Tensor
+    """(N, B) float32 log-probabilities relative to log_prob_offset; -inf: no hypothesis in this place."""
+    log_prob_offset: Tensor
+    """(N,) float64, so that float32 stays exact enough over hours."""
+    hashes: Tensor
+    """(N, B) int64 hash of each token sequence."""
+    num_tokens: Tensor
+    """(N, B) int64."""
+    num_frames: Tensor
+    """(N,) int64 encoder frames seen."""
+    history: Tensor
+    """(N, B, 3, U) float64: token, frame and log-probability; zeros after num_tokens."""
+    predictor_out: Tensor
+    """(N, B, D) what the predictor says after each token sequence."""
+    predictor_state: NamedTuple
+    """The predictor's own state, tensors of (N, B, ...)."""
+
+
+class ModifiedBeamSearch:
+    """Keep the best `beam` token sequences of every stream.
+
+    Args:
+      model: has `predictor` (initial_state, step) and `joiner` (output_weight, output_bias).
+      beam: hypotheses B per stream.
+      blank_penalty: subtracted from the blank's logit; positive values give fewer deletions.
+      unk_id: this token is treated as a blank (sherpa-onnx's rule for `<unk>`); None: no such token.
+    Raises:
+      ValueError: beam below 1.
+    """
+
+    def __init__(
+        self, model: torch.nn.Module, beam: int = 4, blank_penalty: float = 0.0, unk_id: int | None = None
+    ) -> None:
+        if beam < 1:
+            raise ValueError(f"beam must be at least 1, got {beam}")
+        self.beam = beam
+        self.predictor = model.predictor
+        self.context_size = predictor_context_size(model)
+        self.unk_id = unk_id
+        weight, bias = model.joiner.output_weight.detach(), model.joiner.output_bias.detach().clone()
+        bias[0] -= blank_penalty
+        padding = -weight.shape[0] % _BLOCK  # symbols that no frame can have
+        self.weight = torch.nn.functional.pad(weight, (0, 0, 0, padding))
+        self.bias = torch.nn.functional.pad(bias, (0, padding), value=-torch.inf)
+        self._earlier = torch.ones(beam, beam, dtype=torch.bool, device=weight.device).tril(-1)
+
+    @torch.inference_mode()
+    def init(self, batch_size: int) -> BeamState:
+        """The state of `batch_size` streams that have heard nothing: one live hypothesis each."""
+        device, rows = self.weight.device, batch_size * self.beam
+        blanks = torch.zeros(rows, dtype=torch.int64, device=device)
+        predictor_out, predictor_state = self.predictor.step(blanks, self.predictor.initial_state(rows))
+        counts = blanks.view(batch_size, self.beam)
+        log_probs = torch.full(counts.shape, -torch.inf, dtype=self.weight.dtype, device=device)
+        log_probs[:, 0] = 0.0
+        return BeamState(
+            log_probs=log_probs,
+            log_prob_offset=torch.zeros(batch_size, dtype=torch.float64, device=device),
+            hashes=counts,
+            num_tokens=counts,
+            num_frames=torch.zeros(batch_size, dtype=torch.int64, device=device),
+            history=torch.zeros(batch_size, self.beam, 3, 0, dtype=torch.float64, device=device),
+            predictor_out=predictor_out.unflatten(0, counts.shape),
+            predictor_state=map_state(predictor_state, lambda tensor: tensor.unflatten(0, counts.shape)),
+        )
+
+    @torch.inference_mode()
+    def advance(self, state: BeamState, encoder_out: Tensor, encoder_out_lens: Tensor) -> BeamState:
+        """Search on through a chunk.
+
+        Args:
+          encoder_out: (N, T, D) frames projected to the joiner; what lies after a length is ignored.
+          encoder_out_lens: (N,) int64 frames of each stream in this chunk, 0 to T.
+        """
+        check_encoder_out(encoder_out, encoder_out_lens, state.num_frames.shape[0])
+        if encoder_out.shape[0] == 0:
+            return state
+        # Longest first: the streams that still have frames are always the first rows, finished ones cost nothing.
+        order = encoder_out_lens.argsort(descending=True, stable=True)
+        lens = encoder_out_lens[order].tolist()
+        state = select_streams(state, order)
+        encoder_out = encoder_out.index_select(0, order)
+        finished, frame, live = [], 0, len(lens)
+        while live > 0:
+            num_frames = lens[live - 1]  # of the shortest live stream
+            if num_frames > frame:
+                state = self._advance_together(state, encoder_out[:live, frame:num_frames])
+                frame = num_frames
+            still_live = sum(length > frame for length in lens)
+            finished.append(map_state(state, lambda tensor, start=still_live: tensor[start:]))
+            state = map_state(state, lambda tensor, end=still_live: tensor[:end])
+            live = still_live
+        return select_streams(join_streams(finished[::-1]), order.argsort())
+
+    def results(self, state: BeamState) -> list[Hypothesis]:
+        """The best hypothesis of each stream so far."""
+        return [hypotheses[0] for hypotheses in self.n_best(state)]
+
+    def n_best(self, state: BeamState) -> list[list[Hypothesis]]:
+        """All live hypotheses of each stream, best `Hypothesis.score` first."""
+        log_probs = (state.log_probs.double() + state.log_prob_offset[:, None]).tolist()
+        results = []
+        for history, counts, scores in zip(state.history.cpu(), state.num_tokens.tolist(), log_probs, strict=True):
+            hypotheses = [
+                hypothesis_from_history(rows, count, score, self.context_size)
+                for rows, count, score in zip(history, counts, scores, strict=True)
+                if score > -torch.inf
+            ]
+            results.append(sorted(hypotheses, key=lambda hypothesis: -hypothesis.score))
+        return results
+
+    def _advance_together(self, state: BeamState, encoder_out: Tensor) -> BeamState:
+        """Search through frames (N, T, D) that all streams have."""
+        num_streams, num_frames, _ = encoder_out.shape
+        rows = _Rows(state, self.beam)
+        for frame in range(num_frames):
+            if frame % _HISTORY_STEP == 0:
+                steps = min(_HISTORY_STEP, num_frames - frame)
+                rows.history = grow_history(rows.history, int(rows.num_tokens.max()) + steps)
+            log_probs, parents, symbols, symbol_log_probs = self._best_continuations(rows, encoder_out[:, frame])
+            emits = (symbols != 0) & (log_probs > -torch.inf)
+            if self.unk_id is not None:
+                emits &= symbols != self.unk_id
+            rows.continue_from((parents + rows.first).view(-1))
+            rows.say(emits.view(-1), symbols.view(-1), symbol_log_probs.view(-1), frame, self.predictor)
+            rows.log_probs = self._merge(rows, log_probs)
+        offset = rows.log_probs.amax(dim=1)
+        shape = (num_streams, self.beam)
+        return BeamState(
+            log_probs=rows.log_probs - offset[:, None],
+            log_prob_offset=state.log_prob_offset + offset,
+            hashes=rows.hashes.view(shape),
+            num_tokens=rows.num_tokens.view(shape),
+            num_frames=state.num_frames + num_frames,
+            history=rows.history.unflatten(0, shape),
+            predictor_out=rows.predictor_out.unflatten(0, shape),
+            predictor_state=map_state(rows.predictor_state, lambda tensor: tensor.unflatten(0, shape)),
+        )
+
+    def _best_continuations(self, rows: _Rows, encoder_out: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The best B of each stream's B * V continuations, best first.
+
+        Args:
+          encoder_out: (N, D) one frame.
+        Returns:
+          (N, B) each: total log-prob, hypothesis it continues, symbol, log-prob of the symbol alone.
+        """
+        num_streams, num_symbols = encoder_out.shape[0], self.weight.shape[0]
+        hidden = torch.tanh(rows.predictor_out.view(num_streams, self.beam, -1) + encoder_out[:, None])
+        logits = torch.nn.functional.linear(hidden.view(num_streams * self.beam, -1), self.weight, self.bias)
+        totals = torch.log_softmax(logits, dim=-1).view(num_streams, self.beam, num_symbols)
+        totals += rows.log_probs[:, :, None]  # float32 log-softmax, in place
+        log_probs, index = _top(totals.view(num_streams, -1), self.beam)
+        parents = index.div(num_symbols, rounding_mode="floor")
+        return log_probs, parents, index - parents * num_symbols, log_probs - rows.log_probs.gather(1, parents)
+
+    def _merge(self, rows: _Rows, log_probs: Tensor) -> Tensor:
+        """Add up the probabilities of equal token sequences.
+
+        The best of them stays, with its own timestamps; the places of the others are free (-inf).
+        """
+        hashes = rows.hashes.view(log_probs.shape)
+        equal = (hashes[:, :, None] == hashes[:, None, :]) & self._earlier & (log_probs > -torch.inf)[:, :, None]
+        streams, later, earlier = equal.nonzero(as_tuple=True)  # (N, B, B), best hypotheses first in both
+        if streams.numel() == 0:
+            return log_probs
+        tokens, first = rows.history[:, TOKEN], streams * self.beam
+        same = (tokens.index_select(0, first + later) == tokens.index_select(0, first + earlier)).all(dim=1)
+        if not bool(same.all()):  # a collision of hashes
+            equal[streams, later, earlier] = same
+        group = equal | equal.transpose(1, 2)
+        group.diagonal(dim1=1, dim2=2).fill_(True)
+        merged = log_probs[:, None, :].masked_fill(~group, -torch.inf).logsumexp(dim=2)
+        return merged.masked_fill_(equal.any(dim=2), -torch.inf)
+
+
+class _Rows:
+    """A BeamState while frames run: N * B rows in one dimension, replaced field by field."""
+
+    def __init__(self, state: BeamState, beam: int) -> None:
+        num_streams = state.num_frames.shape[0]
+        self.first = (torch.arange(num_streams, device=state.num_frames.device) * beam)[:, None]
+        self.num_frames = state.num_frames.repeat_interleave(beam)
+        self.log_probs = state.log_probs  # (N, B)
+        self.hashes = state.hashes.reshape(-1)
+        self.num_tokens = state.num_tokens.reshape(-1)
+        self.history = state.history.flatten(0, 1)  # (N * B, 3, U)
+        self.predictor_out = state.predictor_out.flatten(0, 1)
+        self.predictor_state = map_state(state.predictor_state, lambda tensor: tensor.flatten(0, 1))
+
+    def continue_from(self, parents: Tensor) -> None:
+        """Make row i a copy of row parents[i]."""
+        self.hashes = self.hashes.index_select(0, parents)
+        self.num_tokens = self.num_tokens.index_select(0, parents)
+        self.history = self.history.index_select(0, parents)
+        self.predictor_out = self.predictor_out.index_select(0, parents)
+        self.predictor_state = select_streams(self.predictor_state, parents)
+
+    def say(self, emits: Tensor, symbols: Tensor, log_probs: Tensor, frame: int, predictor: torch.nn.Module) -> None:
+        """Append symbols[i] to row i where emits[i]; only these rows run the predictor."""
+        grown = emits.nonzero().squeeze(1)
+        if grown.numel() == 0:
+            return
+        labels, places = symbols.index_select(0, grown), self.num_tokens.index_select(0, grown)
+        frames = self.num_frames.index_select(0, grown) + frame
+        entries = [labels.double(), frames.double(), log_probs.index_select(0, grown).double()]
+        assert (TOKEN, FRAME, LOG_PROB) == (0, 1, 2)
+        self.history[grown, :, places] = torch.stack(entries, dim=1)
+        self.num_tokens.index_copy_(0, grown, places + 1)
+        hashes = self.hashes.index_select(0, grown)
+        self.hashes.index_copy_(0, grown, hashes * _HASH_MULTIPLIER + labels)
+        grown_out, grown_state = predictor.step(labels, select_streams(self.predictor_state, grown))
+        self.predictor_out.index_copy_(0, grown, grown_out)
+        for tensor, values in zip(self.predictor_state, grown_state, strict=True):
+            tensor.index_copy_(0, grown, values)
+
+
+def _top(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """`values.topk(count)` over (N, W), W a multiple of 16, faster: the best `count` lie in the best blocks.
+
+    Block b holds the elements b, b + W/16, b + 2W/16, ..., so that the maximum over a block is a vectorised pass.
+    """
+    num_streams, width = values.shape
+    num_blocks = width // _BLOCK
+    if num_blocks <= 2 * count:
+        return values.topk(min(count, width), dim=1)
+    blocks = values.view(num_streams, _BLOCK, num_blocks).amax(dim=1).topk(count, dim=1, sorted=False).indices
+    offsets = torch.arange(0, width, num_blocks, device=values.device)
+    candidates = (blocks[:, None, :] + offsets[:, None]).view(num_streams, -1)  # (N, 16 * count)
+    best, index = values.gather(1, candidates).topk(count, dim=1)
+    return best, candidates.gather(1, index)
+
+
+def modified_beam_search(
+    model: torch.nn.Module,
+    encoder_out: Tensor,
+    encoder_out_lens: Tensor,
+    beam: int = 4,
+    *,
+    blank_penalty: float = 0.0,
+    unk_id: int | None = None,
+) -> list[Hypothesis]:
+    """Decode whole utterances: (N, T, D) projected encoder frames and their lengths (N,) -> N best hypotheses.
+
+    For the n-best list use `ModifiedBeamSearch`: `n_best` of its state.
+    """
+    search = ModifiedBeamSearch(model, beam, blank_penalty, unk_id)
+    return search.results(search.advance(search.init(encoder_out.shape[0]), encoder_out, encoder_out_lens))

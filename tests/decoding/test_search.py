@@ -1,0 +1,206 @@
+import itertools
+
+import pytest
+import torch
+
+from cascade.decoding import modified_beam_search as beam_module
+from cascade.decoding.greedy_search import GreedySearch, greedy_search
+from cascade.decoding.modified_beam_search import ModifiedBeamSearch, modified_beam_search
+from cascade.decoding.state import join_streams, select_streams
+from tests.decoding.toy_models import ToyTransducer, brute_force, random_encoder_out
+
+KINDS = ("stateless", "lstm")
+
+
+def assert_same(first, second):
+    assert len(first) == len(second)
+    for one, two in zip(first, second, strict=True):
+        assert one.tokens == two.tokens
+        assert one.timestamps == two.timestamps
+        assert one.token_log_probs == pytest.approx(two.token_log_probs, abs=1e-9)
+        assert one.log_prob == pytest.approx(two.log_prob, abs=1e-9)
+
+
+def searches(model, unk_id=None):
+    return [GreedySearch(model, unk_id=unk_id), ModifiedBeamSearch(model, beam=3, unk_id=unk_id)]
+
+
+def whole(search, encoder_out, lens):
+    return search.results(search.advance(search.init(encoder_out.shape[0]), encoder_out, lens))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("unk_id", [None, 2])
+def test_beam_that_covers_everything_equals_brute_force(kind, unk_id):
+    model = ToyTransducer(kind, vocab_size=3, seed=1)
+    encoder_out = random_encoder_out(2, 4, seed=2)
+    search = ModifiedBeamSearch(model, beam=96, unk_id=unk_id)
+    found = search.n_best(search.advance(search.init(2), encoder_out, torch.tensor([4, 3])))
+    for hypotheses, frames in zip(found, (encoder_out[0], encoder_out[1, :3]), strict=True):
+        expected = brute_force(model, frames, blanks=(0,) if unk_id is None else (0, unk_id))
+        assert {hypothesis.tokens for hypothesis in hypotheses} == set(expected)
+        for hypothesis in hypotheses:
+            assert hypothesis.log_prob == pytest.approx(expected[hypothesis.tokens], abs=1e-9)
+        best = max(expected, key=lambda tokens: expected[tokens] / (len(tokens) + search.context_size))
+        assert hypotheses[0].tokens == best
+        assert sum(map(torch.exp, torch.tensor(list(expected.values())))) == pytest.approx(1.0)
+
+
+def test_blank_penalty_is_a_lower_blank_logit():
+    model = ToyTransducer("stateless", vocab_size=3, seed=3)
+    encoder_out = random_encoder_out(1, 4, seed=4)
+    search = ModifiedBeamSearch(model, beam=96, blank_penalty=1.5)
+    found = search.n_best(search.advance(search.init(1), encoder_out, torch.tensor([4])))[0]
+    model.joiner.output_bias[0] -= 1.5
+    expected = brute_force(model, encoder_out[0])
+    assert {h.tokens: pytest.approx(h.log_prob, abs=1e-9) for h in found} == expected
+    plain = ToyTransducer("stateless", vocab_size=5, blank_bias=3.0, seed=3)
+    frames, lens = random_encoder_out(1, 30, seed=4), torch.tensor([30])
+    assert len(greedy_search(plain, frames, lens, blank_penalty=3.0)[0].tokens) > len(
+        greedy_search(plain, frames, lens)[0].tokens
+    )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_greedy_search_equals_beam_of_one(kind):
+    # A beam of one keeps one continuation per frame, the best symbol, so it is greedy always, <unk> included.
+    model = ToyTransducer(kind, vocab_size=7, blank_bias=1.0, seed=5)
+    encoder_out, lens = random_encoder_out(5, 23, seed=6), torch.tensor([23, 0, 11, 23, 1])
+    greedy = greedy_search(model, encoder_out, lens, unk_id=3)
+    assert_same(greedy, modified_beam_search(model, encoder_out, lens, beam=1, unk_id=3))
+    assert sum(len(hypothesis.tokens) for hypothesis in greedy) > 10
+    assert all(3 not in hypothesis.tokens for hypothesis in greedy)
+    assert greedy[1].tokens == () and greedy[1].log_prob == 0.0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("cuts", [(1,), (7, 1, 2, 13), (5, 0, 4)])
+def test_chunk_by_chunk_equals_whole_utterance(kind, cuts):
+    model = ToyTransducer(kind, vocab_size=9, blank_bias=1.0, seed=7)
+    encoder_out, lens = random_encoder_out(4, 31, seed=8), torch.tensor([31, 17, 0, 26])
+    for search in searches(model):
+        state, start = search.init(4), 0
+        for size in itertools.cycle(cuts):
+            chunk_lens = (lens - start).clamp(0, size)
+            state = search.advance(state, encoder_out[:, start : start + size], chunk_lens)
+            start += size
+            if start >= 31:
+                break
+        assert_same(search.results(state), whole(search, encoder_out, lens))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_batch_composition_and_padding_do_not_change_a_result(kind):
+    model = ToyTransducer(kind, vocab_size=19, blank_bias=1.0, seed=9)
+    encoder_out, lens = random_encoder_out(5, 21, seed=10), torch.tensor([5, 21, 0, 13, 20])
+    for search in searches(model, unk_id=4):
+        together = whole(search, encoder_out, lens)
+        alone = [
+            whole(search, frames[None, :length], torch.tensor([length]))[0]
+            for frames, length in zip(encoder_out, lens.tolist(), strict=True)
+        ]
+        assert_same(together, alone)
+        noisy = torch.cat([encoder_out, torch.full((5, 6, 8), torch.nan, dtype=torch.float64)], dim=1)
+        for row, length in zip(noisy, lens.tolist(), strict=True):
+            row[length:] = 1e6
+        assert_same(together, whole(search, noisy, lens))
+
+
+def test_streams_of_different_age_share_a_batch():
+    model = ToyTransducer("lstm", vocab_size=9, blank_bias=0.5, seed=11)
+    encoder_out, eight = random_encoder_out(3, 24, seed=12), torch.tensor([8])
+    for search in searches(model):
+        old = search.advance(search.init(2), encoder_out[:2, :8], eight.repeat(2))
+        state = join_streams([old, search.init(1)])
+        mixed = torch.cat([encoder_out[:2, 8:16], encoder_out[2:, :8]])
+        state = search.advance(state, mixed, eight.repeat(3))
+        state = select_streams(state, torch.tensor([2, 0]))  # stream 1 leaves
+        mixed = torch.stack([encoder_out[2, 8:16], encoder_out[0, 16:]])
+        state = search.advance(state, mixed, eight.repeat(2))
+        expected = [
+            whole(search, encoder_out[2:, :16], torch.tensor([16]))[0],
+            whole(search, encoder_out[:1], torch.tensor([24]))[0],
+        ]
+        assert_same(search.results(state), expected)
+
+
+@pytest.mark.parametrize("multiplier", [0, 1])
+def test_colliding_hashes_do_not_merge_different_tokens(monkeypatch, multiplier):
+    model = ToyTransducer("stateless", vocab_size=6, blank_bias=0.5, seed=13)
+    encoder_out, lens = random_encoder_out(3, 12, seed=14), torch.tensor([12, 12, 9])
+    expected = ModifiedBeamSearch(model, beam=8)
+    expected_lists = expected.n_best(expected.advance(expected.init(3), encoder_out, lens))
+    monkeypatch.setattr(beam_module, "_HASH_MULTIPLIER", multiplier)
+    search = ModifiedBeamSearch(model, beam=8)
+    for found, wanted in zip(
+        search.n_best(search.advance(search.init(3), encoder_out, lens)), expected_lists, strict=True
+    ):
+        assert_same(found, wanted)
+
+
+def test_n_best_holds_different_sequences_best_first():
+    model = ToyTransducer("lstm", vocab_size=6, blank_bias=0.5, seed=15)
+    search = ModifiedBeamSearch(model, beam=6)
+    state = search.advance(search.init(2), random_encoder_out(2, 20, seed=16), torch.tensor([20, 15]))
+    for hypotheses, length in zip(search.n_best(state), (20, 15), strict=True):
+        assert len({hypothesis.tokens for hypothesis in hypotheses}) == len(hypotheses) > 1
+        scores = [hypothesis.log_prob / (len(hypothesis.tokens) + 1) for hypothesis in hypotheses]
+        assert scores == sorted(scores, reverse=True)
+        for hypothesis in hypotheses:
+            assert len(hypothesis.tokens) == len(hypothesis.timestamps) == len(hypothesis.token_log_probs)
+            assert list(hypothesis.timestamps) == sorted(set(hypothesis.timestamps))  # one symbol per frame
+            assert all(0 <= frame < length for frame in hypothesis.timestamps)
+            assert all(log_prob <= 0 for log_prob in hypothesis.token_log_probs)
+
+
+def test_token_log_probs_are_those_of_the_symbol_at_its_frame():
+    model = ToyTransducer("stateless", vocab_size=9, seed=17)
+    encoder_out = random_encoder_out(1, 15, seed=18)
+    for search in searches(model):
+        hypothesis = whole(search, encoder_out, torch.tensor([15]))[0]
+        out, state = model.predictor.step(torch.tensor([0]), model.predictor.initial_state(1))
+        assert len(hypothesis.tokens) > 3
+        for token, frame, log_prob in zip(
+            hypothesis.tokens, hypothesis.timestamps, hypothesis.token_log_probs, strict=True
+        ):
+            expected = model.joiner(encoder_out[:, frame], out).log_softmax(dim=-1)[0, token]
+            assert log_prob == pytest.approx(float(expected), abs=1e-9)
+            out, state = model.predictor.step(torch.tensor([token]), state)
+
+
+def test_predictor_runs_only_for_hypotheses_that_grew():
+    model = ToyTransducer("stateless", vocab_size=9, blank_bias=30.0, seed=19)
+    encoder_out, lens = random_encoder_out(4, 12, seed=20), torch.tensor([12] * 4)
+    assert all(hypothesis.tokens == () for hypothesis in greedy_search(model, encoder_out, lens))
+    assert model.predictor.num_calls == 1  # the start alone
+
+
+def test_long_streams_keep_their_precision():
+    model = ToyTransducer("stateless", vocab_size=9, blank_bias=1.0, seed=21).float()
+    search = ModifiedBeamSearch(model, beam=3)
+    state = search.init(1)
+    chunk = random_encoder_out(1, 16, seed=22).float()
+    for _ in range(40):
+        state = search.advance(state, chunk, torch.tensor([16]))
+        assert float(state.log_probs.max()) == 0.0
+    assert float(state.log_prob_offset) < -100
+
+
+def test_beam_below_one_is_an_error():
+    with pytest.raises(ValueError, match="beam must be at least 1, got 0"):
+        ModifiedBeamSearch(ToyTransducer("stateless", vocab_size=3), beam=0)
+
+
+def test_no_streams_give_no_results():
+    for search in searches(ToyTransducer("stateless", vocab_size=3)):
+        assert whole(search, torch.zeros(0, 5, 8, dtype=torch.float64), torch.zeros(0, dtype=torch.int64)) == []
+
+
+@pytest.mark.parametrize("count", [1, 4, 7])
+def test_top_equals_topk(count):
+    torch.manual_seed(23)
+    for num_blocks in (1, 5, 40):
+        values = torch.randn(3, 16 * num_blocks)
+        found, index = beam_module._top(values, count)
+        assert torch.equal(found, values.topk(count, dim=1).values)
+        assert torch.equal(values.gather(1, index), found)
