@@ -17,10 +17,11 @@ from cascade.decoding.hypothesis import (
     TOKEN,
     Hypothesis,
     check_encoder_out,
+    grow_history,
     hypothesis_from_history,
     predictor_context_size,
 )
-from cascade.decoding.state import grow_history, map_state, select_streams
+from cascade.models.state import map_state, select_streams
 
 
 class GreedyState(NamedTuple):
@@ -85,7 +86,7 @@ class GreedySearch:
         num_chunk_frames = int(encoder_out_lens.max())
         log_probs, num_tokens = state.log_probs.clone(), state.num_tokens.clone()
         predictor_out = state.predictor_out.clone()
-        predictor_state = map_state(state.predictor_state, torch.Tensor.clone)
+        predictor_state = map_state(torch.Tensor.clone, state.predictor_state)
         max_tokens = int(num_tokens.max())
         history = grow_history(state.history, max_tokens + num_chunk_frames).clone()
         all_live = encoder_out_lens.min() == num_chunk_frames

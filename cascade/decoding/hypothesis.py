@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from cascade.models.state import join_streams
+
+SearchState = TypeVar("SearchState")
 TOKEN, FRAME, LOG_PROB = 0, 1, 2
 """Rows of a search's history tensor (..., 3, U): what was said, when, how surely."""
 
@@ -58,3 +62,18 @@ def check_encoder_out(encoder_out: Tensor, encoder_out_lens: Tensor, batch_size:
     assert encoder_out.shape[0] == batch_size, (encoder_out.shape, batch_size)
     assert encoder_out_lens.shape == (batch_size,), (encoder_out_lens.shape, batch_size)
     assert batch_size == 0 or int(encoder_out_lens.max()) <= encoder_out.shape[1], (encoder_out_lens, encoder_out.shape)
+
+
+def grow_history(history: Tensor, num_tokens: int) -> Tensor:
+    """Make room for `num_tokens` tokens: (..., 3, U) -> (..., 3, max(U, num_tokens)), zeros after the old ones."""
+    missing = num_tokens - history.shape[-1]
+    return torch.nn.functional.pad(history, (0, missing)) if missing > 0 else history
+
+
+def join_search_states(*states: SearchState) -> SearchState:
+    """One batch out of several states of one search, in their order; short histories are padded.
+
+    Streams leave or change places by `cascade.models.state.select_streams`.
+    """
+    width = max(state.history.shape[-1] for state in states)
+    return join_streams(*(state._replace(history=grow_history(state.history, width)) for state in states))

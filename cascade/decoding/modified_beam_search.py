@@ -18,10 +18,12 @@ from cascade.decoding.hypothesis import (
     TOKEN,
     Hypothesis,
     check_encoder_out,
+    grow_history,
     hypothesis_from_history,
+    join_search_states,
     predictor_context_size,
 )
-from cascade.decoding.state import grow_history, join_streams, map_state, select_streams
+from cascade.models.state import map_state, select_streams
 
 _HASH_MULTIPLIER = 6364136223846793005
 """Of the rolling 64-bit hash over a token sequence. Equal hashes are only candidates: tokens are compared too."""
@@ -97,7 +99,7 @@ class ModifiedBeamSearch:
             num_frames=torch.zeros(batch_size, dtype=torch.int64, device=device),
             history=torch.zeros(batch_size, self.beam, 3, 0, dtype=torch.float64, device=device),
             predictor_out=predictor_out.unflatten(0, counts.shape),
-            predictor_state=map_state(predictor_state, lambda tensor: tensor.unflatten(0, counts.shape)),
+            predictor_state=map_state(lambda tensor: tensor.unflatten(0, counts.shape), predictor_state),
         )
 
     @torch.inference_mode()
@@ -123,10 +125,10 @@ class ModifiedBeamSearch:
                 state = self._advance_together(state, encoder_out[:live, frame:num_frames])
                 frame = num_frames
             still_live = sum(length > frame for length in lens)
-            finished.append(map_state(state, lambda tensor, start=still_live: tensor[start:]))
-            state = map_state(state, lambda tensor, end=still_live: tensor[:end])
+            finished.append(map_state(lambda tensor, start=still_live: tensor[start:], state))
+            state = map_state(lambda tensor, end=still_live: tensor[:end], state)
             live = still_live
-        return select_streams(join_streams(finished[::-1]), order.argsort())
+        return select_streams(join_search_states(*finished[::-1]), order.argsort())
 
     def results(self, state: BeamState) -> list[Hypothesis]:
         """The best hypothesis of each stream so far."""
@@ -170,7 +172,7 @@ class ModifiedBeamSearch:
             num_frames=state.num_frames + num_frames,
             history=rows.history.unflatten(0, shape),
             predictor_out=rows.predictor_out.unflatten(0, shape),
-            predictor_state=map_state(rows.predictor_state, lambda tensor: tensor.unflatten(0, shape)),
+            predictor_state=map_state(lambda tensor: tensor.unflatten(0, shape), rows.predictor_state),
         )
 
     def _best_continuations(self, rows: _Rows, encoder_out: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -222,7 +224,7 @@ class _Rows:
         self.num_tokens = state.num_tokens.reshape(-1)
         self.history = state.history.flatten(0, 1)  # (N * B, 3, U)
         self.predictor_out = state.predictor_out.flatten(0, 1)
-        self.predictor_state = map_state(state.predictor_state, lambda tensor: tensor.flatten(0, 1))
+        self.predictor_state = map_state(lambda tensor: tensor.flatten(0, 1), state.predictor_state)
 
     def continue_from(self, parents: Tensor) -> None:
         """Make row i a copy of row parents[i]."""

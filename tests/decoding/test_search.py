@@ -5,8 +5,9 @@ import torch
 
 from cascade.decoding import modified_beam_search as beam_module
 from cascade.decoding.greedy_search import GreedySearch, greedy_search
+from cascade.decoding.hypothesis import join_search_states
 from cascade.decoding.modified_beam_search import ModifiedBeamSearch, modified_beam_search
-from cascade.decoding.state import join_streams, select_streams
+from cascade.models.state import select_streams
 from tests.decoding.toy_models import ToyTransducer, brute_force, random_encoder_out
 
 KINDS = ("stateless", "lstm")
@@ -111,7 +112,7 @@ def test_streams_of_different_age_share_a_batch():
     encoder_out, eight = random_encoder_out(3, 24, seed=12), torch.tensor([8])
     for search in searches(model):
         old = search.advance(search.init(2), encoder_out[:2, :8], eight.repeat(2))
-        state = join_streams([old, search.init(1)])
+        state = join_search_states(old, search.init(1))
         mixed = torch.cat([encoder_out[:2, 8:16], encoder_out[2:, :8]])
         state = search.advance(state, mixed, eight.repeat(3))
         state = select_streams(state, torch.tensor([2, 0]))  # stream 1 leaves
