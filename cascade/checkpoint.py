@@ -1,0 +1,137 @@
+"""Checkpoints: written atomically, read with `weights_only=True`, averaged, turned back into a model.
+
+A model directory is self-contained: `config.yaml`, `tokens/`, `epoch-N.pt`, `averaged.pt` (the final model) and, while
+training goes on, `checkpoint.pt` (everything needed to resume).
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cascade.config import Config, config_from_dict, config_to_dict
+from cascade.models.build import build_model
+from cascade.models.transducer import CascadedTransducer
+from cascade.tokens import Tokenizer
+
+FORMAT = 1
+
+
+def save_file(values: dict[str, Any], path: str | Path) -> None:
+    """Write next to `path`, then rename: a reader never sees half a file."""
+    path = Path(path)
+    partial = path.with_name(path.name + ".partial")
+    with open(partial, "wb") as file:
+        torch.save(values, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def load_file(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint of tensors and builtin types onto the CPU.
+
+    Raises:
+      FileNotFoundError, ValueError: missing, damaged, or holding anything that is not plain data.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"checkpoint not found: {path}")
+    try:
+        values = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError, KeyError, OSError) as error:
+        raise ValueError(f"{path} is damaged or not a checkpoint of this project ({type(error).__name__})") from error
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
+        raise ValueError(f"{path} is not a checkpoint of this project (format {FORMAT} expected)")
+    return values
+
+
+def model_values(model: CascadedTransducer, config: Config, epoch: int) -> dict[str, Any]:
+    """What an epoch's checkpoint holds."""
+    return {
+        "format": FORMAT, "config": config_to_dict(config), "vocab_size": model.vocab_size, "epoch": epoch,
+        "model": model.state_dict(),
+    }
+
+
+def average_values(paths: list[Path]) -> dict[str, Any]:
+    """The mean, in float64, of the weights of several epochs of one run; tied matrices are stored once and stay tied.
+
+    Raises:
+      ValueError: the files come from models of different shape.
+    """
+    first = load_file(paths[0])
+    sums = {name: tensor.double() for name, tensor in first["model"].items()}
+    for path in paths[1:]:
+        weights = load_file(path)["model"]
+        if {name: tensor.shape for name, tensor in weights.items()} != {n: t.shape for n, t in sums.items()}:
+            raise ValueError(f"{path} and {paths[0]} hold models of different shape")
+        for name, tensor in weights.items():
+            sums[name] += tensor
+    model: dict[str, Tensor] = {
+        name: (total / len(paths)).to(first["model"][name].dtype) for name, total in sums.items()
+    }
+    return first | {"model": model, "epoch": load_file(paths[-1])["epoch"]}
+
+
+def epoch_path(model_dir: str | Path, epoch: int) -> Path:
+    return Path(model_dir) / f"epoch-{epoch}.pt"
+
+
+def last_epochs(model_dir: str | Path, epoch: int, count: int) -> list[Path]:
+    """The checkpoints of the `count` epochs that end with `epoch`.
+
+    Raises:
+      FileNotFoundError: one of them is missing; the message lists what is there.
+    """
+    if count < 1 or epoch < count:
+        raise ValueError(f"--avg must lie between 1 and --epoch ({epoch}), got {count}")
+    paths = [epoch_path(model_dir, number) for number in range(epoch - count + 1, epoch + 1)]
+    missing = [path.name for path in paths if not path.is_file()]
+    if missing:
+        there = sorted(int(path.stem.split("-")[1]) for path in Path(model_dir).glob("epoch-*.pt"))
+        raise FileNotFoundError(f"{model_dir} lacks {', '.join(missing)}; epochs there: {there or 'none'}")
+    return paths
+
+
+def restore_model(values: dict[str, Any]) -> tuple[CascadedTransducer, Config]:
+    """A model in eval mode out of a checkpoint's values."""
+    config = config_from_dict(values["config"])
+    model = build_model(config, values["vocab_size"])
+    model.load_state_dict(values["model"])
+    return model.eval(), config
+
+
+def load_model(
+    model_dir: str | Path, epoch: int | None = None, average: int = 1
+) -> tuple[CascadedTransducer, Config, Tokenizer]:
+    """A trained model in eval mode with its config and tokenizer.
+
+    Args:
+      model_dir: what training called --exp-dir.
+      epoch: average the `average` epochs that end with this one; None = the final model, `averaged.pt`.
+    Raises:
+      FileNotFoundError, ValueError: the directory or a checkpoint is missing or damaged.
+    """
+    model_dir = Path(model_dir)
+    if not model_dir.is_dir():
+        raise FileNotFoundError(f"no such model directory: {model_dir}")
+    if epoch is None:
+        path = model_dir / "averaged.pt"
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} not found: training has not finished there; name an epoch with --epoch N")
+        values = load_file(path)
+    else:
+        values = average_values(last_epochs(model_dir, epoch, average))
+    model, config = restore_model(values)
+    tokenizer = Tokenizer.load(model_dir / "tokens")
+    if tokenizer.vocab_size != model.vocab_size:
+        raise ValueError(
+            f"{model_dir}: the model has {model.vocab_size} tokens, tokens/ has {tokenizer.vocab_size}; "
+            "they belong to different runs"
+        )
+    return model, config, tokenizer
