@@ -1,0 +1,90 @@
+"""Does this interpreter's environment hold exactly what requirements.txt pins?
+
+    python tools/check_environment.py            # versions, a tenth of a second
+    python tools/check_environment.py --imports  # also imports what compiled code can break, a few seconds
+
+Prints one line per problem and exits with 1; prints nothing and exits with 0 when all is well. Runs on any
+Python 3 without packages, so that it can also judge an environment that is not fit.
+"""
+
+import importlib
+import re
+import sys
+from importlib import metadata, util
+from pathlib import Path
+
+REQUIREMENTS = Path(__file__).resolve().parent.parent / "requirements.txt"
+PYTHON_VERSIONS = ((3, 11), (3, 12), (3, 13))
+UNWANTED = {"torchaudio": "it breaks lhotse: remove it with 'pip uninstall torchaudio'"}
+COMPILED = (
+    "torch", "numpy", "scipy.signal", "numba", "omegaconf", "lhotse", "lilcom", "soundfile", "kaldi_native_fbank",
+    "sentencepiece", "matplotlib", "torch.utils.tensorboard",
+)
+
+
+def read_pins(path):
+    """{name: version} of the lines `name==version`; anything else in the file is an error."""
+    pins = {}
+    for line in Path(path).read_text(encoding="utf-8").splitlines():
+        line = line.split("#", 1)[0].strip()
+        if line:
+            match = re.fullmatch(r"([A-Za-z0-9._-]+)==([A-Za-z0-9.!]+)", line)
+            if match is None:
+                raise ValueError(f"{path}: every requirement is written name==version, got {line!r}")
+            pins[match[1]] = match[2]
+    return pins
+
+
+def version_problems(pins):
+    """One line per pin that is absent, half-installed or of another version, and per unwanted package."""
+    problems = []
+    for name, wanted in pins.items():
+        try:
+            distribution = metadata.distribution(name)
+        except metadata.PackageNotFoundError:
+            problems.append(f"{name}=={wanted} is not installed")
+            continue
+        found = distribution.version
+        # A build tag such as 2.13.0+cpu is the same version. Installers write INSTALLER last.
+        if found is None or distribution.read_text("INSTALLER") is None:
+            problems.append(f"{name}=={wanted} is only half installed")
+        elif found.split("+", 1)[0] != wanted:
+            problems.append(f"{name}=={wanted} is wanted, {found} is installed")
+    for name, reason in UNWANTED.items():
+        try:
+            problems.append(f"{name} {metadata.version(name)} is installed; {reason}")
+        except metadata.PackageNotFoundError:
+            pass
+    return problems
+
+
+def missing_modules(modules):
+    """One line per module whose files are gone although its package counts as installed."""
+    names = sorted({module.split(".")[0] for module in modules})
+    return [f"{name} is installed but its files are missing" for name in names if util.find_spec(name) is None]
+
+
+def import_problems(modules):
+    """One line per module that is installed but cannot be imported."""
+    problems = []
+    for name in modules:
+        try:
+            importlib.import_module(name)
+        except Exception as error:  # whatever a broken package raises is the finding
+            problems.append(f"{name} cannot be imported: {' '.join(str(error).split())[:200]}")
+    return problems
+
+
+def main():
+    if sys.version_info[:2] not in PYTHON_VERSIONS:
+        problems = [f"Python 3.11, 3.12 or 3.13 is wanted, this is {sys.version.split()[0]}"]
+    else:
+        problems = version_problems(read_pins(REQUIREMENTS)) or missing_modules(COMPILED)
+        if not problems and "--imports" in sys.argv[1:]:
+            problems = import_problems(COMPILED)
+    print("\n".join(problems), end="\n" if problems else "")
+    sys.exit(1 if problems else 0)
+
+
+if __name__ == "__main__":
+    main()
