@@ -81,8 +81,6 @@ class CascadedEncoder(nn.Module):
           (N, C, d_model), valid for lens // 4 frames, and the new state.
         """
         x, past = self.subsampling.forward_chunk(self.normalise(features), state.features, lens)
-        if x.shape[1] == 0:
-            return x, CausalState(past, state.encoder)
         x, encoder = self.causal.forward_chunk(x, state.encoder, None if lens is None else lens // 4)
         return x, CausalState(past, encoder)
 

@@ -91,6 +91,8 @@ class ConformerEncoder(nn.Module):
         Returns:
           (N, T, C); what stands at padded frames means nothing.
         """
+        if x.shape[1] == 0:
+            return x
         mask = block_attention_mask(lens, x.shape[1], block, left)
         padding = padding_mask(lens, x.shape[1])
         for layer in self.layers:
@@ -118,6 +120,8 @@ class ConformerEncoder(nn.Module):
           (N, C, d_model) and the new state; equal to `forward` with block = C and the state's left context.
         """
         num_frames = x.shape[1]
+        if num_frames == 0:
+            return x, state
         chunk_lens = state.processed_lens.new_full((x.shape[0],), num_frames) if lens is None else lens
         left = state.layers[0].keys.shape[2]
         mask = chunk_attention_mask(state.processed_lens, chunk_lens, num_frames, left)

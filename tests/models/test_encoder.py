@@ -53,7 +53,7 @@ def run_blocks(model, causal_out, lens, block, left):
 
 def largest_difference(a, b, lens):
     keep = ~padding_mask(lens, a.shape[1])
-    return float((a - b)[keep].abs().max()) if keep.any() else 0.0
+    return float((a - b).detach()[keep].abs().max()) if keep.any() else 0.0
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -76,7 +76,7 @@ def test_future_frames_do_not_change_causal_output():
     model = small_model()
     features, lens = torch.randn(1, 96, MEL_BINS).double(), torch.tensor([96])
     changed = features.clone()
-    changed[:, 64:] += 10.0
+    changed[:, 64:] = torch.randn(1, 32, MEL_BINS).double()
     for chunk in (4, 8):
         before = model.encoder.forward_causal(features, lens, chunk, 8)[0]
         after = model.encoder.forward_causal(changed, lens, chunk, 8)[0]
@@ -88,7 +88,7 @@ def test_look_ahead_ends_at_its_block():
     model = small_model()
     causal, lens = torch.randn(1, 24, 8).double(), torch.tensor([24])
     changed = causal.clone()
-    changed[:, 16:] += 10.0
+    changed[:, 16:] = torch.randn(1, 8, 8).double()
     before = model.encoder.forward_noncausal(causal, lens, 8, 8)
     after = model.encoder.forward_noncausal(changed, lens, 8, 8)
     assert torch.allclose(before[:, :16], after[:, :16], atol=1e-12)
