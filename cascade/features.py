@@ -1,0 +1,210 @@
+"""Audio samples and their log-mel fbank: lhotse's Fbank for whole files, kaldi-native-fbank for streams.
+
+Both are Kaldi's fbank: 25 ms Povey window every 10 ms, 20 Hz to 400 Hz below half the sampling rate, no dither,
+snip_edges=False (the edges are mirrored, so that T = round(num_samples / hop)), power spectrum, natural log.
+Samples lie in [-1, 1]. Normalisation is part of the model, not of the features.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from math import gcd
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+from torch import Tensor
+
+from cascade.config import FRAME_SHIFT_MS, FeatureConfig
+
+WINDOW_MS = 25
+LOW_FREQUENCY, HIGH_FREQUENCY = 20.0, -400.0
+MARGIN_SECONDS = 0.01  # a declared end may overshoot the file by a rounding error
+_UNKNOWN_FRAMES = 1 << 40  # libsndfile reports a huge count where a header leaves the length open
+_UNKNOWN_WAV_BYTES = 0x7FFF0000  # pipes write sizes from here on (or 0) for "unknown"
+
+
+def num_feature_frames(num_samples: int, sampling_rate: int) -> int:
+    """Frames T of the fbank of `num_samples` samples (snip_edges=False)."""
+    hop = sampling_rate * FRAME_SHIFT_MS // 1000
+    return (num_samples + hop // 2) // hop
+
+
+def compute_fbank(samples: Tensor | np.ndarray, config: FeatureConfig) -> Tensor:
+    """The fbank of a whole utterance.
+
+    Args:
+      samples: (num_samples,) float32 in [-1, 1] at config.sampling_rate.
+    Returns:
+      (T, F) float32.
+    Raises:
+      ValueError: fewer samples than one window.
+    """
+    samples = torch.as_tensor(samples, dtype=torch.float32)
+    assert samples.ndim == 1, samples.shape
+    window = config.sampling_rate * WINDOW_MS // 1000
+    if samples.numel() < window:
+        raise ValueError(f"audio must have at least {window} samples ({WINDOW_MS} ms), got {samples.numel()}")
+    features = _extractor(config).extract(samples[None], config.sampling_rate)
+    return torch.as_tensor(features).reshape(-1, config.num_mel_bins)
+
+
+@lru_cache(maxsize=4)
+def _extractor(config: FeatureConfig):
+    from lhotse import Fbank, FbankConfig
+
+    return Fbank(FbankConfig(
+        sampling_rate=config.sampling_rate, num_filters=config.num_mel_bins, frame_length=WINDOW_MS / 1000,
+        frame_shift=FRAME_SHIFT_MS / 1000, snip_edges=False, dither=0.0, window_type="povey",
+        low_freq=LOW_FREQUENCY, high_freq=HIGH_FREQUENCY,
+    ))
+
+
+class StreamingFbank:
+    """The same fbank from packets of any size, one sample and more; equal to `compute_fbank` within 2e-4.
+
+    A frame comes out as soon as the last sample of its window is in; the mirrored ones at the end come from `finish`.
+    """
+
+    def __init__(self, config: FeatureConfig) -> None:
+        try:
+            import kaldi_native_fbank as knf
+        except ImportError as error:
+            raise ImportError("streaming features need kaldi-native-fbank: pip install kaldi-native-fbank") from error
+        options = knf.FbankOptions()
+        options.frame_opts.samp_freq = config.sampling_rate
+        options.frame_opts.frame_length_ms = WINDOW_MS
+        options.frame_opts.frame_shift_ms = FRAME_SHIFT_MS
+        options.frame_opts.dither = 0.0  # its default is not 0
+        options.frame_opts.snip_edges = False
+        options.frame_opts.window_type = "povey"
+        options.mel_opts.num_bins = config.num_mel_bins
+        options.mel_opts.low_freq = LOW_FREQUENCY
+        options.mel_opts.high_freq = HIGH_FREQUENCY
+        self._config = config
+        self._fbank = knf.OnlineFbank(options)
+        self._num_taken = 0
+        self._num_samples = 0
+        self._finished = False
+
+    def accept(self, samples: Tensor | np.ndarray) -> Tensor:
+        """Take (num_samples,) float32 samples in [-1, 1], return the (t, F) float32 frames they complete, t >= 0."""
+        assert not self._finished, "accept() after finish()"
+        samples = np.ascontiguousarray(np.asarray(samples, dtype=np.float32))
+        assert samples.ndim == 1, samples.shape
+        if samples.size:
+            self._num_samples += samples.size
+            self._fbank.accept_waveform(self._config.sampling_rate, samples)
+        return self._take()
+
+    def finish(self) -> Tensor:
+        """Return the last (t, F) float32 frames; a stream shorter than one window has none at all."""
+        if not self._finished:
+            self._finished = True
+            if self._num_samples >= self._config.sampling_rate * WINDOW_MS // 1000:
+                self._fbank.input_finished()
+        return self._take()
+
+    def _take(self) -> Tensor:
+        ready = self._fbank.num_frames_ready
+        frames = [self._fbank.get_frame(index) for index in range(self._num_taken, ready)]
+        if not frames:
+            return torch.zeros(0, self._config.num_mel_bins)
+        taken = torch.from_numpy(np.stack(frames))  # a copy: pop frees what get_frame shows
+        self._fbank.pop(ready - self._num_taken)
+        self._num_taken = ready
+        return taken
+
+
+def read_audio(
+    path: str | Path, sampling_rate: int, start: float | None = None, end: float | None = None
+) -> tuple[np.ndarray, str | None]:
+    """Read a recording, or the part of it between `start` and `end`, really decoding every sample of it.
+
+    Args:
+      path: any file libsndfile reads (WAV, FLAC, OGG, MP3, SPHERE).
+      sampling_rate: Hz of the result; another rate is resampled, channels are averaged.
+      start, end: seconds; None is the file's own start and end.
+    Returns:
+      (num_samples,) float32 samples, and a note on what was changed ("resampled from 8000 Hz"), or None.
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: unreadable, truncated or empty audio, a start or end outside the file, samples that are no numbers.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"audio file not found: {path}")
+    samples, rate = _decode(path, start, end)  # (num_samples, channels)
+    if samples.shape[0] == 0:
+        raise ValueError(f"{path}: no samples in the audio")
+    notes = []
+    if samples.shape[1] > 1:
+        notes.append(f"mixed down from {samples.shape[1]} channels")
+    mono = samples.mean(axis=1, dtype=np.float32)
+    if not np.isfinite(mono).all():
+        raise ValueError(f"{path}: the audio holds samples that are not finite numbers")
+    if rate != sampling_rate:
+        notes.append(f"resampled from {rate} Hz")
+        mono = resample(mono, rate, sampling_rate)
+    return mono, "; ".join(notes) or None
+
+
+def resample(samples: np.ndarray, rate: int, new_rate: int) -> np.ndarray:
+    """Change the sampling rate of (num_samples,) float32 samples by a polyphase filter (any pair of rates)."""
+    from scipy.signal import resample_poly
+
+    divisor = gcd(rate, new_rate)
+    return resample_poly(samples, new_rate // divisor, rate // divisor).astype(np.float32)
+
+
+def _decode(path: Path, start: float | None, end: float | None) -> tuple[np.ndarray, int]:
+    """(num_samples, channels) float32 at the file's own rate, and that rate in Hz."""
+    try:
+        with soundfile.SoundFile(str(path)) as file:
+            rate, length = file.samplerate, file.frames
+            if length >= _UNKNOWN_FRAMES:
+                blocks = list(file.blocks(blocksize=1 << 20, dtype="float32", always_2d=True, frames=-1))
+                samples = np.concatenate(blocks) if blocks else np.zeros((0, file.channels), np.float32)
+                first, last = _sample_range(path, rate, len(samples), start, end)
+                return samples[first:last], rate
+            _check_wav_is_whole(path)
+            first, last = _sample_range(path, rate, length, start, end)
+            if first:
+                file.seek(first)
+            samples = file.read(last - first, dtype="float32", always_2d=True)
+    except soundfile.SoundFileError as error:
+        detail = str(error).split(": ")[-1].strip()
+        raise ValueError(f"{path}: unreadable or truncated audio ({detail})") from error
+    if len(samples) < last - first:
+        raise ValueError(
+            f"{path}: truncated audio, {first + len(samples)} of the {last} samples that its header declares"
+        )
+    return samples, rate
+
+
+def _sample_range(path: Path, rate: int, length: int, start: float | None, end: float | None) -> tuple[int, int]:
+    duration = length / rate
+    start = 0.0 if start is None else start
+    end = duration if end is None else end
+    if not 0 <= start < end:
+        raise ValueError(f"{path}: start must be at least 0 and lie before end, got start {start} s and end {end:g} s")
+    if start >= duration or end > duration + MARGIN_SECONDS:
+        raise ValueError(f"{path}: start {start:g} s to end {end:g} s lies outside the file of {duration:.3f} s")
+    return round(start * rate), min(round(end * rate), length)
+
+
+def _check_wav_is_whole(path: Path) -> None:
+    """libsndfile takes a WAV cut short as a shorter one; its data chunk says how long it was meant to be."""
+    with open(path, "rb") as file:
+        head = file.read(12)
+        if head[:4] != b"RIFF" or head[8:] != b"WAVE":
+            return
+        while len(chunk := file.read(8)) == 8:
+            size = int.from_bytes(chunk[4:], "little")
+            if chunk[:4] == b"data":
+                available = path.stat().st_size - file.tell()
+                if available < size < _UNKNOWN_WAV_BYTES:
+                    raise ValueError(f"{path}: truncated audio, {available} of the {size} bytes its header declares")
+                return
+            file.seek(size + size % 2, 1)

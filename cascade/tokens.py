@@ -1,0 +1,210 @@
+"""Words to token ids and back: SentencePiece BPE pieces, characters, or whole words.
+
+Every kind has the blank `<blk>` as id 0 and `<unk>`; a token that begins a word carries the mark U+2581, so that
+joining the symbols and turning the marks into spaces gives the text (as sherpa-onnx does with tokens.txt).
+
+A tokenizer's folder holds tokens.txt ("symbol id" per line), tokenizer.json (kind and case), for bpe and char
+tokens.model (SentencePiece), for bpe also bpe.vocab (piece<TAB>score, which sherpa-onnx needs for hotwords).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import tempfile
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+from cascade.config import ConfigError, TokenConfig
+
+BLANK, UNKNOWN, WORD_MARK = "<blk>", "<unk>", "\u2581"
+BLANK_ID, UNKNOWN_ID = 0, 1
+UNKNOWN_SURFACE = "\u2047"  # what <unk> decodes to
+_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
+
+
+def normalize_text(text: str, case: str = "keep") -> str:
+    """The form in which text is tokenised, and in which references are scored.
+
+    Unicode NFC, runs of white space (and the word mark) become one space, `case` is keep | lower | upper.
+    """
+    text = " ".join(unicodedata.normalize("NFC", text).replace(WORD_MARK, " ").split())
+    if case == "lower":
+        return text.lower()
+    return text.upper() if case == "upper" else text
+
+
+class Tokenizer:
+    """Encodes text to ids and decodes ids to text; `Tokenizer.load(dir)` reads one, `train_tokenizer` makes one."""
+
+    blank_id = BLANK_ID
+    unk_id = UNKNOWN_ID
+
+    def __init__(self, kind: str, case: str, symbols: list[str], model_file: Path | None = None) -> None:
+        self.kind = kind
+        self.case = case
+        self._symbols = symbols
+        self._ids = {symbol: index for index, symbol in enumerate(symbols)}
+        self._processor = None
+        if model_file is not None:
+            from sentencepiece import SentencePieceProcessor
+
+            self._processor = SentencePieceProcessor(model_file=str(model_file))
+
+    @classmethod
+    def load(cls, directory: str | Path) -> Tokenizer:
+        """Read a folder that `train_tokenizer` wrote.
+
+        Raises:
+          ValueError: a file is missing or does not fit the others.
+        """
+        directory = Path(directory)
+        for name in ("tokenizer.json", "tokens.txt"):
+            if not (directory / name).is_file():
+                raise ValueError(f"{directory / name} not found: train the tokenizer or copy its whole folder")
+        try:
+            about = json.loads((directory / "tokenizer.json").read_text(encoding="utf-8"))
+            kind, case = about["kind"], about["case"]
+        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{directory / 'tokenizer.json'} must hold kind and case ({error})") from error
+        symbols = _read_symbols(directory / "tokens.txt")
+        model_file = None if kind == "word" else directory / "tokens.model"
+        if model_file is not None and not model_file.is_file():
+            raise ValueError(f"{model_file} not found: kind {kind} needs it; copy the tokenizer's whole folder")
+        tokenizer = cls(kind, case, symbols, model_file)
+        pieces = tokenizer._processor
+        if pieces is not None and len(pieces) != len(symbols):
+            raise ValueError(f"{model_file} has {len(pieces)} pieces, tokens.txt {len(symbols)}: not of one tokenizer")
+        return tokenizer
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of tokens V, blank and <unk> included."""
+        return len(self._symbols)
+
+    def normalize(self, text: str) -> str:
+        """`text` as it is tokenised and scored."""
+        return normalize_text(text, self.case)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text`; what the vocabulary lacks becomes unk_id."""
+        text = self.normalize(text)
+        if self._processor is not None:
+            return self._processor.encode(text)
+        return [self._ids.get(WORD_MARK + word, UNKNOWN_ID) for word in text.split()]
+
+    def unknown_characters(self, text: str) -> set[str]:
+        """The characters of `text` (for kind word: the words) that would become <unk>."""
+        text = self.normalize(text)
+        if self._processor is None:
+            return {word for word in text.split() if WORD_MARK + word not in self._ids}
+        if UNKNOWN_ID not in self._processor.encode(text):
+            return set()
+        return {character for character in set(text) if UNKNOWN_ID in self._processor.encode(character)}
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Text of token ids; blanks are left out, <unk> shows as \u2047, broken byte sequences as U+FFFD."""
+        text = bytearray()
+        for index in ids:
+            symbol = self._symbols[index]
+            if index == BLANK_ID:
+                continue
+            if index == UNKNOWN_ID:
+                symbol = f"{WORD_MARK}{UNKNOWN_SURFACE}" if self._processor is None else UNKNOWN_SURFACE
+            byte = _BYTE.fullmatch(symbol) if self._processor is not None else None
+            text += bytes([int(byte[1], 16)]) if byte else symbol.encode("utf-8")
+        return " ".join(text.decode("utf-8", errors="replace").replace(WORD_MARK, " ").split())
+
+    def id_to_symbol(self, index: int) -> str:
+        return self._symbols[index]
+
+
+def train_tokenizer(texts: Iterable[str], config: TokenConfig, out_dir: str | Path) -> Tokenizer:
+    """Train a tokenizer on transcripts and write its folder (a temporary one first, so that it is whole or absent).
+
+    Raises:
+      ConfigError: tokens.vocab_size does not fit the text.
+      ValueError: no text.
+    """
+    texts = [text for text in (normalize_text(text, config.case) for text in texts) if text]
+    if not texts:
+        raise ValueError("no text to train the tokenizer on: check the transcripts of the train split")
+    out_dir = Path(out_dir)
+    out_dir.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}-", dir=out_dir.parent))
+    temporary.chmod(0o755)
+    try:
+        if config.kind == "word":
+            symbols = _count_words(texts, config.vocab_size)
+        else:
+            symbols = _train_sentencepiece(texts, config, temporary)
+        lines = [f"{symbol} {index}\n" for index, symbol in enumerate(symbols)]
+        (temporary / "tokens.txt").write_text("".join(lines), encoding="utf-8")
+        about = {"kind": config.kind, "case": config.case, "vocab_size": len(symbols)}
+        (temporary / "tokenizer.json").write_text(json.dumps(about) + "\n", encoding="utf-8")
+        if out_dir.exists():
+            shutil.rmtree(out_dir)
+        temporary.rename(out_dir)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return Tokenizer.load(out_dir)
+
+
+def _count_words(texts: list[str], vocab_size: int) -> list[str]:
+    """The most frequent words, ties in alphabetical order, so that the ids depend on the text alone."""
+    counts = Counter(word for text in texts for word in text.split())
+    words = sorted(counts, key=lambda word: (-counts[word], word))[: vocab_size - 2]
+    return [BLANK, UNKNOWN] + [WORD_MARK + word for word in words]
+
+
+def _train_sentencepiece(texts: list[str], config: TokenConfig, directory: Path) -> list[str]:
+    """Write tokens.model (and bpe.vocab) into `directory`, return the symbols in the order of their ids."""
+    from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
+
+    if config.byte_fallback and config.vocab_size < 256 + 4:
+        raise ConfigError(f"tokens.byte_fallback needs tokens.vocab_size of at least 260, got {config.vocab_size}")
+    longest = max(len(text.encode("utf-8")) for text in texts)
+    try:
+        SentencePieceTrainer.train(
+            sentence_iterator=iter(texts), model_prefix=str(directory / "tokens"), model_type=config.kind,
+            vocab_size=config.vocab_size, hard_vocab_limit=config.kind == "bpe", byte_fallback=config.byte_fallback,
+            character_coverage=1.0, normalization_rule_name="identity", max_sentence_length=max(longest, 4192),
+            pad_id=BLANK_ID, pad_piece=BLANK, unk_id=UNKNOWN_ID, unk_piece=UNKNOWN, bos_id=-1, eos_id=-1,
+            num_threads=1, minloglevel=2,
+        )
+    except (RuntimeError, OSError) as error:
+        detail = " ".join(str(error).split())
+        limit = re.search(r"value <= (\d+)", detail)
+        if limit:
+            raise ConfigError(
+                f"tokens.vocab_size must be at most {limit[1]} for this text, got {config.vocab_size}"
+            ) from error
+        if "required_chars" in detail or "smaller than required" in detail or "Vocabulary size" in detail:
+            raise ConfigError(
+                f"tokens.vocab_size is too small for the characters of this text, got {config.vocab_size}: raise it"
+            ) from error
+        raise ValueError(f"SentencePiece could not train: {detail}") from error
+    processor = SentencePieceProcessor(model_file=str(directory / "tokens.model"))
+    vocab_file = directory / "tokens.vocab"
+    if config.kind == "bpe":
+        vocab_file.rename(directory / "bpe.vocab")
+    else:
+        vocab_file.unlink()
+    return [processor.id_to_piece(index) for index in range(len(processor))]
+
+
+def _read_symbols(path: Path) -> list[str]:
+    symbols: list[str] = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+        if not line:
+            continue
+        symbol, _, index = line.rpartition(" ")
+        if index != str(len(symbols)) or not symbol:
+            raise ValueError(f"{path} line {number}: expected 'symbol {len(symbols)}', got {line!r}")
+        symbols.append(symbol)
+    if symbols[:2] != [BLANK, UNKNOWN]:
+        raise ValueError(f"{path} must begin with {BLANK} and {UNKNOWN}, got {symbols[:2]}")
+    return symbols
