@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from cascade.config import EncoderConfig
 from cascade.models.attention import RotarySelfAttention
 from cascade.models.convolution import ConvolutionModule
+from cascade.models.dropout import Dropout
 from cascade.models.masks import block_attention_mask, chunk_attention_mask, padding_mask
 
 
@@ -32,8 +33,8 @@ class EncoderState(NamedTuple):
 class FeedForward(nn.Sequential):
     def __init__(self, d_model: int, hidden_dim: int, dropout: float) -> None:
         super().__init__(
-            nn.LayerNorm(d_model), nn.Linear(d_model, hidden_dim), nn.SiLU(), nn.Dropout(dropout),
-            nn.Linear(hidden_dim, d_model), nn.Dropout(dropout),
+            nn.LayerNorm(d_model), nn.Linear(d_model, hidden_dim), nn.SiLU(), Dropout(dropout),
+            nn.Linear(hidden_dim, d_model), Dropout(dropout),
         )
 
 
@@ -48,7 +49,7 @@ class ConformerLayer(nn.Module):
         self.convolution_norm = nn.LayerNorm(d_model)
         self.convolution = ConvolutionModule(d_model, config.kernel_size, config.convolution == "centred")
         self.feedforward2 = FeedForward(d_model, config.feedforward_dim, config.dropout)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         self.norm = nn.LayerNorm(d_model)
 
     def forward(self, x: Tensor, mask: Tensor, padding: Tensor, block: int | None) -> Tensor:

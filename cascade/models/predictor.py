@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from cascade.config import PredictorConfig
+from cascade.models.dropout import Dropout
 
 
 class LstmState(NamedTuple):
@@ -44,7 +45,7 @@ class LstmPredictor(nn.Module):
         self.embedding = nn.Embedding(vocab_size, config.embedding_dim)
         self.lstm = nn.LSTM(config.embedding_dim, config.hidden_dim, config.num_layers, batch_first=True)
         self.out = nn.Linear(config.hidden_dim, joiner_dim)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward(self, labels: Tensor) -> Tensor:
         """(N, U) -> (N, U + 1, D)."""
@@ -97,7 +98,7 @@ class StatelessPredictor(ContextPredictor):
         self.embedding = nn.Embedding(vocab_size, config.embedding_dim)
         self.position_weight = nn.Parameter(torch.randn(config.context_size, config.embedding_dim))
         self.out = nn.Linear(config.embedding_dim, joiner_dim)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
 
     def forward_context(self, context: Tensor) -> Tensor:
         x = (embed(context, self.embedding.weight) * self.position_weight).sum(dim=-2)
@@ -125,7 +126,7 @@ class TiedReducedPredictor(ContextPredictor):
         self.position = nn.Parameter(torch.randn(config.num_heads, config.context_size, dim))
         self.linear = nn.Linear(dim, dim)
         self.norm = nn.LayerNorm(dim)
-        self.dropout = nn.Dropout(config.dropout)
+        self.dropout = Dropout(config.dropout)
         nn.init.xavier_uniform_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 

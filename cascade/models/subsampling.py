@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from cascade.models.dropout import Dropout
 from cascade.models.state import slide
 
 PAST_FRAMES = 3
@@ -25,7 +26,7 @@ class ConvSubsampling(nn.Module):
         self.conv1 = nn.Conv2d(1, channels, kernel_size=3, stride=2, padding=(0, 1))
         self.conv2 = nn.Conv2d(channels, channels, kernel_size=3, stride=2, padding=(0, 1))
         self.out = nn.Linear(channels * (((num_mel_bins + 1) // 2 + 1) // 2), d_model)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def initial_state(self, batch_size: int) -> Tensor:
         """(N, 3, F) zeros: normalised silence before the first frame."""
