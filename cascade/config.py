@@ -269,6 +269,30 @@ def save_config(config: Config, path: str | Path) -> None:
     Path(path).write_text(OmegaConf.to_yaml(config_to_dict(config)), encoding="utf-8")
 
 
+def changed_options(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
+    """{"section.key": (old value, new value)} of the options that differ."""
+    flat_old, flat_new = _flatten(config_to_dict(old)), _flatten(config_to_dict(new))
+    names = sorted(flat_old.keys() | flat_new.keys())
+    return {
+        name: (flat_old.get(name), flat_new.get(name)) for name in names if flat_old.get(name) != flat_new.get(name)
+    }
+
+
+def save_options(options: dict[str, Any], distillation: DistillationConfig, path: str | Path) -> None:
+    """Write single options, by their dotted names, and a distillation section as YAML."""
+    values = OmegaConf.create({"distillation": dataclasses.asdict(distillation)})
+    for name, value in options.items():
+        OmegaConf.update(values, name, value)
+    Path(path).write_text(OmegaConf.to_yaml(values), encoding="utf-8")
+
+
+def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in values.items():
+        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+    return flat
+
+
 def _builtin(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _builtin(item) for key, item in value.items()}

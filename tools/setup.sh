@@ -62,7 +62,7 @@ find_python() {
             tried="$tried$candidate $why; "
         done < <(type -aP "$name" || true)
     done
-    for candidate in "${PYENV_ROOT:-$HOME/.pyenv}"/versions/3.1[321]*/bin/python /opt/python*/bin/python3 /usr/local/bin/python3.1[123]; do
+    for candidate in "${PYENV_ROOT:-${HOME:-}/.pyenv}"/versions/3.1[321]*/bin/python /opt/python*/bin/python3 /usr/local/bin/python3.1[123]; do
         if [ -x "$candidate" ] && python_fits "$candidate"; then python="$candidate"; return; fi
     done
     if [ -n "$no_venv" ]; then
@@ -112,26 +112,33 @@ make_venv() {
         fail "$python -m venv $venv: $(printf '%s' "$problem" | tail -n 1 | cut -c 1-300)"
 }
 
-install_pins() {
-    local extra=()
-    : >"$log"
-    if [ "$(uname -s)" = Linux ] && check "$venv/bin/python" 2>&1 | grep -q '^torch=='; then
-        if has_nvidia_gpu; then
-            say "an NVIDIA GPU is here: PyTorch comes from the default index"
-        elif cpu_index_answers; then
-            say "no NVIDIA GPU here: PyTorch's CPU build comes from $cpu_index"
-            extra=(--extra-index-url "$cpu_index")
-        else
-            say "no NVIDIA GPU here, but $cpu_index does not answer: PyTorch comes from the default index, perhaps as its larger CUDA build (it works too)"
-        fi
+# Sets `index` to the options that get PyTorch's CPU build where no GPU could use the CUDA one.
+choose_index() {
+    index=()
+    if [ "$(uname -s)" != Linux ]; then return; fi
+    if has_nvidia_gpu; then
+        say "an NVIDIA GPU is here: PyTorch comes from the default index"
+    elif cpu_index_answers; then
+        say "no NVIDIA GPU here: PyTorch's CPU build comes from $cpu_index"
+        index=(--extra-index-url "$cpu_index")
+    else
+        say "no NVIDIA GPU here, but $cpu_index does not answer: PyTorch comes from the default index, perhaps as its larger CUDA build (it works too)"
     fi
-    say "installing the packages of requirements.txt (some minutes the first time)"
-    if [ "${#extra[@]}" -gt 0 ]; then
-        pip_install -r "$root/requirements.txt" "${extra[@]}" && return
+}
+
+# pip_install, from the chosen index and without it when that fails; PROBLEMS names what is wrong with the environment.
+install() {
+    local problems="$1"
+    shift
+    : >"$log"
+    index=()
+    if grep -q '^torch\b' <<<"$problems"; then choose_index; fi
+    if [ "${#index[@]}" -gt 0 ]; then
+        pip_install "$@" "${index[@]}" && return
         say "that did not work with $cpu_index; trying the default index alone"
         : >"$log"
     fi
-    pip_install -r "$root/requirements.txt" || explain_pip_failure
+    pip_install "$@" || explain_pip_failure
 }
 
 # A package that says it is installed and yet does not import was cut off half-way: install it again, alone.
@@ -149,7 +156,7 @@ NAMES
     [ -n "$names" ] || fail "$(head -n 1 <<<"$broken"); remove $venv and run this again."
     say "repairing: $names"
     # shellcheck disable=SC2086  # one word per package
-    pip_install --force-reinstall --no-deps $names || explain_pip_failure
+    install "$broken" --force-reinstall --no-deps $names
     broken="$(check "$venv/bin/python" --imports 2>&1)" || fail "$(head -n 1 <<<"$broken"); remove $venv and run this again."
 }
 
@@ -173,14 +180,15 @@ fi
 
 if venv_runs && python_fits "$venv/bin/python"; then
     rm -f "$stamp"
-    if ! problems="$(check "$venv/bin/python" 2>&1)"; then
-        say "$venv needs work: $(head -n 1 <<<"$problems")"
-        install_pins
-    fi
+    problems="$(check "$venv/bin/python" 2>&1)" || say "$venv needs work: $(head -n 1 <<<"$problems")"
 else
     if [ -e "$venv" ]; then say "$venv is half made or its Python is gone or unfit; making it anew"; fi
     make_venv
-    install_pins
+    problems="$(check "$venv/bin/python" 2>&1)" || true
+fi
+if [ -n "$problems" ]; then
+    say "installing the packages of requirements.txt (some minutes the first time)"
+    install "$problems" -r "$root/requirements.txt"
 fi
 repair_packages
 fingerprint >"$stamp"

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from cascade.config import Config, ContextConfig
 from cascade.data.batches import Batch
-from cascade.losses.distillation import JoinerInputs, distillation_loss, one_best_cells
+from cascade.losses.distillation import JoinerInputs, distillation_loss
 from cascade.losses.transducer import TransducerLoss, transducer_loss
 from cascade.models.transducer import CascadedTransducer
 
@@ -143,9 +143,7 @@ class Objective:
                 part = part + loss_config.ctc_scale * ctc
             if teacher_outputs is not None:
                 own = self.config.distillation.ranges == "student" and warmup.done
-                kl = self._distill(
-                    outputs[name], teacher_outputs[name], loss.ranges if own else None, batch, boundary
-                )
+                kl = self._distill(outputs[name], teacher_outputs[name], loss.ranges, batch, boundary, own)
                 sums[f"{name}_kd"] = (float(kl.detach()) * num_tokens, num_tokens)
                 part = part + self.config.distillation.weight * kl * num_tokens
             total = total + weight * part
@@ -171,22 +169,19 @@ class Objective:
         )
 
     def _distill(
-        self, student: PassOutput, teacher: PassOutput, student_ranges: Tensor | None, batch: Batch, boundary: Tensor
+        self, student: PassOutput, teacher: PassOutput, ranges: Tensor, batch: Batch, boundary: Tensor, own: bool
     ) -> Tensor:
         """KL(teacher || student), the mean over valid cells, of like pass to like pass.
 
-        student_ranges: (N, T, R) cells to compare on; None = the teacher's.
+        ranges: (N, T, R) the student's; own: compare on them, otherwise on the teacher's. one_best needs neither.
         """
         config = self.config.distillation
-        with torch.no_grad():
-            weights = None
-            if config.kind == "one_best":
-                ranges, weights = one_best_cells(teacher.joiner, batch.tokens, boundary)
-            else:
-                loss = self._transducer(teacher, batch, boundary, ranges=student_ranges)
-                ranges = loss.ranges
-                if config.cell_weight == "teacher_occupancy":
-                    weights = loss.occupancy
+        weights = None
+        if config.kind != "one_best":
+            with torch.no_grad():
+                loss = self._transducer(teacher, batch, boundary, ranges=ranges if own else None)
+            ranges = loss.ranges
+            weights = loss.occupancy if config.cell_weight == "teacher_occupancy" else None
         values, counts = distillation_loss(
             student.joiner, teacher.joiner, batch.tokens, boundary, ranges, kind=config.kind,
             temperature=config.temperature, cell_weights=weights,
