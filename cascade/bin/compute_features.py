@@ -1,0 +1,54 @@
+"""Stage 1: log-mel fbank of every split, with speed-perturbed copies of train, and the statistics of train.
+
+Reads DATA/<split>_cuts.jsonl.gz (stage 0), writes OUT/<split>_cuts.jsonl.gz with stored features and OUT/stats.pt.
+Interrupted, it exits with 75; the same command finishes what is missing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+
+import torch
+
+from cascade.bin.cli import add_config_arguments, config_from_arguments, run_program
+from cascade.config import Config
+from cascade.data.files import interrupt_on_sigterm
+from cascade.data.storage import store_split
+
+SUFFIX = "_cuts.jsonl.gz"
+
+log = logging.getLogger(__name__)
+
+
+def compute_features(data: Path, out: Path, config: Config, num_jobs: int = 2) -> None:
+    """Stage 1 on a folder of validated cuts.
+
+    Raises:
+      ValueError: no cuts of train.
+    """
+    splits = sorted(path.name.removesuffix(SUFFIX) for path in data.glob(f"*{SUFFIX}"))
+    if "train" not in splits:
+        raise ValueError(f"{data} must hold train{SUFFIX}; run stage 0 (prepare_data) first")
+    for split in splits:
+        store_split(data / f"{split}{SUFFIX}", out, split, config, num_jobs)
+        log.info("%s: features stored in %s", split, out / f"{split}{SUFFIX}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of stage 0, EXP/data")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the features, EXP/fbank")
+    parser.add_argument("--num-jobs", type=int, default=2, metavar="N", help="processes (default 2)")
+    add_config_arguments(parser)
+    arguments = parser.parse_args()
+    if arguments.num_jobs < 1:
+        parser.error(f"--num-jobs must be at least 1, got {arguments.num_jobs}")
+    interrupt_on_sigterm()
+    torch.set_num_threads(1)  # the processes are what runs in parallel
+    compute_features(arguments.data, arguments.out, config_from_arguments(arguments), arguments.num_jobs)
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,121 @@
+"""Stage 0: check every utterance of the raw manifests, set the bad ones aside, write lhotse cuts of the good ones.
+
+Reads DIR/*.jsonl (one per split; train and dev must be there): one object per line with id, path (absolute or
+relative to the manifest), text and optionally speaker, start, end (seconds). Each recording is decoded once.
+Writes OUT/<split>_cuts.jsonl.gz and OUT/quarantine.jsonl with a reason for each utterance set aside: unreadable or
+truncated audio, empty text, wrong duration, duplicate id, malformed line. Another sampling rate is resampled and
+several channels are averaged: counted, not set aside. Exits with 1 when more than data.max_quarantine_share of a split
+is bad.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import islice
+from pathlib import Path
+
+from cascade.bin.cli import add_config_arguments, config_from_arguments, run_program
+from cascade.config import Config
+from cascade.data.cuts import Cut, validate, write_cuts
+from cascade.data.files import interrupt_on_sigterm
+from cascade.data.manifests import read_manifest
+from cascade.data.quarantine import Problem, check_share, log_counts, write_quarantine
+from cascade.log import progress
+
+REQUIRED_SPLITS = ("train", "dev")
+_BLOCK = 1000  # utterances handed to the threads at a time
+
+log = logging.getLogger(__name__)
+
+
+def prepare_split(
+    manifest: Path, config: Config, num_jobs: int, max_utterances: int | None = None
+) -> tuple[list[Cut], list[Problem]]:
+    """Validate one split; log its counts and what was resampled or mixed down.
+
+    Returns:
+      The cuts in the manifest's order, and the problems.
+    """
+    split = manifest.stem
+    lines = list(read_manifest(manifest))
+    if max_utterances is not None and len(lines) > max_utterances:
+        lines = [lines[index * len(lines) // max_utterances] for index in range(max_utterances)]
+        log.info("%s: only %d utterances, evenly spaced, are used", split, max_utterances)
+    check = partial(_check_line, split=split, config=config)
+    cuts: list[Cut] = []
+    problems: list[Problem] = []
+    notes: Counter[str] = Counter()
+    for result in progress(_in_threads(check, lines, num_jobs), f"checking {split}", total=len(lines)):
+        if isinstance(result, Problem):
+            problems.append(result)
+            continue
+        cut, note = result
+        cuts.append(cut)
+        notes.update([note] if note else [])
+    log_counts(split, len(lines), problems)
+    for note, count in sorted(notes.items()):
+        log.info("%s: %d utterances %s", split, count, note)
+    return cuts, problems
+
+
+def _check_line(line, split: str, config: Config):
+    return line if isinstance(line, Problem) else validate(line, split, config)
+
+
+def _in_threads(function, items: Iterable, num_jobs: int) -> Iterator:
+    """Decoding happens in libsndfile, outside of Python's lock: threads are enough."""
+    items = iter(items)
+    with ThreadPoolExecutor(num_jobs) as pool:
+        while block := list(islice(items, _BLOCK)):
+            yield from pool.map(function, block)
+
+
+def prepare(
+    manifest_dir: Path, out: Path, config: Config, num_jobs: int = 2, max_utterances: int | None = None
+) -> None:
+    """Stage 0 on a folder of manifests.
+
+    Raises:
+      ValueError: a split is missing, or too much of one is bad (the quarantine file is written all the same).
+    """
+    manifests = sorted(manifest_dir.glob("*.jsonl"))
+    missing = [split for split in REQUIRED_SPLITS if split not in {manifest.stem for manifest in manifests}]
+    if missing:
+        raise ValueError(f"{manifest_dir} must hold {' and '.join(f'{split}.jsonl' for split in missing)}")
+    results = {item.stem: prepare_split(item, config, num_jobs, max_utterances) for item in manifests}
+    quarantine = out / "quarantine.jsonl"
+    write_quarantine(quarantine, [problem for _, problems in results.values() for problem in problems])
+    for split, (cuts, problems) in results.items():
+        check_share(split, len(cuts) + len(problems), problems, config.data, quarantine)
+    for split, (cuts, _) in results.items():
+        path = out / f"{split}_cuts.jsonl.gz"
+        write_cuts(path, cuts)
+        log.info("%s: %.2f hours in %s", split, sum(cut.duration for cut in cuts) / 3600, path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--manifest-dir", type=Path, required=True, metavar="DIR", help="folder of <split>.jsonl")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the cuts, EXP/data")
+    parser.add_argument("--num-jobs", type=int, default=2, metavar="N", help="threads that decode (default 2)")
+    parser.add_argument("--max-utterances", type=int, metavar="N", help="use N evenly spaced ones of each split")
+    add_config_arguments(parser)
+    arguments = parser.parse_args()
+    for name in ("num_jobs", "max_utterances"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+    interrupt_on_sigterm()
+    prepare(
+        arguments.manifest_dir, arguments.out, config_from_arguments(arguments), arguments.num_jobs,
+        arguments.max_utterances,
+    )
+
+
+if __name__ == "__main__":
+    run_program(main)

@@ -1,0 +1,259 @@
+"""Batches of features and tokens for training, validation and decoding.
+
+Batches are planned here and not by lhotse's DynamicBucketingSampler, because the plan must be known before it is
+walked: its length gives the learning-rate schedule and the progress bar, resuming jumps to batch k without reading the
+ones before, and several ranks share every epoch without one utterance repeated or left out.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from lhotse import Features
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from cascade.config import FRAME_SHIFT_MS, SUBSAMPLING, Config
+from cascade.data.augment import spec_augment, utterance_generator
+from cascade.data.cuts import read_cuts
+from cascade.data.quarantine import token_problem
+from cascade.data.storage import read_features, read_stats
+from cascade.tokens import Tokenizer
+
+CACHE_BYTES = 2 << 30  # training features up to this size stay in memory after their first use
+FRAMES_PER_SECOND = 1000 // FRAME_SHIFT_MS
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Batch:
+    """N utterances.
+
+    features (N, T, F) float32, zero padded; feature_lens (N,) int64; tokens (N, U) int64, padded with 0;
+    token_lens (N,) int64; ids and texts (normalised references) N strings each.
+    """
+
+    features: Tensor
+    feature_lens: Tensor
+    tokens: Tensor
+    token_lens: Tensor
+    ids: list[str]
+    texts: list[str]
+
+    def to(self, device: torch.device | str) -> Batch:
+        tensors = (self.features, self.feature_lens, self.tokens, self.token_lens)
+        return Batch(*(tensor.to(device, non_blocking=True) for tensor in tensors), self.ids, self.texts)
+
+
+class Item(NamedTuple):
+    """What is kept of a cut: 281 k utterances in three speeds fit in memory."""
+
+    id: str
+    text: str
+    tokens: tuple[int, ...]
+    num_frames: int
+    features: Features
+
+
+def collate(features: Sequence[np.ndarray], tokens: Sequence[Sequence[int]], ids: list[str], texts: list[str]) -> Batch:
+    """Pad (T_n, F) features and token lists into a Batch."""
+    feature_lens = torch.tensor([len(item) for item in features], dtype=torch.int64)
+    token_lens = torch.tensor([len(item) for item in tokens], dtype=torch.int64)
+    padded = np.zeros((len(features), int(feature_lens.max()), features[0].shape[1]), dtype=np.float32)
+    labels = np.zeros((len(tokens), int(token_lens.max())), dtype=np.int64)
+    for row, (matrix, sequence) in enumerate(zip(features, tokens, strict=True)):
+        padded[row, : len(matrix)] = matrix
+        labels[row, : len(sequence)] = sequence
+    return Batch(torch.from_numpy(padded), feature_lens, torch.from_numpy(labels), token_lens, ids, texts)
+
+
+def plan_batches(
+    num_frames: np.ndarray, max_frames: float, num_buckets: int, seed: int, epoch: int, world_size: int = 1
+) -> list[np.ndarray]:
+    """Group utterances of similar length, in an order that depends on (seed, epoch) only.
+
+    The utterances, sorted by length, fall into buckets of equal total length; each bucket is shuffled, then batches
+    are cut off in sequence, then shuffled. Step k of rank r is batch k * world_size + r: ranks get neighbours in
+    length, each utterance comes exactly once, and every rank has the same number of batches.
+
+    Args:
+      num_frames: (num_utterances,) int64 lengths.
+      max_frames: batch size times longest length, at most; a longer utterance is a batch of its own.
+    Returns:
+      Arrays of utterance indices, their number a multiple of world_size.
+    Raises:
+      ValueError: fewer utterances than ranks.
+    """
+    generator = np.random.default_rng([seed, epoch])
+    order = np.argsort(num_frames, kind="stable")
+    ends = np.cumsum(num_frames[order])
+    borders = np.searchsorted(ends, ends[-1] * np.arange(1, num_buckets) / num_buckets)
+    order = np.concatenate([generator.permutation(bucket) for bucket in np.split(order, borders)])
+    batches = cut_batches(order, num_frames, max_frames)
+    while len(batches) % world_size:
+        longest = max(range(len(batches)), key=lambda index: len(batches[index]))
+        if len(batches[longest]) < 2:
+            raise ValueError(f"{len(num_frames)} training utterances are too few for {world_size} processes")
+        batches[longest : longest + 1] = np.array_split(batches[longest], 2)
+    steps = generator.permutation(len(batches) // world_size)
+    return [batches[step * world_size + rank] for step in steps for rank in range(world_size)]
+
+
+def cut_batches(order: np.ndarray, num_frames: np.ndarray, max_frames: float) -> list[np.ndarray]:
+    """Cut a sequence of utterance indices into batches of at most max_frames frames, padding included."""
+    batches: list[np.ndarray] = []
+    first, longest = 0, 0
+    for position, length in enumerate(num_frames[order].tolist()):
+        longest = max(longest, length)
+        if position > first and longest * (position - first + 1) > max_frames:
+            batches.append(order[first:position])
+            first, longest = position, length
+    return [*batches, order[first:]] if len(order) else batches
+
+
+class TrainBatches:
+    """Training batches of one rank.
+
+    Utterances that cannot be used with the tokenizer (see `token_problem`) are left out with all their speed copies;
+    stage 2 has listed them in the quarantine file.
+    """
+
+    def __init__(
+        self, cuts_path: str | Path, tokenizer: Tokenizer, config: Config, rank: int = 0, world_size: int = 1,
+        stats: dict[str, Tensor] | None = None,
+    ) -> None:
+        """
+        Args:
+          cuts_path: EXP/fbank/train_cuts.jsonl.gz.
+          stats: {"mean": (F,)} that SpecAugment fills with; stats.pt beside the cuts when None.
+        Raises:
+          ValueError, OSError: no cuts, no features in them, another number of mel bins.
+        """
+        assert 0 <= rank < world_size, (rank, world_size)
+        self._rank, self._world_size, self._config, self._epoch = rank, world_size, config, 0
+        self._items = _usable(_read_items(cuts_path, tokenizer, config), tokenizer, config)
+        if not self._items:
+            raise ValueError(f"{cuts_path} holds no utterance that can be trained on")
+        self._num_frames = np.array([item.num_frames for item in self._items], dtype=np.int64)
+        stats = read_stats(Path(cuts_path).parent / "stats.pt") if stats is None else stats
+        fill = np.asarray(stats["mean"], dtype=np.float32)
+        num_bytes = int(self._num_frames.sum()) * config.features.num_mel_bins * 4
+        keep = num_bytes <= CACHE_BYTES and config.data.num_workers == 0
+        log.info(
+            "training on %d utterances (speed copies included), %.2f hours; %.0f MB of features %s",
+            len(self._items), self._num_frames.sum() / FRAMES_PER_SECOND / 3600, num_bytes / 1e6,
+            "are kept in memory" if keep else "are read from disk for each batch",
+        )
+        self._dataset = _Dataset(self._items, config, fill, keep)
+        self._plan = lru_cache(maxsize=2)(self._make_plan)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order and the augmentation of the next iteration."""
+        self._epoch = epoch
+
+    def num_batches(self, epoch: int | None = None) -> int:
+        """Batches of this rank in an epoch (the one set, when None); the same for every rank."""
+        return len(self._plan(self._epoch if epoch is None else epoch)) // self._world_size
+
+    def __len__(self) -> int:
+        return self.num_batches()
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.iterate()
+
+    def iterate(self, skip: int = 0) -> Iterator[Batch]:
+        """Yield this rank's batches of the epoch, without the first `skip`, which are not even read."""
+        epoch = self._epoch
+        mine = self._plan(epoch)[self._rank :: self._world_size][skip:]
+        tasks = [(epoch, indices) for indices in mine]
+        yield from DataLoader(self._dataset, batch_size=None, sampler=tasks, num_workers=self._config.data.num_workers)
+
+    def _make_plan(self, epoch: int) -> list[np.ndarray]:
+        data = self._config.data
+        max_frames = data.batch_duration * FRAMES_PER_SECOND
+        return plan_batches(
+            self._num_frames, max_frames, data.num_buckets, self._config.seed, epoch, self._world_size
+        )
+
+
+class _Dataset(Dataset):
+    """(epoch, indices) -> Batch, in whichever process asks."""
+
+    def __init__(self, items: list[Item], config: Config, fill: np.ndarray, keep: bool) -> None:
+        self._items, self._config, self._fill = items, config, fill
+        self._kept: dict[int, np.ndarray] | None = {} if keep else None
+
+    def __getitem__(self, task: tuple[int, np.ndarray]) -> Batch:
+        epoch, indices = task
+        items = [self._items[index] for index in indices]
+        features = []
+        for index, item in zip(indices, items, strict=True):
+            generator = utterance_generator(self._config.seed, epoch, item.id)
+            features.append(spec_augment(self._read(int(index)), self._config.augment, self._fill, generator))
+        return collate(features, [item.tokens for item in items], [item.id for item in items], [x.text for x in items])
+
+    def _read(self, index: int) -> np.ndarray:
+        if self._kept is None:
+            return read_features(self._items[index].features)
+        if index not in self._kept:
+            self._kept[index] = read_features(self._items[index].features)
+        return self._kept[index]
+
+
+def dev_batches(cuts_path: str | Path, tokenizer: Tokenizer, config: Config) -> Iterator[Batch]:
+    """Yield the dev set by length, without augmentation, the same batches every time.
+
+    Utterances with more tokens than encoder frames have no finite loss in every topology: left out, with a warning.
+    """
+    items = list(_read_items(cuts_path, tokenizer, config))
+    usable = [item for item, _ in items if 0 < len(item.tokens) <= item.num_frames // SUBSAMPLING]
+    if len(usable) < len(items):
+        log.warning("%s: %d utterances with more tokens than frames have no loss", cuts_path, len(items) - len(usable))
+    num_frames = np.array([item.num_frames for item in usable], dtype=np.int64)
+    order = np.argsort(num_frames, kind="stable")
+    for indices in cut_batches(order, num_frames, config.data.batch_duration * FRAMES_PER_SECOND):
+        chosen = [usable[index] for index in indices]
+        yield collate(
+            [read_features(item.features) for item in chosen], [item.tokens for item in chosen],
+            [item.id for item in chosen], [item.text for item in chosen],
+        )
+
+
+def _read_items(cuts_path: str | Path, tokenizer: Tokenizer, config: Config) -> Iterator[tuple[Item, tuple[str, int]]]:
+    """Yield (item, (utterance id without speed, samples at speed 1)) of each cut."""
+    for cut in read_cuts(cuts_path):
+        if cut.features is None:
+            raise ValueError(f"{cuts_path}: {cut.id} has no stored features; run stage 1 (compute_features)")
+        if cut.features.num_features != config.features.num_mel_bins:
+            raise ValueError(
+                f"{cuts_path}: {cut.features.num_features} mel bins, but features.num_mel_bins="
+                f"{config.features.num_mel_bins}: run stage 1 again"
+            )
+        text = tokenizer.normalize(" ".join(supervision.text or "" for supervision in cut.supervisions))
+        tokens = tuple(tokenizer.encode(text))
+        custom = cut.custom or {}
+        item = Item(cut.id, text, tokens, cut.features.num_frames, cut.features)
+        yield item, (custom.get("utterance", cut.id), round(cut.num_samples * custom.get("speed", 1.0)))
+
+
+def _usable(items: Iterator[tuple[Item, tuple[str, int]]], tokenizer: Tokenizer, config: Config) -> list[Item]:
+    kept: list[tuple[str, Item]] = []
+    bad: set[str] = set()
+    for item, (utterance, num_samples) in items:
+        kept.append((utterance, item))
+        rate, speeds = config.features.sampling_rate, config.data.speed_factors
+        if token_problem(item.text, num_samples, rate, speeds, tokenizer) is not None:
+            bad.add(utterance)
+    if bad:
+        log.warning("%d training utterances do not fit the tokenizer and are left out, as stage 2 has listed", len(bad))
+    usable = [item for utterance, item in kept if utterance not in bad]
+    assert all(len(item.tokens) <= item.num_frames // SUBSAMPLING for item in usable)
+    return usable

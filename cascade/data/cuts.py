@@ -1,0 +1,142 @@
+"""Validated utterances as lhotse cuts, and the samples of a cut."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from lhotse import CutSet, MonoCut, MultiCut, Recording, SupervisionSegment
+from lhotse.audio import AudioSource
+from lhotse.augmentation import Speed
+from lhotse.utils import fastcopy
+
+from cascade.config import SUBSAMPLING, Config
+from cascade.data.files import replacing
+from cascade.data.manifests import Utterance
+from cascade.data.quarantine import DURATION, EMPTY_TEXT, UNREADABLE, Problem
+from cascade.features import num_feature_frames, read_audio, resample
+
+Cut = MonoCut | MultiCut
+
+
+def validate(utterance: Utterance, split: str, config: Config) -> tuple[Cut, str | None] | Problem:
+    """Decode an utterance once and make a cut of it, or say why it is set aside.
+
+    Returns:
+      (cut, note on what was changed or None), or the Problem.
+    """
+
+    def problem(reason: str) -> Problem:
+        return Problem(utterance.id, split, str(utterance.path), reason)
+
+    rate, limits = config.features.sampling_rate, config.data
+    text = " ".join(utterance.text.split())
+    if not text:
+        return problem(f"{EMPTY_TEXT}: the transcript has no word")
+    start = 0.0 if utterance.start is None else float(utterance.start)
+    if start < 0 or (utterance.end is not None and utterance.end <= start):
+        return problem(f"{DURATION}: start {utterance.start} s, end {utterance.end} s")
+    try:
+        info = soundfile.info(str(utterance.path)) if utterance.path.is_file() else None
+        if info is not None and utterance.start is not None and start >= info.duration:
+            return problem(f"{DURATION}: start {start:g} s lies outside the file of {info.duration:.3f} s")
+        if info is not None and utterance.end is not None and utterance.end > info.duration + 0.01:
+            return problem(f"{DURATION}: end {utterance.end:g} s lies outside the file of {info.duration:.3f} s")
+        samples, note = read_audio(utterance.path, rate, utterance.start, utterance.end)
+    except (ValueError, OSError, soundfile.SoundFileError) as error:
+        return problem(f"{UNREADABLE}: {' '.join(str(error).split())}")
+    duration = len(samples) / rate
+    if duration > limits.max_duration:
+        return problem(f"{DURATION}: {duration:.3f} s is longer than data.max_duration={limits.max_duration:g}")
+    if duration < limits.min_duration:
+        return problem(f"{DURATION}: {duration:.3f} s is shorter than data.min_duration={limits.min_duration:g}")
+    fastest = max(limits.speed_factors)
+    if num_feature_frames(int(len(samples) / fastest), rate) < SUBSAMPLING:
+        return problem(f"{DURATION}: {duration:.3f} s gives no encoder frame at speed {fastest:g}")
+    return _make_cut(utterance, text, start, len(samples), rate, info), note
+
+
+def _make_cut(utterance: Utterance, text: str, start: float, num_samples: int, rate: int, info) -> Cut:
+    channels = list(range(info.channels))
+    length = info.frames
+    if length >= 1 << 40:  # a header without a length: the whole file was decoded
+        length = round((start + num_samples / rate) * info.samplerate)
+    recording = Recording(
+        id=utterance.id, sources=[AudioSource("file", channels, str(utterance.path.resolve()))],
+        sampling_rate=info.samplerate, num_samples=length, duration=length / info.samplerate, channel_ids=channels,
+    )
+    if info.samplerate != rate:
+        recording = recording.resample(rate)
+    duration = min(num_samples / rate, recording.duration - start)
+    kind, channel = (MonoCut, 0) if len(channels) == 1 else (MultiCut, channels)
+    supervision = SupervisionSegment(
+        id=utterance.id, recording_id=utterance.id, start=0.0, duration=duration, channel=channel, text=text,
+        speaker=utterance.speaker,
+    )
+    return kind(
+        id=utterance.id, start=start, duration=duration, channel=channel, recording=recording,
+        supervisions=[supervision], custom={"utterance": utterance.id, "speed": 1.0},
+    )
+
+
+def at_speed(cut: Cut, samples: np.ndarray, factor: float) -> tuple[Cut, np.ndarray]:
+    """A copy of a cut (id "<id>_sp<factor>") and of its (num_samples,) samples, spoken `factor` times as fast.
+
+    As `sox speed`: tempo and pitch change together. lhotse's resampler does it without torchaudio.
+    """
+    if factor == 1.0:
+        return fastcopy(cut), samples
+    copy = cut.perturb_speed(factor)
+    copy.custom = {**cut.custom, "speed": factor}
+    changed = Speed(factor)(samples[None], cut.sampling_rate)[0]
+    return copy, _fit(changed, copy.num_samples)
+
+
+def load_samples(cut: Cut, sampling_rate: int) -> np.ndarray:
+    """(num_samples,) float32 samples of a cut, mono at `sampling_rate`.
+
+    Cuts of stage 0 and 1 are read by `read_audio` (what validation has decoded); others by lhotse itself.
+    """
+    custom = cut.custom or {}
+    if "utterance" not in custom:
+        samples = np.asarray(cut.load_audio(), dtype=np.float32).mean(axis=0)
+        return samples if cut.sampling_rate == sampling_rate else resample(samples, cut.sampling_rate, sampling_rate)
+    speed = custom["speed"]
+    start, end = cut.start * speed, (cut.start + cut.duration) * speed
+    whole = cut.start == 0 and abs(cut.duration - cut.recording.duration) < 1e-6
+    samples, _ = read_audio(
+        cut.recording.sources[0].source, sampling_rate, None if whole else start, None if whole else end
+    )
+    if speed != 1.0:
+        samples = Speed(speed)(samples[None], sampling_rate)[0]
+    return _fit(samples, cut.num_samples)
+
+
+def _fit(samples: np.ndarray, num_samples: int) -> np.ndarray:
+    """Resamplers round lengths differently by a sample or two: cut off, or repeat the last one."""
+    missing = num_samples - len(samples)
+    assert abs(missing) <= 4, (len(samples), num_samples)
+    return np.pad(samples, (0, missing), mode="edge") if missing > 0 else samples[:num_samples]
+
+
+def write_cuts(path: str | Path, cuts: Iterable[Cut]) -> None:
+    """Write cuts to a .jsonl.gz file that is whole or absent."""
+    with replacing(path) as temporary:
+        CutSet.from_cuts(cuts).to_file(temporary)
+
+
+def read_cuts(path: str | Path) -> Iterator[Cut]:
+    """Yield the cuts of a .jsonl.gz file one by one.
+
+    Raises:
+      FileNotFoundError, ValueError: no such file, or not lhotse cuts.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"cuts not found: {path}; run the stage that makes them (0 data, 1 features)")
+    try:
+        yield from CutSet.from_jsonl_lazy(path)
+    except (KeyError, TypeError, EOFError, ValueError) as error:
+        raise ValueError(f"{path} does not hold lhotse cuts ({type(error).__name__}: {error})") from error

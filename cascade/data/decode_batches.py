@@ -1,0 +1,120 @@
+"""Batches to decode, from cuts or from a raw manifest; what cannot be read is counted, never fatal."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import soundfile
+
+from cascade.config import Config
+from cascade.data.batches import FRAMES_PER_SECOND, Batch, collate, cut_batches
+from cascade.data.cuts import Cut, load_samples, read_cuts
+from cascade.data.manifests import Utterance, read_manifest
+from cascade.data.quarantine import MALFORMED, UNREADABLE, Problem
+from cascade.data.storage import FEATURE_TYPE, read_features
+from cascade.features import compute_fbank, read_audio
+from cascade.tokens import normalize_text
+
+log = logging.getLogger(__name__)
+
+
+class _Item(NamedTuple):
+    id: str
+    path: str
+    text: str
+    num_frames: int
+    read: Callable[[], np.ndarray]
+
+
+class DecodeBatches:
+    """Iterates over Batches without tokens, shortest utterances first; see `decode_batches`.
+
+    `problems` lists what could not be read so far; it is complete after an iteration.
+    """
+
+    def __init__(self, manifest: str | Path, config: Config, max_seconds: float) -> None:
+        self._manifest, self._config, self._max_frames = Path(manifest), config, max_seconds * FRAMES_PER_SECOND
+        self.problems: list[Problem] = []
+
+    def __iter__(self) -> Iterator[Batch]:
+        self.problems = []
+        is_manifest = self._manifest.suffix == ".jsonl"
+        items = list(self._from_manifest() if is_manifest else self._from_cuts())
+        num_frames = np.array([item.num_frames for item in items], dtype=np.int64)
+        order = np.argsort(num_frames, kind="stable")
+        for indices in cut_batches(order, num_frames, self._max_frames):
+            features, chosen = [], []
+            for item in (items[index] for index in indices):
+                try:
+                    features.append(item.read())
+                    chosen.append(item)
+                except (ValueError, OSError) as error:
+                    self._add(Problem(item.id, self._manifest.stem, item.path, f"{UNREADABLE}: {error}"))
+            if chosen:
+                empty: list[list[int]] = [[] for _ in chosen]
+                yield collate(features, empty, [item.id for item in chosen], [item.text for item in chosen])
+
+    def _add(self, problem: Problem) -> None:
+        log.warning("%s is left out: %s", problem.id, problem.reason)
+        self.problems.append(problem)
+
+    def _from_manifest(self) -> Iterator[_Item]:
+        features, case = self._config.features, self._config.tokens.case
+
+        def reader(utterance: Utterance) -> Callable[[], np.ndarray]:
+            def read() -> np.ndarray:
+                samples, _ = read_audio(utterance.path, features.sampling_rate, utterance.start, utterance.end)
+                return compute_fbank(samples, features).numpy()
+
+            return read
+
+        for line in read_manifest(self._manifest):
+            if isinstance(line, Problem):
+                self._add(line)
+                continue
+            num_frames = round(_seconds(line) * FRAMES_PER_SECOND)
+            yield _Item(line.id, str(line.path), normalize_text(line.text, case), num_frames, reader(line))
+
+    def _from_cuts(self) -> Iterator[_Item]:
+        features, case = self._config.features, self._config.tokens.case
+
+        def reader(cut: Cut) -> Callable[[], np.ndarray]:
+            stored = cut.features
+            if stored is not None and stored.type == FEATURE_TYPE and stored.num_features == features.num_mel_bins:
+                return lambda: read_features(stored)
+            return lambda: compute_fbank(load_samples(cut, features.sampling_rate), features).numpy()
+
+        for cut in read_cuts(self._manifest):
+            text = normalize_text(" ".join(supervision.text or "" for supervision in cut.supervisions), case)
+            path = cut.recording.sources[0].source if cut.recording is not None else str(self._manifest)
+            if cut.recording is None and cut.features is None:
+                self._add(Problem(cut.id, self._manifest.stem, path, f"{MALFORMED}: neither recording nor features"))
+                continue
+            yield _Item(cut.id, path, text, round(cut.duration * FRAMES_PER_SECOND), reader(cut))
+
+
+def decode_batches(manifest_path: str | Path, config: Config, max_seconds: float) -> DecodeBatches:
+    """Batches of at most `max_seconds` of audio, padding included, to decode.
+
+    Args:
+      manifest_path: CUTS.jsonl.gz (stored features where it has them, otherwise computed) or MANIFEST.jsonl.
+    Returns:
+      An iterable of Batch: tokens are (N, 0), `texts` the references after tokens.case; its `problems` lists the
+      utterances that could not be read.
+    """
+    if not Path(manifest_path).is_file():
+        raise FileNotFoundError(f"manifest not found: {manifest_path}")
+    return DecodeBatches(manifest_path, config, max_seconds)
+
+
+def _seconds(utterance: Utterance) -> float:
+    """The length of an utterance by its header; 0 for what will turn out to be unreadable."""
+    try:
+        duration = soundfile.info(str(utterance.path)).duration
+    except soundfile.SoundFileError:
+        return 0.0
+    return max(0.0, min(utterance.end or duration, duration) - (utterance.start or 0.0))

@@ -1,0 +1,104 @@
+"""The raw manifest, the contract between a recipe's local/prepare.py and everything after it.
+
+MANIFEST.jsonl, UTF-8, one object per line:
+  id       string, unique in the file, not empty
+  path     string, the audio file: absolute, or relative to the manifest's folder
+  text     string, the transcript
+  speaker  string, optional
+  start, end   seconds, optional: the part of the file that the utterance is
+Other keys are ignored, blank lines are skipped.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from cascade.data.files import replacing
+from cascade.data.quarantine import DUPLICATE, MALFORMED, Problem
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """One line of a manifest."""
+
+    id: str
+    path: Path
+    text: str
+    speaker: str | None = None
+    start: float | None = None
+    end: float | None = None
+
+
+def read_manifest(manifest: str | Path, split: str | None = None) -> Iterator[Utterance | Problem]:
+    """Yield each line of a manifest as an Utterance, or as the Problem that it is.
+
+    Args:
+      split: name for the problems; the file's stem without it.
+    Raises:
+      FileNotFoundError: no such manifest.
+      ValueError: the file is not UTF-8 text.
+    """
+    manifest = Path(manifest)
+    if not manifest.is_file():
+        raise FileNotFoundError(f"manifest not found: {manifest}")
+    split = manifest.stem if split is None else split
+    first_line: dict[str, int] = {}
+    with open(manifest, "rb") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                if not line.strip():
+                    continue
+                utterance = _parse(line, manifest.parent)
+            except ValueError as error:
+                yield Problem(f"line {number}", split, str(manifest), f"{MALFORMED}: {manifest} line {number}: {error}")
+                continue
+            earlier = first_line.setdefault(utterance.id, number)
+            if earlier != number:
+                reason = f"{DUPLICATE}: {manifest} line {number}, first seen in line {earlier}"
+                yield Problem(utterance.id, split, str(utterance.path), reason)
+            else:
+                yield utterance
+
+
+def _parse(line: bytes, folder: Path) -> Utterance:
+    try:
+        values = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise ValueError("not UTF-8 text") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not JSON ({error.msg} at column {error.colno})") from error
+    if not isinstance(values, dict):
+        raise ValueError("not a JSON object")
+    for key in ("id", "path", "text"):
+        if not isinstance(values.get(key), str):
+            raise ValueError(f"{key} must be a string, got {values.get(key)!r}")
+    for key in ("id", "path"):
+        if not values[key].strip():
+            raise ValueError(f"{key} must not be empty")
+    speaker = values.get("speaker")
+    if speaker is not None and not isinstance(speaker, str):
+        raise ValueError(f"speaker must be a string, got {speaker!r}")
+    for key in ("start", "end"):
+        value = values.get(key)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or value != value):
+            raise ValueError(f"{key} must be a number of seconds, got {value!r}")
+    path = folder / values["path"]
+    return Utterance(values["id"], path, values["text"], speaker, values.get("start"), values.get("end"))
+
+
+def write_manifest(manifest: str | Path, utterances: Iterable[Utterance]) -> None:
+    """Write utterances as a manifest that is whole or absent, and log how many there are."""
+    count = 0
+    with replacing(manifest) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        for utterance in utterances:
+            values = {key: value for key, value in asdict(utterance).items() if value is not None}
+            values["path"] = str(utterance.path)
+            file.write(json.dumps(values, ensure_ascii=False) + "\n")
+            count += 1
+    log.info("%s: %d utterances", manifest, count)

@@ -1,0 +1,102 @@
+"""What is set aside and why: EXP/data/quarantine.jsonl, one {"id", "split", "path", "reason"} per line.
+
+A reason reads "kind: detail"; `kind` is what the counts are made of. Stage 0 writes the file; stage 2, when the
+tokenizer exists, replaces its own kinds (TOKEN_KINDS) in it, so that a rerun of either stage repeats nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from cascade.config import SUBSAMPLING, DataConfig
+from cascade.data.files import replacing
+from cascade.features import num_feature_frames
+from cascade.tokens import Tokenizer
+
+MALFORMED, DUPLICATE, EMPTY_TEXT = "malformed line", "duplicate id", "empty text"
+UNREADABLE, DURATION = "unreadable audio", "wrong duration"
+TOO_MANY_TOKENS, UNKNOWN_CHARACTERS = "too many tokens", "unknown characters"
+TOKEN_KINDS = (TOO_MANY_TOKENS, UNKNOWN_CHARACTERS)
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One utterance (or manifest line) that was set aside."""
+
+    id: str
+    split: str
+    path: str
+    reason: str
+
+    @property
+    def kind(self) -> str:
+        return self.reason.split(":", 1)[0]
+
+
+def write_quarantine(path: str | Path, problems: Iterable[Problem]) -> None:
+    with replacing(path) as temporary:
+        lines = (json.dumps(asdict(problem), ensure_ascii=False) + "\n" for problem in problems)
+        temporary.write_text("".join(lines), encoding="utf-8")
+
+
+def read_quarantine(path: str | Path) -> list[Problem]:
+    """The problems of a quarantine file; none if it does not exist."""
+    if not Path(path).is_file():
+        return []
+    lines = Path(path).read_text(encoding="utf-8").split("\n")
+    return [Problem(**json.loads(line)) for line in lines if line]
+
+
+def log_counts(split: str, num_total: int, problems: list[Problem]) -> None:
+    """One line per split with the number set aside for each kind of reason."""
+    counts = Counter(problem.kind for problem in problems)
+    kinds = ", ".join(f"{kind} {count}" for kind, count in sorted(counts.items())) or "none"
+    log.info("%s: %d of %d utterances kept, set aside: %s", split, num_total - len(problems), num_total, kinds)
+
+
+def check_share(split: str, num_total: int, problems: list[Problem], config: DataConfig, path: str | Path) -> None:
+    """Stop when too much of a split is bad.
+
+    Raises:
+      ValueError: more than data.max_quarantine_share of the split was set aside, or nothing is left of it.
+    """
+    share = len(problems) / max(num_total, 1)
+    if share > config.max_quarantine_share:
+        kinds = ", ".join(f"{kind} {count}" for kind, count in Counter(item.kind for item in problems).most_common())
+        raise ValueError(
+            f"{split}: {len(problems)} of {num_total} utterances ({100 * share:.1f} %) had to be set aside ({kinds}), "
+            f"more than data.max_quarantine_share={config.max_quarantine_share}; {path} names each: "
+            f"mend them or raise the share"
+        )
+    if num_total == len(problems):
+        raise ValueError(f"{split}: no usable utterance is left; {path} names what was set aside")
+
+
+def token_problem(
+    text: str, num_samples: int, sampling_rate: int, speeds: Iterable[float], tokenizer: Tokenizer
+) -> str | None:
+    """Why a training utterance cannot be used with this tokenizer, or None.
+
+    At most one token per encoder frame can be decoded, so the fastest copy must have a frame for each:
+    tokens <= T // 4. One bad copy sets aside the whole utterance.
+
+    Args:
+      num_samples: samples of the utterance at speed 1.
+      speeds: data.speed_factors.
+    """
+    unknown = tokenizer.unknown_characters(text)
+    if unknown:
+        return f"{UNKNOWN_CHARACTERS}: the tokenizer lacks {' '.join(sorted(unknown))}"
+    fastest = max(speeds)
+    num_frames = num_feature_frames(int(num_samples / fastest), sampling_rate) // SUBSAMPLING
+    num_tokens = len(tokenizer.encode(text))
+    if num_tokens > num_frames:
+        return f"{TOO_MANY_TOKENS}: {num_tokens} tokens, {num_frames} encoder frames at speed {fastest:g}"
+    return None
