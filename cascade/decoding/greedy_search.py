@@ -93,7 +93,7 @@ class GreedySearch:
         for frame in range(num_chunk_frames):
             hidden = torch.tanh(encoder_out[:, frame] + predictor_out)
             logits = torch.nn.functional.linear(hidden, self.weight, self.bias)
-            best, symbols = torch.log_softmax(logits, dim=-1).max(dim=-1)  # (N, V) -> (N,), (N,)
+            best, symbols = self.choose(torch.log_softmax(logits, dim=-1))
             emits = symbols != 0
             if self.unk_id is not None:
                 emits &= symbols != self.unk_id
@@ -122,6 +122,10 @@ class GreedySearch:
             predictor_out=predictor_out,
             predictor_state=predictor_state,
         )
+
+    def choose(self, log_probs: Tensor) -> tuple[Tensor, Tensor]:
+        """What each stream says at this frame: (N, V) -> log-probabilities (N,), symbols (N,), 0 for nothing."""
+        return log_probs.max(dim=-1)
 
     def results(self, state: GreedyState) -> list[Hypothesis]:
         """What was said so far in each stream."""

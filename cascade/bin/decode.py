@@ -1,0 +1,172 @@
+"""Decode a test set with one pass and one search, and score it.
+
+Whole utterances are decoded under the masks of streaming, which gives what a stream would give. --out gets hyps.jsonl
+(one object per utterance: id, ref, hyp, tokens, timestamps in seconds, token log-probs), wer.txt (totals, by length,
+every alignment) and result.json (one row of results.json).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cascade.bin.cli import run_program
+from cascade.checkpoint import load_model
+from cascade.config import ENCODER_FRAME_MS, ConfigError
+from cascade.data.decode_batches import decode_batches
+from cascade.data.quarantine import Problem
+from cascade.decoding.hypothesis import Hypothesis
+from cascade.decoding.methods import (
+    DEFAULT_CHUNK_MS,
+    DEFAULT_LOOK_AHEAD_MS,
+    METHODS,
+    DecodingOptions,
+    build_search,
+    decode_batch,
+    default_left_context_ms,
+)
+from cascade.log import progress
+from cascade.models.transducer import MODES
+from cascade.provenance import command_line, git_commit, machine
+from cascade.scoring.results import describe_model
+from cascade.scoring.wer import Score, score, write_score
+from cascade.tokens import Tokenizer
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--exp-dir", type=Path, required=True, metavar="DIR", help="model directory, of one training")
+    parser.add_argument("--epoch", type=int, metavar="N", help="use this epoch (default: the averaged final model)")
+    parser.add_argument("--avg", type=int, default=1, metavar="K", help="average K epochs up to --epoch (default 1)")
+    parser.add_argument("--manifest", type=Path, required=True, metavar="FILE", help="CUTS.jsonl.gz or MANIFEST.jsonl")
+    parser.add_argument("--mode", choices=MODES, required=True)
+    parser.add_argument("--method", choices=METHODS, required=True)
+    parser.add_argument("--beam", type=int, default=4, metavar="B", help="of modified_beam_search (default 4)")
+    parser.add_argument("--blank-penalty", type=float, default=0.0, metavar="P", help="off the blank's logit (0)")
+    parser.add_argument("--chunk-ms", type=int, default=DEFAULT_CHUNK_MS, metavar="MS", help="causal chunk (320)")
+    parser.add_argument(
+        "--look-ahead-ms", type=int, default=DEFAULT_LOOK_AHEAD_MS, metavar="MS", help="look-ahead block (640)"
+    )
+    parser.add_argument(
+        "--left-context-ms", type=int, metavar="MS", help="left context (default: the longest finite one in training)"
+    )
+    parser.add_argument("--max-seconds", type=float, default=200.0, metavar="S", help="audio per batch (default 200)")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the results go")
+    arguments = parser.parse_args()
+    if arguments.epoch is None and arguments.avg != 1:
+        raise ConfigError(f"--avg {arguments.avg} needs --epoch N")
+    for name, minimum in (("epoch", 1), ("threads", 1), ("avg", 1)):
+        value = getattr(arguments, name)
+        if value is not None and value < minimum:
+            raise ConfigError(f"--{name} must be at least {minimum}, got {value}")
+    if not arguments.max_seconds > 0:
+        raise ConfigError(f"--max-seconds must be positive, got {arguments.max_seconds}")
+    if not arguments.manifest.is_file():
+        raise FileNotFoundError(f"--manifest {arguments.manifest} not found")
+    return arguments
+
+
+def utterance_lines(
+    ids: list[str], texts: list[str], hypotheses: list[Hypothesis], tokenizer: Tokenizer
+) -> Iterator[dict[str, Any]]:
+    """The objects of hyps.jsonl for one batch; the reference in the form in which it is scored."""
+    for name, text, hypothesis in zip(ids, texts, hypotheses, strict=True):
+        yield {
+            "id": name,
+            "ref": tokenizer.normalize(text),
+            "hyp": tokenizer.decode(hypothesis.tokens),
+            "tokens": [tokenizer.id_to_symbol(token) for token in hypothesis.tokens],
+            "timestamps": [round(frame * ENCODER_FRAME_MS / 1000, 2) for frame in hypothesis.timestamps],
+            "log_probs": [round(log_prob, 4) for log_prob in hypothesis.token_log_probs],
+        }
+
+
+def result_row(
+    arguments: argparse.Namespace, options: DecodingOptions, about: dict[str, Any], scored: Score, bad: list[Problem]
+) -> dict[str, Any]:
+    """One row of results.json; what only other programs measure is null until `report` fills it in."""
+    words = scored.words
+    is_beam = options.method == "modified_beam_search"
+    return {
+        "model": arguments.exp_dir.resolve().name,
+        "mode": options.mode,
+        "method": options.method,
+        "test_set": arguments.manifest.name.split(".")[0].removesuffix("_cuts"),
+        "wer": None if words.percent is None else round(words.percent, 3),
+        "cer": None if scored.characters.percent is None else round(scored.characters.percent, 3),
+        "num_words": words.reference,
+        "errors": words.errors,
+        "ins": words.insertions,
+        "del": words.deletions,
+        "sub": words.substitutions,
+        "num_utterances": len(scored.utterances),
+        "num_set_aside": len(bad),
+        **about,
+        "chunk_ms": options.chunk_ms,
+        "look_ahead_ms": options.look_ahead_ms if options.mode == "look_ahead" else None,
+        "left_context_ms": options.left_context_ms,
+        "beam": options.beam if is_beam else None,
+        "blank_penalty": options.blank_penalty,
+        "chunk_compute_ms_p50": None,
+        "chunk_compute_ms_p95": None,
+        "chunk_compute_ms_p99": None,
+        "rtf": None,
+        "threads": torch.get_num_threads(),
+        "commit": git_commit(),
+        "command": command_line(),
+        "machine": machine(),
+    }
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    if arguments.threads is not None:
+        torch.set_num_threads(arguments.threads)
+    torch.set_flush_denormal(True)
+    left_context_ms = arguments.left_context_ms
+    options = DecodingOptions(
+        mode=arguments.mode, method=arguments.method, beam=arguments.beam, chunk_ms=arguments.chunk_ms,
+        look_ahead_ms=arguments.look_ahead_ms, blank_penalty=arguments.blank_penalty,
+        left_context_ms=arguments.chunk_ms if left_context_ms is None else left_context_ms,
+    )
+    model, config, tokenizer = load_model(arguments.exp_dir, arguments.epoch, arguments.avg)
+    if left_context_ms is None:
+        options = replace(options, left_context_ms=default_left_context_ms(config, arguments.chunk_ms))
+    search = build_search(model, options, tokenizer.unk_id)
+    batches = decode_batches(arguments.manifest, config, arguments.max_seconds)
+    start, lines = time.perf_counter(), []
+    for batch in progress(batches, "decode"):
+        hypotheses = decode_batch(model, search, batch.features, batch.feature_lens, options)
+        lines.extend(utterance_lines(batch.ids, batch.texts, hypotheses, tokenizer))
+    seconds = time.perf_counter() - start
+    bad = batches.problems
+    if not lines:
+        raise ValueError(f"{arguments.manifest} holds no utterance that can be decoded ({len(bad)} set aside)")
+    lines.sort(key=lambda line: line["id"])
+    scored = score((line["id"], line["ref"], line["hyp"]) for line in lines)
+    row = result_row(arguments, options, describe_model(model, arguments.exp_dir, config), scored, bad)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    with open(arguments.out / "hyps.jsonl", "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    notes = [f"Set aside: {len(bad)}" + (" (not in the totals)" if bad else "")]
+    notes += [f"  {item.id}: {item.reason}" for item in bad]
+    with open(arguments.out / "wer.txt", "w", encoding="utf-8") as file:
+        write_score(scored, file, notes)
+    (arguments.out / "result.json").write_text(json.dumps(row, indent=2) + "\n", encoding="utf-8")
+    logging.info(
+        "%s %s %s: WER %s, %d utterances in %.1f s%s; see %s", row["model"], options.mode, options.method, scored.words,
+        len(lines), seconds, f", {len(bad)} SET ASIDE" if bad else "", arguments.out / "wer.txt",
+    )
+
+
+if __name__ == "__main__":
+    run_program(main)

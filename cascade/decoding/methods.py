@@ -1,0 +1,100 @@
+"""How to decode: the pass, its contexts, the search. Whole utterances with the masks of streaming."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cascade.config import ENCODER_FRAME_MS, Config, ConfigError
+from cascade.decoding.greedy_search import GreedySearch
+from cascade.decoding.hypothesis import Hypothesis
+from cascade.decoding.modified_beam_search import ModifiedBeamSearch
+from cascade.models.transducer import MODES, CascadedTransducer, Mode
+
+METHODS = ("greedy_search", "modified_beam_search")
+DEFAULT_CHUNK_MS = 320
+DEFAULT_LOOK_AHEAD_MS = 640
+DEFAULT_LEFT_CHUNKS = 16
+
+
+@dataclass(frozen=True)
+class DecodingOptions:
+    """One way to decode.
+
+    Raises:
+      ConfigError: an unknown mode or method; a context that is not a positive multiple of 40 ms, a look-ahead that is
+        not a multiple of the chunk, a beam below 1.
+    """
+
+    mode: Mode = "full"
+    """streaming | look_ahead | full."""
+    method: str = "greedy_search"
+    """greedy_search | modified_beam_search."""
+    beam: int = 4
+    """Hypotheses of modified_beam_search."""
+    chunk_ms: int = DEFAULT_CHUNK_MS
+    """The causal chunk, in every mode."""
+    look_ahead_ms: int = DEFAULT_LOOK_AHEAD_MS
+    """The block of mode look_ahead."""
+    left_context_ms: int = DEFAULT_CHUNK_MS * DEFAULT_LEFT_CHUNKS
+    """What a chunk or block sees before its start."""
+    blank_penalty: float = 0.0
+    """Subtracted from the blank's logit."""
+
+    def __post_init__(self) -> None:
+        for option, value, choices in (("mode", self.mode, MODES), ("method", self.method, METHODS)):
+            if value not in choices:
+                raise ConfigError(f"--{option} must be one of {' | '.join(choices)}, got {value!r}")
+        for name in ("chunk_ms", "look_ahead_ms", "left_context_ms"):
+            value = getattr(self, name)
+            if value <= 0 or value % ENCODER_FRAME_MS:
+                option = "--" + name.replace("_", "-")
+                raise ConfigError(f"{option} must be a positive multiple of {ENCODER_FRAME_MS} ms, got {value}")
+        if self.mode == "look_ahead" and self.look_ahead_ms % self.chunk_ms:
+            raise ConfigError(
+                f"--look-ahead-ms must be a multiple of --chunk-ms ({self.chunk_ms}), got {self.look_ahead_ms}"
+            )
+        if self.beam < 1:
+            raise ConfigError(f"--beam must be at least 1, got {self.beam}")
+
+
+def default_left_context_ms(config: Config, chunk_ms: int) -> int:
+    """The longest finite left context the model was trained with, for this chunk; 16 chunks if it knows only 'all'."""
+    finite = [chunks for chunks in config.context.left_chunks if chunks > 0]
+    return chunk_ms * max(finite, default=DEFAULT_LEFT_CHUNKS)
+
+
+def build_search(
+    model: CascadedTransducer, options: DecodingOptions, unk_id: int | None
+) -> GreedySearch | ModifiedBeamSearch:
+    """The search that `options.method` names."""
+    if options.method == "greedy_search":
+        return GreedySearch(model, options.blank_penalty, unk_id)
+    return ModifiedBeamSearch(model, options.beam, options.blank_penalty, unk_id)
+
+
+@torch.inference_mode()
+def decode_batch(
+    model: CascadedTransducer,
+    search: GreedySearch | ModifiedBeamSearch,
+    features: Tensor,
+    feature_lens: Tensor,
+    options: DecodingOptions,
+) -> list[Hypothesis]:
+    """Decode whole utterances as if they were streamed: the masks hide what a stream would not have heard.
+
+    Args:
+      features: (N, T, F) log-mel fbank, not normalised.
+      feature_lens: (N,) valid feature frames.
+    """
+    encoder_out, encoder_out_lens = model.encode(
+        features,
+        feature_lens,
+        options.mode,
+        chunk_frames=options.chunk_ms // ENCODER_FRAME_MS,
+        left_frames=options.left_context_ms // ENCODER_FRAME_MS,
+        block_frames=options.look_ahead_ms // ENCODER_FRAME_MS if options.mode == "look_ahead" else None,
+    )
+    return search.results(search.advance(search.init(features.shape[0]), encoder_out, encoder_out_lens))

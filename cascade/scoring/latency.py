@@ -1,0 +1,114 @@
+"""What a chunk costs to compute: the first pass of one stream, timed chunk by chunk.
+
+A chunk's compute is the causal encoder's `forward_chunk`, the projection to the joiner and the greedy search over the
+chunk's frames; features are not in it. Models that are compared are timed in turns, chunk by chunk, so that whatever
+else the machine does meets all of them alike.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cascade.config import ENCODER_FRAME_MS, SUBSAMPLING
+from cascade.decoding.greedy_search import GreedySearch
+from cascade.models.transducer import CascadedTransducer
+
+_FRAMES_PER_SYMBOL = 10
+"""Pace of a model with random weights, whose own means nothing: 2.5 symbols a second, about English in BPE-500."""
+_WARM_UP_CHUNKS = 10
+
+
+class _PacedSearch(GreedySearch):
+    """Greedy search that says its best symbol at every 10th frame and nothing between, at the usual cost."""
+
+    num_calls = 0
+
+    def choose(self, log_probs: Tensor) -> tuple[Tensor, Tensor]:
+        best, symbols = log_probs.max(dim=-1)
+        self.num_calls += 1
+        due = self.num_calls % _FRAMES_PER_SYMBOL == 0
+        return best, symbols.clamp(min=1) if due else torch.zeros_like(symbols)
+
+
+@dataclass
+class TimedModel:
+    """One model under the clock.
+
+    `features` are (T, F) unnormalised log-mel frames that the stream hears, again and again.
+    """
+
+    name: str
+    model: CascadedTransducer
+    features: Tensor
+    unk_id: int | None = None
+    paced: bool = False
+    """Say something every 10 frames, whatever the weights say: for random ones."""
+    times_ms: list[float] = field(default_factory=list)
+    num_symbols: int = 0
+
+
+@torch.inference_mode()
+def chunk_runner(timed: TimedModel, chunk_frames: int, left_frames: int) -> Callable[[], None]:
+    """A function that decodes the stream's next chunk and notes its time."""
+    search = (_PacedSearch if timed.paced else GreedySearch)(timed.model, unk_id=timed.unk_id)
+    encoder_state = timed.model.encoder.initial_state(1, left_frames)
+    search_state = search.init(1)
+    lens = torch.tensor([chunk_frames])
+    size, position = chunk_frames * SUBSAMPLING, 0
+    features = timed.features.repeat(1 + size // max(1, timed.features.shape[0]), 1)
+
+    @torch.inference_mode()
+    def run() -> None:
+        nonlocal encoder_state, search_state, position
+        if position + size > features.shape[0]:
+            position = 0
+        chunk = features[None, position : position + size]
+        position += size
+        start = time.perf_counter()
+        encoder_out, encoder_state = timed.model.encoder.forward_chunk(chunk, encoder_state)
+        search_state = search.advance(search_state, timed.model.joiner.project_encoder(encoder_out), lens)
+        timed.times_ms.append(1000 * (time.perf_counter() - start))
+        timed.num_symbols += int(search_state.num_tokens)
+        # The text of an endless stream is the caller's: drop it as an endpoint would, keep the predictor's context.
+        search_state = search_state._replace(
+            num_tokens=torch.zeros_like(search_state.num_tokens), history=search_state.history[:, :, :0]
+        )
+
+    return run
+
+
+def time_chunks(models: list[TimedModel], num_chunks: int, chunk_ms: int, left_context_ms: int) -> None:
+    """Time `num_chunks` chunks of every model, in turns, after a warm-up; fills `times_ms` and `num_symbols`."""
+    chunk_frames, left_frames = chunk_ms // ENCODER_FRAME_MS, left_context_ms // ENCODER_FRAME_MS
+    runners = [chunk_runner(timed, chunk_frames, left_frames) for timed in models]
+    for index in range(_WARM_UP_CHUNKS + num_chunks):
+        if index == _WARM_UP_CHUNKS:
+            for timed in models:
+                timed.times_ms.clear()
+                timed.num_symbols = 0
+        for run in runners[index % len(runners) :] + runners[: index % len(runners)]:
+            run()
+
+
+def summarise(timed: TimedModel, chunk_ms: int, left_context_ms: int) -> dict[str, Any]:
+    """The row of one model: milliseconds per chunk, and rtf = compute / audio."""
+    p50, p95, p99 = np.percentile(timed.times_ms, [50, 95, 99])
+    audio_ms = chunk_ms * len(timed.times_ms)
+    return {
+        "model": timed.name,
+        "chunk_ms": chunk_ms,
+        "left_context_ms": left_context_ms,
+        "chunk_compute_ms_p50": round(float(p50), 3),
+        "chunk_compute_ms_p95": round(float(p95), 3),
+        "chunk_compute_ms_p99": round(float(p99), 3),
+        "rtf": round(sum(timed.times_ms) / audio_ms, 5),
+        "num_chunks": len(timed.times_ms),
+        "symbols_per_second": round(1000 * timed.num_symbols / audio_ms, 2),
+    }

@@ -1,0 +1,220 @@
+"""RESULTS.md: the tables people read, each number with the command, commit and machine that made it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from cascade.decoding.methods import METHODS
+from cascade.models.transducer import MODES
+from cascade.scoring.results import MODELS, Experiment, Row, ratio
+
+_PARTS_FIRST = ("front end", "causal encoder", "non-causal encoder", "predictor", "joiner", "total")
+
+
+def write_report(experiment: Experiment, title: str, plots: Sequence[tuple[str, str]]) -> str:
+    """The text of RESULTS.md.
+
+    Args:
+      title: names the recipe.
+      plots: (caption, path relative to RESULTS.md).
+    """
+    sections = [f"# Results: {title}"]
+    if experiment.missing:
+        sections.append(
+            "**Incomplete.** The tables show what is there; missing:\n\n" + _bullets(experiment.missing)
+        )
+    sections += [_claims(experiment)]
+    for test_set in dict.fromkeys(row["test_set"] for row in experiment.rows):
+        sections.append(_wer_table(experiment, test_set))
+    sections += [_parts_table(experiment), _latency_table(experiment)]
+    sections += [f"## {caption}\n\n![{caption}]({path})" for caption, path in plots]
+    sections += [_detail_table(experiment), _provenance(experiment)]
+    return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> str:
+    """A Markdown table with padded cells; the first `left` columns are flush left, the others right."""
+    rows = [list(header), *(list(row) for row in rows)]
+    widths = [max(3, *(len(row[column]) for row in rows)) for column in range(len(header))]
+
+    def line(cells: Sequence[str]) -> str:
+        padded = [
+            cell.ljust(width) if column < left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
+        ]
+        return "| " + " | ".join(padded) + " |"
+
+    rule = ["-" * width if column < left else "-" * (width - 1) + ":" for column, width in enumerate(widths)]
+    return "\n".join([line(rows[0]), line(rule), *map(line, rows[1:])])
+
+
+def _number(value: float | None, digits: int = 2) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _bullets(items: Iterable[str]) -> str:
+    return "\n".join(f"- {item}" for item in items)
+
+
+def _first_rows(experiment: Experiment) -> dict[str, Row]:
+    """One row of each model, for what does not depend on mode and method."""
+    rows: dict[str, Row] = {}
+    for row in experiment.rows:
+        rows.setdefault(row["model"], row)
+    return {name: rows[name] for name in MODELS if name in rows}
+
+
+def _pair(experiment: Experiment, key: str, mode: str, digits: int, scale: float = 1.0) -> tuple[str, str]:
+    rows = (experiment.find(name, mode, "greedy_search") for name in ("teacher", "student"))
+    values = [None if row is None else row.get(key) for row in rows]
+    return tuple(_number(None if value is None else value * scale, digits) for value in values)
+
+
+def _claims(experiment: Experiment) -> str:
+    """The three claims of arXiv 2312.09842, as ratios student / teacher."""
+    lines = [
+        ("Size: parameters for decoding, M", "0.50", "num_params", "full", 3, 1e-6),
+        ("WER, full, greedy search, %", "about 1", "wer", "full", 2, 1.0),
+        ("WER, look_ahead, greedy search, %", "about 1", "wer", "look_ahead", 2, 1.0),
+        ("WER, streaming, greedy search, %", "about 1", "wer", "streaming", 2, 1.0),
+        ("Latency: compute per chunk, median ms", "0.70", "chunk_compute_ms_p50", "streaming", 2, 1.0),
+        ("Latency: real-time factor, one thread", "0.70", "rtf", "streaming", 4, 1.0),
+    ]
+    rows = []
+    for name, paper, key, mode, digits, scale in lines:
+        teacher, student = _pair(experiment, key, mode, digits, scale)
+        rows.append([name, paper, teacher, student, _number(ratio(experiment, key, mode, "greedy_search"), 3)])
+    text = (
+        "## The paper's three claims\n\n"
+        "arXiv 2312.09842 reports a student of half the size, no noticeable loss of WER and 30 % less latency. Latency "
+        "here is compute alone, the part of a user's waiting that the size of a model changes.\n\n"
+    )
+    text += table(["", "paper", "teacher", "student", "student / teacher"], rows)
+    if len(experiment.full_size) > 1:
+        first, *others = experiment.full_size
+        for other in others:
+            text += (
+                f"\n\nAt full size with random weights, `{other['model']}` ({other['num_params'] / 1e6:.1f} M) has "
+                f"{other['num_params'] / first['num_params']:.3f} of the parameters of `{first['model']}` "
+                f"({first['num_params'] / 1e6:.1f} M) and "
+                f"{other['chunk_compute_ms_p50'] / first['chunk_compute_ms_p50']:.3f} of its median compute per chunk."
+            )
+    return text
+
+
+def _wer_table(experiment: Experiment, test_set: str) -> str:
+    short = {"greedy_search": "greedy", "modified_beam_search": "beam"}
+    header = ["model", "params M", *(f"{mode} {short[method]}" for mode in MODES for method in METHODS)]
+    rows = []
+    for name, first in _first_rows(experiment).items():
+        found = [experiment.find(name, mode, method, test_set) for mode in MODES for method in METHODS]
+        cells = [_number(None if row is None else row["wer"]) for row in found]
+        rows.append([name, _number(first["num_params"] / 1e6, 3), *cells])
+    any_row = next(row for row in experiment.rows if row["test_set"] == test_set)
+    note = ""
+    if any_row["num_words"]:
+        note = f", one error is {100 / any_row['num_words']:.2f} points"
+    beams = sorted({row["beam"] for row in experiment.rows if row["beam"]})
+    return (
+        f"## Word error rate, %, on `{test_set}`\n\n"
+        f"{any_row['num_utterances']} utterances, {any_row['num_words']} words{note}. "
+        f"Causal chunk {_all(experiment, 'chunk_ms')} ms, look-ahead block {_all(experiment, 'look_ahead_ms')} ms, "
+        f"left context {_all(experiment, 'left_context_ms')} ms"
+        + (f", beam {', '.join(map(str, beams))}" if beams else "")
+        + ". `student_alone` has the student's shape and no teacher.\n\n"
+        + table(header, rows)
+    )
+
+
+def _all(experiment: Experiment, key: str) -> str:
+    values = sorted({row[key] for row in experiment.rows if row[key] is not None})
+    return ", ".join(map(str, values)) or "-"
+
+
+def _parts_table(experiment: Experiment) -> str:
+    models = _first_rows(experiment)
+    parts = [part for part in _PARTS_FIRST if any(part in row["params_by_part"] for row in models.values())]
+    rows = []
+    for part in parts:
+        counts = [row["params_by_part"].get(part) for row in models.values()]
+        rows.append([part, *("-" if count is None else f"{count:,}" for count in counts), *_share(models, counts)])
+    sizes = [row["size_bytes"] for row in models.values()]
+    rows.append(["float32 file, MB", *(_number(size / 1e6, 2) for size in sizes), *_share(models, sizes)])
+    heads = [row["num_params_training"] for row in models.values()]
+    rows.append(["training-only heads", *(f"{count:,}" for count in heads), *_share(models, heads)])
+    header = ["part", *models, *(["student / teacher"] if {"student", "teacher"} <= set(models) else [])]
+    return (
+        "## Parameters by part\n\nWhat decoding needs; a tied matrix counts once, under the joiner.\n\n"
+        + table(header, rows)
+    )
+
+
+def _share(models: dict[str, Row], counts: Sequence[int | None]) -> list[str]:
+    if not {"student", "teacher"} <= set(models):
+        return []
+    by_name = dict(zip(models, counts, strict=True))
+    teacher, student = by_name["teacher"], by_name["student"]
+    return [_number(student / teacher, 3) if teacher and student is not None else "-"]
+
+
+def _latency_table(experiment: Experiment) -> str:
+    timed = [experiment.latency[name] for name in MODELS if name in experiment.latency]
+    blocks = []
+    for rows, what in ((timed, "Trained models"), (experiment.full_size, "Full size, random weights")):
+        if not rows:
+            continue
+        cells = [
+            [
+                row["model"], _number(row["num_params"] / 1e6, 2), _number(row["chunk_compute_ms_p50"]),
+                _number(row["chunk_compute_ms_p95"]), _number(row["chunk_compute_ms_p99"]), _number(row["rtf"], 4),
+                _number(row["chunk_compute_ms_p50"] / rows[0]["chunk_compute_ms_p50"], 3),
+            ]
+            for row in rows
+        ]
+        header = ["model", "params M", "p50 ms", "p95 ms", "p99 ms", "RTF", f"p50 / {rows[0]['model']}"]
+        about = rows[0]
+        blocks.append(
+            f"{what}: {about['num_chunks']} chunks of {about['chunk_ms']} ms each, left context "
+            f"{about['left_context_ms']} ms, {about['threads']} thread{'s' if about['threads'] > 1 else ''}, "
+            f"{about['features']} as input, about {about['symbols_per_second']:.1f} symbols a second.\n\n"
+            + table(header, cells)
+            + ("" if len({row["command"] for row in rows}) == 1 else "\n\nNot timed in one run: the ratios are rough.")
+        )
+    if not blocks:
+        return ""
+    return (
+        "## Compute per chunk of the streaming pass\n\nCausal encoder and greedy search of one stream, without "
+        "features; models of one run are timed in turns, chunk by chunk.\n\n" + "\n\n".join(blocks)
+    )
+
+
+def _detail_table(experiment: Experiment) -> str:
+    header = ["model", "mode", "method", "test set", "WER %", "CER %"]
+    header += ["errors", "ins", "del", "sub", "words", "set aside"]
+    rows = [
+        [
+            row["model"], row["mode"], row["method"], row["test_set"], _number(row["wer"]), _number(row["cer"]),
+            *(str(row.get(key, "-")) for key in ("errors", "ins", "del", "sub", "num_words", "num_set_aside")),
+        ]
+        for row in experiment.rows
+    ]
+    return "## Every decoding\n\n" + table(header, rows, left=4)
+
+
+def _provenance(experiment: Experiment) -> str:
+    """The commands, grouped by what they made."""
+    lines = []
+    for name, summary in experiment.summaries.items():
+        what = f"train {name} ({summary.get('train_minutes', '?')} min, seed {summary.get('seed', '?')})"
+        lines.append((what, summary))
+    lines += [(f"decode {row['model']}, {row['mode']}, {row['method']}", row) for row in experiment.rows]
+    lines += [(f"time {name}", row) for name, row in experiment.latency.items()]
+    lines += [("time full size", row) for row in experiment.full_size]
+    machines = list(dict.fromkeys(row.get("machine", "unknown machine") for _, row in lines))
+    commands: dict[tuple[str, str], list[str]] = {}
+    for what, row in lines:
+        commands.setdefault((row.get("command", "unknown command"), row.get("commit", "unknown")), []).append(what)
+    text = "## Commands\n\nMachine: " + "; ".join(machines) + ".\n"
+    for (command, commit), whats in commands.items():
+        text += f"\n- {'; '.join(dict.fromkeys(whats))}; commit {commit}\n  `{command}`"
+    return text

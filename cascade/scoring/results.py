@@ -1,0 +1,162 @@
+"""Collect what decoding, timing and training measured into rows; results.json keys.
+
+An experiment directory holds teacher/, student_alone/ and student/, each with decode/*/result.json, latency.json,
+train_summary.json and losses.jsonl. `latency_full_size.json` beside them is optional: a list of timed models of full
+size with random weights.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from cascade.config import Config
+from cascade.decoding.methods import METHODS
+from cascade.models.build import count_params, params_by_part
+from cascade.models.transducer import MODES, CascadedTransducer
+
+MODELS = ("teacher", "student_alone", "student")
+_TRAINING_STAGE = {"teacher": 3, "student_alone": 4, "student": 5}
+_DECODE_STAGE, _LATENCY_STAGE = 6, 7
+_TIMED_KEYS = ("chunk_compute_ms_p50", "chunk_compute_ms_p95", "chunk_compute_ms_p99", "rtf")
+_SUMMARY_KEYS = ("seed", "train_minutes")
+Row = dict[str, Any]
+
+
+def describe_model(model: CascadedTransducer, model_dir: Path | None, config: Config) -> Row:
+    """What results.json says of a model itself.
+
+    `size_bytes` counts the float32 tensors decoding needs, tied matrices once; a checkpoint that also holds training
+    heads is larger.
+    """
+    parts = params_by_part(model)
+    summary = _read_object(model_dir / "train_summary.json") if model_dir is not None else None
+    return {
+        "num_params": parts["total"],
+        "num_params_training": count_params(model) - parts["total"],
+        "params_by_part": parts,
+        "size_bytes": 4 * (parts["total"] + sum(buffer.numel() for buffer in _decoding_buffers(model))),
+        "seed": (summary or {}).get("seed", config.seed),
+        "train_minutes": (summary or {}).get("train_minutes"),
+    }
+
+
+def _decoding_buffers(model: nn.Module) -> list:
+    persistent = model.state_dict()
+    return [buffer for name, buffer in model.named_buffers() if name in persistent and not name.startswith("heads.")]
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything that was found under an experiment directory."""
+
+    rows: list[Row]
+    """One per model, mode and method; keys of results.json."""
+    latency: dict[str, Row]
+    """Per model: latency.json."""
+    summaries: dict[str, Row]
+    """Per model: train_summary.json."""
+    losses: dict[str, list[Row]]
+    """Per model: the points of losses.jsonl."""
+    full_size: list[Row]
+    """Timed models of full size with random weights; the first one is the teacher."""
+    missing: list[str]
+    """One sentence per missing piece, with the stage that makes it."""
+
+    def find(self, model: str, mode: str, method: str, test_set: str | None = None) -> Row | None:
+        """The row of this model, mode and method."""
+        wanted = (model, mode, method, test_set or (self.rows[0]["test_set"] if self.rows else None))
+        return next((row for row in self.rows if _key(row) == wanted), None)
+
+
+def collect(exp_dir: Path) -> Experiment:
+    """Read an experiment directory.
+
+    Raises:
+      FileNotFoundError: it does not exist or holds no decoding result at all.
+      ValueError: a file in it is damaged.
+    """
+    if not exp_dir.is_dir():
+        raise FileNotFoundError(f"no such experiment directory: {exp_dir}")
+    rows, missing = [], []
+    latency, summaries, losses = {}, {}, {}
+    for name in MODELS:
+        model_dir = exp_dir / name
+        summary, timed = _read_object(model_dir / "train_summary.json"), _read_object(model_dir / "latency.json")
+        if summary is None:
+            missing.append(f"{name} has not finished training: run stage {_TRAINING_STAGE[name]}")
+        else:
+            summaries[name] = summary
+        if timed is None:
+            missing.append(f"{name} has not been timed: run stage {_LATENCY_STAGE}")
+        else:
+            latency[name] = timed
+        losses[name] = _read_lines(model_dir / "losses.jsonl")
+        found = [_read_object(path) for path in sorted(model_dir.glob("decode/*/result.json"))]
+        found = [_complete(row, name, summary, timed) for row in found if row is not None]
+        rows.extend(found)
+        there = {(row["mode"], row["method"]) for row in found}
+        absent = [f"{mode} {method}" for mode in MODES for method in METHODS if (mode, method) not in there]
+        if absent:
+            missing.append(f"{name} has not been decoded with {', '.join(absent)}: run stage {_DECODE_STAGE}")
+    if not rows:
+        raise FileNotFoundError(
+            f"{exp_dir} holds no decoding result ({', '.join(MODELS)}: decode/*/result.json): run stage {_DECODE_STAGE}"
+        )
+    full_size = exp_dir / "latency_full_size.json"
+    return Experiment(
+        sorted(rows, key=_order), latency, summaries, losses,
+        json.loads(full_size.read_text(encoding="utf-8")) if full_size.is_file() else [], missing,
+    )
+
+
+def write_rows(rows: list[Row], path: Path) -> None:
+    """Write results.json."""
+    path.write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def ratio(experiment: Experiment, key: str, mode: str, method: str) -> float | None:
+    """student / teacher of one key; None where a row or its value is missing or the teacher's is 0."""
+    rows = [experiment.find(name, mode, method) for name in ("student", "teacher")]
+    values = [None if row is None else row.get(key) for row in rows]
+    return None if None in values or not values[1] else values[0] / values[1]
+
+
+def _complete(row: Row, model: str, summary: Row | None, timed: Row | None) -> Row:
+    """Add what other programs measured: training to every row, timing to the rows it was measured for."""
+    row = dict(row, model=model)
+    row.update({key: summary[key] for key in _SUMMARY_KEYS if summary is not None and key in summary})
+    is_timed = row["mode"] == "streaming" and row["method"] == "greedy_search"
+    if timed is not None and is_timed and timed["chunk_ms"] == row["chunk_ms"]:
+        row.update({key: timed[key] for key in _TIMED_KEYS})
+    return row
+
+
+def _key(row: Row) -> tuple:
+    return row["model"], row["mode"], row["method"], row["test_set"]
+
+
+def _order(row: Row) -> tuple:
+    return row["test_set"], MODELS.index(row["model"]), MODES.index(row["mode"]), METHODS.index(row["method"])
+
+
+def _read_object(path: Path) -> Row | None:
+    if not path.is_file():
+        return None
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is damaged ({error}): remove it and run its stage again") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold one JSON object: remove it and run its stage again")
+    return values
+
+
+def _read_lines(path: Path) -> list[Row]:
+    """The objects of a .jsonl file; a last line cut short by a kill is left out."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return [json.loads(line) for line in lines if line.endswith("}")]

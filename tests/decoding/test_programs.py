@@ -1,0 +1,165 @@
+import json
+import sys
+
+import pytest
+import torch
+
+from cascade.bin import decode, latency
+from cascade.checkpoint import load_model
+from cascade.config import ConfigError
+from cascade.data.decode_batches import decode_batches
+from cascade.decoding.methods import METHODS, DecodingOptions, build_search, decode_batch, default_left_context_ms
+from cascade.models.transducer import MODES
+from tests.decoding.tiny_run import make_manifest, make_model_dir
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    make_model_dir(folder / "student")
+    make_model_dir(folder / "teacher", predictor="lstm")
+    make_manifest(folder)
+    return folder
+
+
+def call(monkeypatch, program, *arguments):
+    monkeypatch.setattr(sys, "argv", [program.__file__, *map(str, arguments)])
+    threads = torch.get_num_threads()
+    try:
+        program.main()
+    finally:
+        torch.set_num_threads(threads)
+
+
+def decode_arguments(run_dir, out, mode="full", method="greedy_search", model="student"):
+    return [
+        "--exp-dir", run_dir / model, "--manifest", run_dir / "test.jsonl", "--mode", mode, "--method", method,
+        "--out", out,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("model", ["student", "teacher"])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("mode", MODES)
+def test_decode_writes_hypotheses_scores_and_a_row(run_dir, tmp_path, monkeypatch, mode, method, model):
+    call(monkeypatch, decode, *decode_arguments(run_dir, tmp_path, mode, method, model))
+    row = json.loads((tmp_path / "result.json").read_text())
+    assert (row["model"], row["mode"], row["method"], row["test_set"]) == (model, mode, method, "test")
+    assert row["num_words"] == 7 and row["errors"] == row["ins"] + row["del"] + row["sub"]
+    assert row["wer"] == pytest.approx(100 * row["errors"] / 7, abs=1e-3)
+    assert row["num_utterances"] == 4 and row["num_set_aside"] == 1
+    assert row["beam"] == (4 if method == "modified_beam_search" else None)
+    assert row["look_ahead_ms"] == (640 if mode == "look_ahead" else None)
+    assert row["left_context_ms"] == 5120 and row["num_params"] > 0 and row["size_bytes"] > 4 * row["num_params"]
+    lines = [json.loads(line) for line in (tmp_path / "hyps.jsonl").read_text().splitlines()]
+    assert [line["id"] for line in lines] == ["utt-0", "utt-1", "utt-2", "utt-3"]
+    assert any(line["tokens"] for line in lines)
+    for line in lines:
+        assert len(line["tokens"]) == len(line["timestamps"]) == len(line["log_probs"])
+        assert line["hyp"] == "".join(line["tokens"]).replace("\u2581", " ").strip()
+    text = (tmp_path / "wer.txt").read_text()
+    assert "Set aside: 1" in text and "broken" in text
+
+
+def test_batches_of_any_size_decode_alike(run_dir, tmp_path, monkeypatch):
+    texts = []
+    for seconds in (0.1, 200):
+        arguments = decode_arguments(run_dir, tmp_path, "look_ahead", "modified_beam_search")
+        call(monkeypatch, decode, *arguments, "--max-seconds", seconds, "--threads", 1)
+        lines = [json.loads(line) for line in (tmp_path / "hyps.jsonl").read_text().splitlines()]
+        texts.append([(line["id"], line["tokens"], line["timestamps"]) for line in lines])
+    assert texts[0] == texts[1]
+
+
+def test_epoch_and_average_choose_the_weights(run_dir, tmp_path, monkeypatch):
+    call(monkeypatch, decode, *decode_arguments(run_dir, tmp_path), "--epoch", 2, "--avg", 2)
+    with pytest.raises(FileNotFoundError, match="epochs there"):
+        call(monkeypatch, decode, *decode_arguments(run_dir, tmp_path), "--epoch", 9)
+    with pytest.raises(ConfigError, match="--avg 2 needs --epoch"):
+        call(monkeypatch, decode, *decode_arguments(run_dir, tmp_path), "--avg", 2)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--chunk-ms", 50, "--chunk-ms must be a positive multiple of 40 ms, got 50"),
+        ("--left-context-ms", 0, "--left-context-ms must be a positive multiple of 40 ms, got 0"),
+        ("--look-ahead-ms", 480, r"--look-ahead-ms must be a multiple of --chunk-ms \(320\), got 480"),
+        ("--beam", 0, "--beam must be at least 1, got 0"),
+        ("--threads", 0, "--threads must be at least 1, got 0"),
+        ("--max-seconds", 0, "--max-seconds must be positive, got 0.0"),
+    ],
+)
+def test_wrong_options_are_usage_errors_that_name_them(run_dir, tmp_path, monkeypatch, option, value, message):
+    with pytest.raises(ConfigError, match=message):
+        call(monkeypatch, decode, *decode_arguments(run_dir, tmp_path, "look_ahead"), option, value)
+
+
+def test_missing_files_are_named(run_dir, tmp_path, monkeypatch):
+    arguments = decode_arguments(run_dir, tmp_path)
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        call(monkeypatch, decode, *arguments, "--exp-dir", run_dir / "nowhere")
+    with pytest.raises(FileNotFoundError, match=r"--manifest .*none.jsonl not found"):
+        call(monkeypatch, decode, *arguments, "--manifest", run_dir / "none.jsonl")
+
+
+def test_nothing_decodable_is_an_error(run_dir, tmp_path, monkeypatch):
+    only_bad = run_dir / "bad.jsonl"
+    only_bad.write_text(json.dumps({"id": "broken", "path": "broken.wav", "text": "one"}) + "\n")
+    with pytest.raises(ValueError, match=r"holds no utterance that can be decoded \(1 set aside\)"):
+        call(monkeypatch, decode, *decode_arguments(run_dir, tmp_path), "--manifest", only_bad)
+
+
+def test_default_left_context_is_the_longest_finite_one_of_training(run_dir):
+    config = load_model(run_dir / "student")[1]
+    assert config.context.left_chunks == (4, 8, 16, -1)
+    assert default_left_context_ms(config, 320) == 5120
+
+
+@pytest.mark.parametrize("model", ["student", "teacher"])
+@pytest.mark.parametrize("method", METHODS)
+def test_streamed_chunks_decode_as_the_masked_whole_utterance(run_dir, model, method):
+    net, config, tokenizer = load_model(run_dir / model)
+    net.double()
+    options = DecodingOptions(mode="streaming", method=method, left_context_ms=640)
+    search = build_search(net, options, tokenizer.unk_id)
+    batches = list(decode_batches(run_dir / "test.jsonl", config, max_seconds=30.0))
+    features, lens = batches[-1].features.double(), batches[-1].feature_lens
+    whole = decode_batch(net, search, features, lens, options)
+    with torch.inference_mode():
+        encoder_state, state = net.encoder.initial_state(len(lens), 16), search.init(len(lens))
+        for start in range(0, features.shape[1], 32):
+            chunk_lens = (lens - start).clamp(0, 32)
+            out, encoder_state = net.encoder.forward_chunk(features[:, start : start + 32], encoder_state, chunk_lens)
+            state = search.advance(state, net.joiner.project_encoder(out), chunk_lens // 4)
+    streamed = search.results(state)
+    assert any(hypothesis.tokens for hypothesis in whole)
+    for one, other in zip(whole, streamed, strict=True):
+        assert (one.tokens, one.timestamps) == (other.tokens, other.timestamps)
+        assert one.log_prob == pytest.approx(other.log_prob, abs=1e-9)
+
+
+def test_latency_times_all_models_in_one_run(run_dir, tmp_path, monkeypatch, capsys):
+    rows = tmp_path / "rows.json"
+    call(
+        monkeypatch, latency, "--exp-dir", run_dir / "teacher", run_dir / "student", "--num-chunks", 12,
+        "--manifest", run_dir / "test.jsonl", "--out", rows, "--config", run_dir / "student" / "config.yaml",
+        "--config", "model.d_model=16", run_dir / "teacher" / "config.yaml",
+    )  # fmt: skip
+    written = json.loads(rows.read_text())
+    assert [row["model"] for row in written] == ["teacher", "student", "config", "config"]
+    assert [row["weights"] for row in written] == ["trained", "trained", "random", "random"]
+    for row in written:
+        assert 0 < row["chunk_compute_ms_p50"] <= row["chunk_compute_ms_p95"] <= row["chunk_compute_ms_p99"]
+        assert row["rtf"] > 0 and row["threads"] == 1 and row["num_chunks"] == 12 and row["left_context_ms"] == 5120
+    assert all(0 < row["symbols_per_second"] <= 3.2 for row in written[2:])  # one of ten frames
+    for name, row in zip(("teacher", "student"), written, strict=False):
+        assert json.loads((run_dir / name / "latency.json").read_text()) == row
+    assert capsys.readouterr().out.count("\n") == 5
+
+
+def test_latency_needs_a_model(monkeypatch):
+    with pytest.raises(ConfigError, match="name at least one model"):
+        call(monkeypatch, latency)
+    with pytest.raises(ConfigError, match="--chunk-ms must be a positive multiple of 40 ms, got 100"):
+        call(monkeypatch, latency, "--config", "model.d_model=16", "--chunk-ms", 100)

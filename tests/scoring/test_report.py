@@ -1,0 +1,148 @@
+import json
+import math
+
+import pytest
+
+from cascade.scoring.plots import draw_plots
+from cascade.scoring.report import table, write_report
+from cascade.scoring.results import MODELS, collect, ratio, write_rows
+
+PARAMS = {"teacher": 4_000_000, "student_alone": 2_000_000, "student": 2_000_000}
+WER = {"teacher": 10.0, "student_alone": 14.0, "student": 11.0}
+KEYS = (
+    "model mode method test_set wer cer num_words errors ins del sub num_params num_params_training size_bytes "
+    "chunk_ms look_ahead_ms left_context_ms beam chunk_compute_ms_p50 chunk_compute_ms_p95 chunk_compute_ms_p99 "
+    "rtf threads seed train_minutes commit command"
+).split()
+
+
+def result(model, mode, method):
+    wer = WER[model] + {"streaming": 4.0, "look_ahead": 2.0, "full": 0.0}[mode] - 0.5 * (method != "greedy_search")
+    return {
+        "model": model, "mode": mode, "method": method, "test_set": "test", "wer": wer, "cer": wer / 2,
+        "num_words": 773, "errors": 80, "ins": 20, "del": 30, "sub": 30, "num_utterances": 130, "num_set_aside": 0,
+        "num_params": PARAMS[model], "num_params_training": 9000, "size_bytes": 4 * PARAMS[model],
+        "params_by_part": {"front end": 1000, "causal encoder": PARAMS[model] - 1000, "total": PARAMS[model]},
+        "chunk_ms": 320, "look_ahead_ms": 640 if mode == "look_ahead" else None, "left_context_ms": 5120,
+        "beam": None if method == "greedy_search" else 4, "chunk_compute_ms_p50": None, "chunk_compute_ms_p95": None,
+        "chunk_compute_ms_p99": None, "rtf": None, "threads": 2, "seed": 1, "train_minutes": None, "commit": "abc",
+        "command": f"python -m cascade.bin.decode --exp-dir exp/{model}", "machine": "a machine",
+    }
+
+
+def timed(model):
+    speed = PARAMS[model] / 1e6
+    return {
+        "model": model, "chunk_ms": 320, "left_context_ms": 5120, "chunk_compute_ms_p50": speed,
+        "chunk_compute_ms_p95": 1.2 * speed, "chunk_compute_ms_p99": 1.5 * speed, "rtf": speed / 320,
+        "num_chunks": 300, "symbols_per_second": 2.5, "features": "noise", "threads": 1, "commit": "abc",
+        "num_params": PARAMS[model], "command": "python -m cascade.bin.latency", "machine": "a machine",
+    }
+
+
+@pytest.fixture
+def exp_dir(tmp_path):
+    for model in MODELS:
+        for mode in ("streaming", "look_ahead", "full"):
+            for method in ("greedy_search", "modified_beam_search"):
+                folder = tmp_path / model / "decode" / f"{mode}-{method}"
+                folder.mkdir(parents=True)
+                (folder / "result.json").write_text(json.dumps(result(model, mode, method)))
+        (tmp_path / model / "latency.json").write_text(json.dumps(timed(model)))
+        summary = {"train_minutes": 12.5, "seed": 7, "commit": "abc", "command": "train", "machine": "a machine"}
+        (tmp_path / model / "train_summary.json").write_text(json.dumps(summary))
+        points = []
+        for step in range(20, 1001, 20):
+            loss = 3 * math.exp(-step / (300 if model == "teacher" else 400)) + 0.2
+            point = {"step": step, "epoch": step // 100, "split": "train", "causal_pruned": loss * 1.1}
+            points.append(point | {"noncausal_pruned": loss})
+            if step % 100 == 0:
+                points.append(points[-1] | {"split": "dev", "causal_pruned": loss + 0.1})
+        lines = "".join(json.dumps(point) + "\n" for point in points)
+        (tmp_path / model / "losses.jsonl").write_text(lines + '{"step": 1001, "spl')
+    return tmp_path
+
+
+def test_rows_have_every_key_and_join_training_and_timing(exp_dir):
+    experiment = collect(exp_dir)
+    write_rows(experiment.rows, exp_dir / "results.json")
+    rows = json.loads((exp_dir / "results.json").read_text())
+    assert len(rows) == 18 and experiment.missing == []
+    assert all(key in row for row in rows for key in KEYS)
+    assert all((row["seed"], row["train_minutes"]) == (7, 12.5) for row in rows)
+    for row in rows:
+        streaming_greedy = (row["mode"], row["method"]) == ("streaming", "greedy_search")
+        assert (row["rtf"] is not None) == (row["chunk_compute_ms_p50"] is not None) == streaming_greedy
+
+
+def test_ratios_are_student_over_teacher(exp_dir):
+    experiment = collect(exp_dir)
+    assert ratio(experiment, "num_params", "full", "greedy_search") == 0.5
+    assert ratio(experiment, "wer", "full", "greedy_search") == pytest.approx(1.1)
+    assert ratio(experiment, "chunk_compute_ms_p50", "streaming", "greedy_search") == 0.5
+    assert ratio(experiment, "rtf", "full", "greedy_search") is None
+
+
+def test_timing_of_another_chunk_is_not_joined(exp_dir):
+    path = exp_dir / "student" / "latency.json"
+    path.write_text(json.dumps(timed("student") | {"chunk_ms": 640}))
+    assert collect(exp_dir).find("student", "streaming", "greedy_search")["rtf"] is None
+
+
+def test_report_shows_claims_tables_and_commands(exp_dir):
+    (exp_dir / "latency_full_size.json").write_text(json.dumps([timed("teacher"), timed("student")]))
+    text = write_report(collect(exp_dir), "an4", [("Loss", "plots/loss.png")])
+    assert "Incomplete" not in text
+    assert "one error is 0.13 points" in text
+    for needle in (" 0.500 |", " 1.100 |", "![Loss](plots/loss.png)", "`python -m cascade.bin.decode --exp-dir exp/"):
+        assert needle in text, needle
+    for line in text.splitlines():
+        if line.startswith("|"):
+            assert line.endswith("|")
+
+
+def test_missing_pieces_are_named_with_their_stage(exp_dir):
+    (exp_dir / "student" / "latency.json").unlink()
+    (exp_dir / "student" / "train_summary.json").unlink()
+    (exp_dir / "teacher" / "decode" / "full-greedy_search" / "result.json").unlink()
+    experiment = collect(exp_dir)
+    assert experiment.missing == [
+        "teacher has not been decoded with full greedy_search: run stage 6",
+        "student has not finished training: run stage 5",
+        "student has not been timed: run stage 7",
+    ]
+    text = write_report(experiment, "an4", draw_plots(experiment, exp_dir))
+    assert "**Incomplete.**" in text and "student has not been timed: run stage 7" in text
+
+
+def test_no_result_at_all_is_an_error(tmp_path):
+    with pytest.raises(FileNotFoundError, match="run stage 6"):
+        collect(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no such experiment directory"):
+        collect(tmp_path / "nowhere")
+
+
+def test_damaged_file_is_named(exp_dir):
+    (exp_dir / "student" / "latency.json").write_text("{")
+    with pytest.raises(ValueError, match=r"student/latency.json is damaged"):
+        collect(exp_dir)
+
+
+def test_plots_are_written_as_png(exp_dir):
+    for _, path in draw_plots(collect(exp_dir), exp_dir):
+        assert (exp_dir / path).read_bytes().startswith(b"\x89PNG")
+    assert {path.name for path in (exp_dir / "plots").iterdir()} == {"loss.png", "wer.png"}
+
+
+def test_undefined_error_rate_shows_as_a_dash(exp_dir):
+    path = exp_dir / "student" / "decode" / "full-greedy_search" / "result.json"
+    path.write_text(json.dumps(result("student", "full", "greedy_search") | {"wer": None, "cer": None}))
+    experiment = collect(exp_dir)
+    assert ratio(experiment, "wer", "full", "greedy_search") is None
+    draw_plots(experiment, exp_dir)
+    assert "-" in write_report(experiment, "an4", [])
+
+
+def test_table_columns_line_up():
+    lines = table(["name", "value"], [["a", "1.00"], ["longer", "10.00"]]).splitlines()
+    assert lines == ["| name   | value |", "| ------ | ----: |", "| a      |  1.00 |", "| longer | 10.00 |"]
