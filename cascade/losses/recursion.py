@@ -1,4 +1,4 @@
-"""One interface to the lattice recursion: checks, choice of backend, autograd.
+"""The lattice recursion as a differentiable function: checks, autograd, k2's treatment of impossible utterances.
 
 k2's semantics (https://github.com/k2-fsa/k2, mutual_information_recursion), written anew.
 """
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cascade.losses import recursion_torch
+from cascade.losses.backends import forward_backward
 from cascade.losses.recursion_torch import Lattice
 
 
@@ -53,11 +54,6 @@ def check_lattice(px: Tensor, py: Tensor, boundary: Tensor | None) -> Tensor:
     return check_boundary(boundary, num_utts, num_symbols, num_frames, px.device)
 
 
-def forward_backward(px: Tensor, py: Tensor, boundary: Tensor, need_occupancy: bool = True) -> Lattice:
-    """Forward-backward of checked inputs by the chosen backend; float64 results, impossible utterances get zeros."""
-    return recursion_torch.forward_backward(px, py, boundary, need_occupancy)
-
-
 def _follow_impossible(lattice: Lattice, px: Tensor, py: Tensor, boundary: Tensor) -> None:
     """Give impossible utterances the finite occupancies that k2 gives them, in place.
 
@@ -72,8 +68,8 @@ def _follow_impossible(lattice: Lattice, px: Tensor, py: Tensor, boundary: Tenso
             part = torch.tensor([[s_begin, t_begin, s_end, t]], device=px.device)
             reached = recursion_torch.forward_backward(px[row : row + 1], py[row : row + 1], part)
             if not torch.isneginf(reached.scores[0]):
-                lattice.px_occupancy[row] += reached.px_occupancy[0]
-                lattice.py_occupancy[row] += reached.py_occupancy[0]
+                lattice.px_occupancy[row] += reached.px_occupancy[0].to(px.dtype)
+                lattice.py_occupancy[row] += reached.py_occupancy[0].to(py.dtype)
                 break
         else:
             if regular:
@@ -91,7 +87,7 @@ class _MutualInformation(torch.autograd.Function):
             return lattice.scores.to(px.dtype), none, none
         if bool(torch.isneginf(lattice.scores).any()):
             _follow_impossible(lattice, px, py, boundary)
-        px_occupancy, py_occupancy = (flush_denormals(x.to(px.dtype)) for x in lattice[1:])
+        px_occupancy, py_occupancy = lattice.px_occupancy, lattice.py_occupancy
         ctx.save_for_backward(px_occupancy, py_occupancy)
         ctx.mark_non_differentiable(px_occupancy, py_occupancy)
         return lattice.scores.to(px.dtype), px_occupancy, py_occupancy
@@ -101,21 +97,6 @@ class _MutualInformation(torch.autograd.Function):
         px_occupancy, py_occupancy = ctx.saved_tensors
         grad = grad_scores[:, None, None]
         return px_occupancy * grad, py_occupancy * grad, None, None
-
-
-def flush_denormals(x: Tensor) -> Tensor:
-    """Zero what lies near the denormal numbers, in place: products with it would run many times slower.
-
-    The margin of 1e-12 keeps the products with probabilities down to 1e-12 normal, too.
-    """
-    return x.masked_fill_(x.abs() < torch.finfo(x.dtype).tiny * 1e12, 0.0)
-
-
-def recursion_scores(px: Tensor, py: Tensor, boundary: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Differentiable scores (N,) and the occupancies of symbols and blanks, empty where nothing needs them."""
-    boundary = check_lattice(px, py, boundary)
-    need = torch.is_grad_enabled() and (px.requires_grad or py.requires_grad)
-    return _MutualInformation.apply(px, py, boundary, need)
 
 
 def mutual_information_recursion(

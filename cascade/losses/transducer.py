@@ -5,8 +5,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cascade.losses.log_probs import get_rnnt_logprobs_smoothed
-from cascade.losses.pruning import do_rnnt_pruning, get_rnnt_logprobs_pruned, get_rnnt_prune_ranges
+from cascade.losses.backends import band_forward_backward
+from cascade.losses.joiner_cells import CellJoiner, JoinerGradients, JoinerInputs, band_cells, check_inputs
+from cascade.losses.log_probs import check_common, get_rnnt_logprobs_smoothed, widen
+from cascade.losses.pruning import check_ranges, get_rnnt_prune_ranges, labels_on_band
 from cascade.losses.recursion import check_boundary, mutual_information_recursion
 from cascade.losses.rnnt import add_delay_penalty
 
@@ -24,6 +26,14 @@ class TransducerLoss(NamedTuple):
     """(N, T, R) posterior of being in each cell of the band, without gradient; zeros for an impossible utterance."""
 
 
+class _Options(NamedTuple):
+    rnnt_type: str
+    delay_penalty: float
+    fastemit_lambda: float
+    budget_bytes: float
+    blank_id: int
+
+
 class _ScaleGradient(torch.autograd.Function):
     """x with `scale` times its gradient (x may hold -inf, so that no sum does this)."""
 
@@ -37,17 +47,100 @@ class _ScaleGradient(torch.autograd.Function):
         return grad * ctx.scale, None
 
 
-def _lattice_loss(px: Tensor, py: Tensor, boundary: Tensor, fastemit_lambda: float):
-    """Loss (N,) with zero gradients for impossible utterances, and the occupancies with zeros for those."""
-    if fastemit_lambda:
-        px = _ScaleGradient.apply(px, 1.0 + fastemit_lambda)
+def _simple_loss(
+    am: Tensor, lm: Tensor, symbols: Tensor, boundary: Tensor, lm_scale: float, am_scale: float, options: _Options
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Smoothed simple loss (N,) with zero gradients for impossible utterances, and its occupancies."""
+    px, py = get_rnnt_logprobs_smoothed(
+        lm, am, symbols, options.blank_id, lm_scale, am_scale, boundary, options.rnnt_type
+    )
+    px = add_delay_penalty(px, am.shape[1], boundary, options.delay_penalty)
+    if options.fastemit_lambda:
+        px = _ScaleGradient.apply(px, 1.0 + options.fastemit_lambda)
     scores, (px_grad, py_grad) = mutual_information_recursion(px, py, boundary, return_grad=True)
-    impossible = torch.isneginf(scores.detach())
-    loss = -scores.masked_fill(impossible, -torch.inf)  # the fill has no gradient
-    if bool(impossible.any()):
-        px_grad = px_grad.masked_fill(impossible[:, None, None], 0.0)
-        py_grad = py_grad.masked_fill(impossible[:, None, None], 0.0)
-    return loss, px_grad, py_grad
+    return -scores.masked_fill(torch.isneginf(scores.detach()), -torch.inf), px_grad, py_grad  # the fill: no gradient
+
+
+class _BandLoss(torch.autograd.Function):
+    """Joiner, log-softmax and recursion on the band in one function that keeps as little as possible."""
+
+    @staticmethod
+    def forward(ctx, encoder, predictor, weight, bias, symbols, ranges, boundary, options: _Options):
+        inputs = JoinerInputs(encoder, predictor, weight, bias)
+        cells, index = band_cells(ranges, boundary)
+        joiner = CellJoiner(inputs, cells)
+        labels = labels_on_band(symbols, ranges, options.blank_id).flatten()[index]
+        item = joiner.weight.element_size()
+        keep_logits = joiner.num_cells * joiner.vocab_size * item <= options.budget_bytes
+        keep_hidden = keep_logits and joiner.num_cells * joiner.dim * item <= options.budget_bytes
+        hiddens = joiner.new(joiner.num_cells, joiner.dim) if keep_hidden else None
+        exps = joiner.new(joiner.num_cells, joiner.vocab_size) if keep_logits else None
+        picked = torch.full((2, ranges.numel()), -torch.inf, dtype=joiner.dtype, device=ranges.device)
+        norms = joiner.new(2, joiner.num_cells)  # the maximum and the sum of the exps of every cell
+        for rows in joiner.slices():
+            hidden = joiner.hidden(rows, None if hiddens is None else hiddens[rows])
+            logits = joiner.logits(hidden, None if exps is None else exps[rows])
+            label, blank = logits.gather(1, labels[rows, None])[:, 0], logits[:, options.blank_id].clone()
+            norms[0, rows] = torch.amax(logits, dim=1)
+            torch.sum(logits.sub_(norms[0, rows, None]).exp_(), dim=1, out=norms[1, rows])
+            log_sum = norms[1, rows].log() + norms[0, rows]
+            picked[0, index[rows]] = label - log_sum
+            picked[1, index[rows]] = blank - log_sum
+        scores, d_label, d_blank = _band_occupancy(picked.view(2, *ranges.shape), ranges, boundary, options)
+        occupancy = d_label + d_blank
+        if options.rnnt_type == "constrained":  # a symbol also takes its target's blank in the same frame
+            d_blank[:, :, 1:] += d_label[:, :, :-1]
+        d_picked = torch.stack([d_label.flatten()[index], d_blank.flatten()[index]])
+        d_picked[0] *= 1.0 + options.fastemit_lambda
+        ctx.save_for_backward(*inputs, cells.utts, labels, norms, d_picked, hiddens, exps)
+        ctx.joiner, ctx.blank_id = joiner, options.blank_id
+        ctx.mark_non_differentiable(occupancy)
+        return -scores.to(joiner.dtype), occupancy
+
+    @staticmethod
+    def backward(ctx, grad_loss: Tensor, _):
+        *inputs, utts, labels, norms, d_picked, hiddens, exps = ctx.saved_tensors
+        joiner = ctx.joiner
+        d_picked = -d_picked * grad_loss.to(joiner.dtype)[utts]  # d loss / d log-prob of label and blank
+        total = d_picked.sum(dim=0)
+        factors = total / norms[1]
+        active = (total != 0).nonzero()[:, 0]
+        gradients = JoinerGradients(joiner)
+        skip = active.shape[0] < 0.75 * joiner.num_cells  # cells that no path visits cost nothing here
+        for part in joiner.slices(active.shape[0] if skip else None):
+            rows = active[part] if skip else part
+            hidden = joiner.hidden(rows) if hiddens is None else hiddens[rows]
+            if exps is None:
+                d_logits = joiner.logits(hidden).sub_(norms[0, rows, None]).exp_()
+                d_logits *= -factors[rows, None]
+            else:
+                d_logits = exps[rows] * -factors[rows, None]
+            d_logits.scatter_add_(1, labels[rows, None], d_picked[0, rows, None])
+            d_logits[:, ctx.blank_id] += d_picked[1, rows]
+            gradients.add(d_logits, hidden, rows)
+        return *gradients.results(JoinerInputs(*inputs)), None, None, None, None
+
+
+def _band_occupancy(
+    picked: Tensor, ranges: Tensor, boundary: Tensor, options: _Options
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(2, N, T, R) label and blank log-probs -> scores (N,) float64, posteriors of both (N, T, R)."""
+    label, blank = picked
+    if options.rnnt_type == "constrained":
+        label = label + torch.nn.functional.pad(blank[:, :, 1:], (0, 1), value=-torch.inf)
+    label = _delay_on_band(label, boundary, options.delay_penalty)
+    scores, d_label, d_blank = band_forward_backward(
+        label, blank, ranges, boundary, modified=options.rnnt_type != "regular",
+        # what lies far below the rounding of a sum of posteriors is not worth a row of two matrix products
+        least=torch.finfo(label.dtype).eps ** 1.5,
+    )
+    return scores, d_label, d_blank
+
+
+def _delay_on_band(label: Tensor, boundary: Tensor, delay_penalty: float) -> Tensor:
+    """add_delay_penalty for (N, T, R)."""
+    shifted = add_delay_penalty(label.transpose(1, 2), label.shape[1], boundary, delay_penalty)
+    return shifted.transpose(1, 2)
 
 
 def transducer_loss(
@@ -72,18 +165,24 @@ def transducer_loss(
     Raises:
       ValueError: arguments that do not fit together.
     """
-    boundary = check_boundary(boundary, am.shape[0], symbols.shape[1], am.shape[1], am.device)
-    px, py = get_rnnt_logprobs_smoothed(lm, am, symbols, blank_id, lm_scale, am_scale, boundary, rnnt_type)
-    px = add_delay_penalty(px, am.shape[1], boundary, delay_penalty)
-    simple, px_grad, py_grad = _lattice_loss(px, py, boundary, fastemit_lambda)
-    if ranges is None:
-        ranges = get_rnnt_prune_ranges(px_grad, py_grad, boundary, prune_range)
-    am_pruned, lm_pruned = do_rnnt_pruning(encoder, predictor, ranges)
-    logits = torch.nn.functional.linear(torch.tanh(am_pruned + lm_pruned), weight, bias)
-    px, py = get_rnnt_logprobs_pruned(logits, symbols, ranges, blank_id, boundary, rnnt_type)
-    px = add_delay_penalty(px, am.shape[1], boundary, delay_penalty)
-    pruned, px_grad, py_grad = _lattice_loss(px, py, boundary, fastemit_lambda)
-    nodes = py_grad.clone()  # leaving (s, t) by a blank or by a symbol
-    nodes[:, :-1] += px_grad[:, :, : am.shape[1]]
-    occupancy = nodes.transpose(1, 2).gather(2, ranges)
-    return TransducerLoss(simple, pruned, ranges, occupancy)
+    with torch.autocast(am.device.type, enabled=False):
+        check_inputs(JoinerInputs(encoder, predictor, weight, bias), "transducer_loss")
+        check_common(symbols, blank_id, weight.shape[0], rnnt_type)
+        if encoder.shape[:2] != am.shape[:2] or predictor.shape[:2] != lm.shape[:2]:
+            raise ValueError(
+                f"am {tuple(am.shape)} and encoder {tuple(encoder.shape)}, lm {tuple(lm.shape)} and predictor "
+                f"{tuple(predictor.shape)} must agree in their first two dimensions"
+            )
+        if fastemit_lambda < 0:
+            raise ValueError(f"fastemit_lambda must be >= 0, got {fastemit_lambda}")
+        boundary = check_boundary(boundary, am.shape[0], symbols.shape[1], am.shape[1], am.device)
+        options = _Options(rnnt_type, delay_penalty, fastemit_lambda, logits_budget_mb * 1e6, blank_id)
+        simple, px_grad, py_grad = _simple_loss(am, lm, symbols, boundary, lm_scale, am_scale, options)
+        if ranges is None:
+            ranges = get_rnnt_prune_ranges(px_grad, py_grad, boundary, prune_range)
+        else:
+            check_ranges(ranges, am.shape[0], am.shape[1], symbols.shape[1])
+        pruned, occupancy = _BandLoss.apply(
+            widen(encoder), widen(predictor), weight, bias, symbols, ranges, boundary, options
+        )
+        return TransducerLoss(simple, pruned, ranges, occupancy)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from cascade.losses import rnnt
+from cascade.losses import backends, rnnt
 
 GOLDEN = Path(__file__).resolve().parents[3] / "shared" / "golden"
 CASES = sorted(GOLDEN.glob("case*.npz"))
@@ -137,10 +137,12 @@ def check_recursion(case: Case) -> None:
     case.check("jmi_scores", scores)
 
 
-def test_own_loss_equals_k2_loss(case):
-    check_simple(case)
-    check_full(case)
-    for s_range in case.meta["s_ranges"]:
-        check_pruned(case, s_range)
-    check_recursion(case)
+@pytest.mark.parametrize("backend", ["torch", "numba"])
+def test_own_loss_equals_k2_loss(case, backend):
+    with backends.use_backend(backend):
+        check_simple(case)
+        check_full(case)
+        for s_range in case.meta["s_ranges"]:
+            check_pruned(case, s_range)
+        check_recursion(case)
     assert case.seen == set(case.arrays), sorted(set(case.arrays) - case.seen)
