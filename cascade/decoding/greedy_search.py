@@ -20,6 +20,7 @@ from cascade.decoding.hypothesis import (
     grow_history,
     hypothesis_from_history,
     predictor_context_size,
+    tanh,
 )
 from cascade.models.state import map_state, select_streams
 
@@ -91,7 +92,7 @@ class GreedySearch:
         history = grow_history(state.history, max_tokens + num_chunk_frames).clone()
         all_live = encoder_out_lens.min() == num_chunk_frames
         for frame in range(num_chunk_frames):
-            hidden = torch.tanh(encoder_out[:, frame] + predictor_out)
+            hidden = tanh(encoder_out[:, frame] + predictor_out)
             logits = torch.nn.functional.linear(hidden, self.weight, self.bias)
             best, symbols = self.choose(torch.log_softmax(logits, dim=-1))
             emits = symbols != 0

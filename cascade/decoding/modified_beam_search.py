@@ -22,6 +22,7 @@ from cascade.decoding.hypothesis import (
     hypothesis_from_history,
     join_search_states,
     predictor_context_size,
+    tanh,
 )
 from cascade.models.state import map_state, select_streams
 
@@ -159,9 +160,11 @@ class ModifiedBeamSearch:
             emits = (symbols != 0) & (log_probs > -torch.inf)
             if self.unk_id is not None:
                 emits &= symbols != self.unk_id
-            rows.continue_from((parents + rows.first).view(-1))
-            rows.say(emits.view(-1), symbols.view(-1), symbol_log_probs.view(-1), frame, self.predictor)
-            rows.log_probs = self._merge(rows, log_probs)
+            rows.log_probs = log_probs
+            parents = (parents + rows.first).view(-1)
+            rows.say(parents, emits.view(-1), symbols.view(-1), symbol_log_probs.view(-1), frame)
+            self._merge(rows)
+            rows.predict(self.predictor)
         offset = rows.log_probs.amax(dim=1)
         shape = (num_streams, self.beam)
         return BeamState(
@@ -184,7 +187,7 @@ class ModifiedBeamSearch:
           (N, B) each: total log-prob, hypothesis it continues, symbol, log-prob of the symbol alone.
         """
         num_streams, num_symbols = encoder_out.shape[0], self.weight.shape[0]
-        hidden = torch.tanh(rows.predictor_out.view(num_streams, self.beam, -1) + encoder_out[:, None])
+        hidden = tanh(rows.predictor_out.view(num_streams, self.beam, -1) + encoder_out[:, None])
         logits = torch.nn.functional.linear(hidden.view(num_streams * self.beam, -1), self.weight, self.bias)
         totals = torch.log_softmax(logits, dim=-1).view(num_streams, self.beam, num_symbols)
         totals += rows.log_probs[:, :, None]  # float32 log-softmax, in place
@@ -192,24 +195,27 @@ class ModifiedBeamSearch:
         parents = index.div(num_symbols, rounding_mode="floor")
         return log_probs, parents, index - parents * num_symbols, log_probs - rows.log_probs.gather(1, parents)
 
-    def _merge(self, rows: _Rows, log_probs: Tensor) -> Tensor:
+    def _merge(self, rows: _Rows) -> None:
         """Add up the probabilities of equal token sequences.
 
         The best of them stays, with its own timestamps; the places of the others are free (-inf).
         """
+        log_probs = rows.log_probs
         hashes = rows.hashes.view(log_probs.shape)
         equal = (hashes[:, :, None] == hashes[:, None, :]) & self._earlier & (log_probs > -torch.inf)[:, :, None]
         streams, later, earlier = equal.nonzero(as_tuple=True)  # (N, B, B), best hypotheses first in both
         if streams.numel() == 0:
-            return log_probs
+            return
         tokens, first = rows.history[:, TOKEN], streams * self.beam
         same = (tokens.index_select(0, first + later) == tokens.index_select(0, first + earlier)).all(dim=1)
         if not bool(same.all()):  # a collision of hashes
             equal[streams, later, earlier] = same
+            first, later, earlier = first[same], later[same], earlier[same]
         group = equal | equal.transpose(1, 2)
         group.diagonal(dim1=1, dim2=2).fill_(True)
         merged = log_probs[:, None, :].masked_fill(~group, -torch.inf).logsumexp(dim=2)
-        return merged.masked_fill_(equal.any(dim=2), -torch.inf)
+        rows.log_probs = merged.masked_fill_(equal.any(dim=2), -torch.inf)
+        rows.drop(first + later, first + earlier)
 
 
 class _Rows:
@@ -225,28 +231,43 @@ class _Rows:
         self.history = state.history.flatten(0, 1)  # (N * B, 3, U)
         self.predictor_out = state.predictor_out.flatten(0, 1)
         self.predictor_state = map_state(lambda tensor: tensor.flatten(0, 1), state.predictor_state)
+        # Between `say` and `predict`: where a row's predictor comes from, and which rows must run it.
+        self._parents = self._grows = self._symbols = torch.empty(0)
 
-    def continue_from(self, parents: Tensor) -> None:
-        """Make row i a copy of row parents[i]."""
+    def say(self, parents: Tensor, emits: Tensor, symbols: Tensor, log_probs: Tensor, frame: int) -> None:
+        """Let row i continue row parents[i], by symbols[i] where emits[i] and by nothing elsewhere."""
+        self._parents, self._grows, self._symbols = parents, emits, symbols
         self.hashes = self.hashes.index_select(0, parents)
         self.num_tokens = self.num_tokens.index_select(0, parents)
         self.history = self.history.index_select(0, parents)
-        self.predictor_out = self.predictor_out.index_select(0, parents)
-        self.predictor_state = select_streams(self.predictor_state, parents)
-
-    def say(self, emits: Tensor, symbols: Tensor, log_probs: Tensor, frame: int, predictor: torch.nn.Module) -> None:
-        """Append symbols[i] to row i where emits[i]; only these rows run the predictor."""
         grown = emits.nonzero().squeeze(1)
         if grown.numel() == 0:
             return
         labels, places = symbols.index_select(0, grown), self.num_tokens.index_select(0, grown)
         frames = self.num_frames.index_select(0, grown) + frame
-        entries = [labels.double(), frames.double(), log_probs.index_select(0, grown).double()]
         assert (TOKEN, FRAME, LOG_PROB) == (0, 1, 2)
+        entries = [labels.double(), frames.double(), log_probs.index_select(0, grown).double()]
         self.history[grown, :, places] = torch.stack(entries, dim=1)
         self.num_tokens.index_copy_(0, grown, places + 1)
-        hashes = self.hashes.index_select(0, grown)
-        self.hashes.index_copy_(0, grown, hashes * _HASH_MULTIPLIER + labels)
+        self.hashes.index_copy_(0, grown, self.hashes.index_select(0, grown) * _HASH_MULTIPLIER + labels)
+
+    def drop(self, dropped: Tensor, kept: Tensor) -> None:
+        """Rows dropped[i] and kept[i] hold the same tokens. One of the two often said nothing now, so that what the
+        predictor says after these tokens is known already."""
+        knows = self._grows[kept] & ~self._grows[dropped]
+        donors, takers = dropped[knows], kept[knows]
+        self._parents[takers] = self._parents[donors]
+        self._grows[takers] = False
+        self._grows[dropped] = False
+
+    def predict(self, predictor: torch.nn.Module) -> None:
+        """Bring the predictor's outputs and states to what the rows hold now; only new sequences run it."""
+        self.predictor_out = self.predictor_out.index_select(0, self._parents)
+        self.predictor_state = select_streams(self.predictor_state, self._parents)
+        grown = self._grows.nonzero().squeeze(1)
+        if grown.numel() == 0:
+            return
+        labels = self._symbols.index_select(0, grown)
         grown_out, grown_state = predictor.step(labels, select_streams(self.predictor_state, grown))
         self.predictor_out.index_copy_(0, grown, grown_out)
         for tensor, values in zip(self.predictor_state, grown_state, strict=True):

@@ -1,0 +1,105 @@
+"""Time greedy and modified beam search on a model with random weights.
+
+The blank bias is set so that every search says about the wanted number of tokens. Rows: {name, shape (N16_T250_...),
+context_size, beam, threads, total_ms (median), min_ms, tokens, floor_ms}; floor_ms is the time of the joiner's matrix
+products alone, measured in the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from cascade.bin.cli import run_program
+from cascade.config import load_config
+from cascade.decoding.greedy_search import GreedySearch
+from cascade.decoding.modified_beam_search import ModifiedBeamSearch
+from cascade.models.build import build_model
+from cascade.provenance import command_line, git_commit, machine
+
+
+def median_ms(function: Callable[[], object], repeats: int) -> tuple[float, float]:
+    """Median and least milliseconds of `repeats` calls, after one to warm up."""
+    function()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        function()
+        times.append(1000 * (time.perf_counter() - start))
+    return statistics.median(times), min(times)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows here")
+    parser.add_argument("--beams", type=int, nargs="+", default=[1, 4, 8], metavar="B", help="0 is greedy search")
+    parser.add_argument("--predictor", default="stateless", choices=("lstm", "stateless", "tied_reduced"))
+    parser.add_argument("--context-size", type=int, default=2, metavar="N")
+    parser.add_argument("--utterances", type=int, default=16, metavar="N")
+    parser.add_argument("--frames", type=int, default=250, metavar="T")
+    parser.add_argument("--tokens", type=float, default=65, metavar="U", help="wanted per utterance")
+    parser.add_argument("--vocab-size", type=int, default=500, metavar="V")
+    parser.add_argument("--dim", type=int, default=512, metavar="D")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=7)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(1)
+    config = load_config([], [
+        "model.causal.num_layers=1", "model.noncausal.num_layers=1", f"model.joiner_dim={arguments.dim}",
+        f"model.predictor.kind={arguments.predictor}", f"model.predictor.context_size={arguments.context_size}",
+    ])
+    model = build_model(config, arguments.vocab_size).eval()
+    model.joiner.output.weight.data.normal_(0, 3 * arguments.dim**-0.5)
+    encoder_out = torch.randn(arguments.utterances, arguments.frames, arguments.dim)
+    lens = torch.full((arguments.utterances,), arguments.frames)
+    rows = [time_search(model, encoder_out, lens, beam, arguments) for beam in arguments.beams]
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+
+
+def time_search(model, encoder_out: torch.Tensor, lens: torch.Tensor, beam: int, arguments) -> dict:
+    """Find the blank penalty by bisection, then time; prints and returns the row."""
+
+    def search_with(penalty: float):
+        search = ModifiedBeamSearch(model, beam, penalty) if beam else GreedySearch(model, penalty)
+        return search, lambda: search.results(search.advance(search.init(len(lens)), encoder_out, lens))
+
+    low, high, tokens = -30.0, 30.0, 0.0
+    for _ in range(12):
+        penalty = (low + high) / 2
+        tokens = sum(len(hypothesis.tokens) for hypothesis in search_with(penalty)[1]()) / len(lens)
+        low, high = (penalty, high) if tokens < arguments.tokens else (low, penalty)
+        if abs(tokens - arguments.tokens) < 2:
+            break
+    hidden = torch.randn(len(lens) * max(beam, 1), arguments.dim)
+    weight, bias = model.joiner.output_weight.detach(), model.joiner.output_bias.detach()
+
+    def products() -> None:
+        for _ in range(encoder_out.shape[1]):
+            torch.nn.functional.linear(hidden, weight, bias)
+
+    total, least = median_ms(search_with(penalty)[1], arguments.repeats)
+    floor, _ = median_ms(products, 3)
+    row = {
+        "name": "modified_beam_search" if beam else "greedy_search",
+        "shape": f"N{len(lens)}_T{encoder_out.shape[1]}_V{arguments.vocab_size}_D{arguments.dim}",
+        "predictor": arguments.predictor, "context_size": arguments.context_size, "beam": beam or None,
+        "threads": arguments.threads, "total_ms": round(total, 1), "min_ms": round(least, 1),
+        "tokens": round(tokens, 1), "floor_ms": round(floor, 1), "commit": git_commit(), "command": command_line(), "machine": machine(),
+    }
+    print(
+        f"{row['name']:<21} beam {row['beam'] or '-':>2}  {total:8.1f} ms median {least:8.1f} ms least "
+        f"{floor:8.1f} ms floor {tokens:6.1f} tokens"
+    )
+    return row
+
+
+if __name__ == "__main__":
+    run_program(main)
