@@ -1,0 +1,157 @@
+"""tools/recipe.sh: options, messages and exit codes of every run.sh, with steps that only write what they were told."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+RUN = f"""#!/usr/bin/env bash
+. "{ROOT}/tools/recipe.sh"
+log="$exp/log"
+if stage 0 "data"; then
+    step data --outputs "$log" -- python "$recipe/note.py" "$log" "data ${{corpus[*]}} quick=$quick"
+fi
+if stage 3 "train"; then
+    step teacher --after data --outputs "$log" -- python "$recipe/note.py" "$log" "teacher $results" ${{force:+--force}}
+fi
+if stage 9 "report"; then
+    step report --after data teacher --outputs "$log" -- python "$recipe/note.py" "$log" report
+fi
+recipe_end
+"""
+NOTE = """import os, sys, time
+with open(sys.argv[1], "a") as file:
+    file.write(sys.argv[2] + "\\n")
+name = sys.argv[2].split()[0]
+if os.environ.get("SLEEP_IN") == name:
+    time.sleep(60)
+sys.exit(int(os.environ.get("CODE", 5)) if os.environ.get("FAIL_IN") == name else 0)
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    """A recipe in a folder whose name has a space."""
+    folder = tmp_path / "my recipe"
+    (folder / "conf").mkdir(parents=True)
+    (folder / "note.py").write_text(NOTE)
+    (folder / "run.sh").write_text(RUN)
+    (folder / "run.sh").chmod(0o755)
+    return folder
+
+
+def run(recipe: Path, *options: str, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [str(recipe / "run.sh"), *options], cwd=cwd or recipe.parent, capture_output=True, text=True, timeout=120,
+        env={**os.environ, **environment},
+    )
+
+
+def log(recipe: Path, exp: str = "exp") -> list[str]:
+    return [line.split()[0] for line in (recipe / exp / "log").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ("--speed 3", "--speed"), ("3", "'3'"), ("--stage", "--stage"), ("--stage x", "'x'"), ("--stage=", "--stage"),
+        ("--stage -1", "'-1'"), ("--stage 1.5", "'1.5'"), ("--stage 10", "'10'"), ("--stop-stage three", "'three'"),
+        ("--stage 3 --stop-stage 2", "--stop-stage 2"), ("--corpus-dir", "--corpus-dir"), ("--exp-dir=", "--exp-dir"),
+        ("--corpus-dir no/such/folder", "'no/such/folder'"), ("--exp-dir my\0recipe/note.py", "note.py"),
+        ("--stage 99999999999999999999", "--stage"),
+    ],
+)
+def test_wrong_option_is_one_sentence_that_names_it_and_exits_with_2(recipe, options, named):
+    done = run(recipe, *[word.replace("\0", " ") for word in options.split(" ")])
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and named in done.stderr
+    assert not (recipe / "exp").exists()
+
+
+def test_help_lists_every_option_and_stage_and_runs_nothing(recipe):
+    done = run(recipe, "--help")
+    assert done.returncode == 0 and done.stderr == ""
+    options = ("--stage N", "--stop-stage N", "--corpus-dir DIR", "--exp-dir DIR", "--quick", "--force", "--help")
+    for text in (*options, "  0  data\n", "  3  train\n", "  9  report\n"):
+        assert text in done.stdout
+    assert not (recipe / "exp").exists()
+
+
+def test_stages_run_in_order_and_a_second_run_skips_them(recipe):
+    assert run(recipe).returncode == 0
+    assert log(recipe) == ["data", "teacher", "report"]
+    again = run(recipe)
+    assert again.returncode == 0 and again.stderr.count("done already") == 3
+    assert log(recipe) == ["data", "teacher", "report"]
+
+
+def test_force_runs_the_chosen_stages_again_and_what_depends_on_them_follows(recipe):
+    run(recipe)
+    run(recipe, "--stage", "3", "--stop-stage", "3", "--force")
+    run(recipe)
+    assert log(recipe) == ["data", "teacher", "report", "teacher", "report"]
+
+
+def test_only_the_chosen_stages_run(recipe):
+    assert run(recipe, "--stage=0", "--stop-stage=03").returncode == 0
+    assert log(recipe) == ["data", "teacher"]
+
+
+def test_a_stage_whose_earlier_step_is_missing_says_so(recipe):
+    done = run(recipe, "--stage", "3")
+    assert done.returncode == 1 and "needs step 'data'" in done.stderr
+
+
+def test_folders_are_relative_to_where_the_user_stands(recipe):
+    (recipe.parent / "the corpus").mkdir()
+    done = run(recipe, "--corpus-dir", "the corpus", "--exp-dir", "an exp", "--quick")
+    assert done.returncode == 0, done.stderr
+    lines = (recipe.parent / "an exp" / "log").read_text().splitlines()
+    assert lines[0] == f"data --corpus-dir {recipe.parent / 'the corpus'} quick=1"
+    assert lines[1] == f"teacher {recipe.parent / 'an exp'}"
+
+
+def test_quick_run_stays_away_from_the_results_of_the_real_one(recipe):
+    run(recipe, "--quick")
+    lines = (recipe / "exp" / "quick" / "log").read_text().splitlines()
+    assert lines[0] == f"data --download-dir {recipe}/download quick=1"
+    assert lines[1] == f"teacher {recipe}/exp/quick"
+
+
+@pytest.mark.parametrize("code", ["1", "75"])
+def test_failing_step_stops_the_recipe_with_its_exit_code_and_runs_again(recipe, code):
+    done = run(recipe, FAIL_IN="teacher", CODE=code)
+    assert done.returncode == int(code) and "stage 3" in done.stderr
+    assert run(recipe).returncode == 0
+    assert log(recipe) == ["data", "teacher", "teacher", "report"]
+
+
+def begin(recipe: Path, *options: str) -> subprocess.Popen:
+    """Start the recipe in a session of its own and wait until it is in the middle of stage 3."""
+    process = subprocess.Popen(
+        [str(recipe / "run.sh"), *options], env={**os.environ, "SLEEP_IN": "teacher"}, stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )
+    deadline = time.monotonic() + 60
+    while not (recipe / "exp" / "log").exists() or log(recipe)[-1] != "teacher":
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()
+        time.sleep(0.05)
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("whole_group", [False, True])
+def test_signal_stops_the_recipe_with_75_and_the_same_command_goes_on(recipe, number, whole_group):
+    process = begin(recipe)
+    (os.killpg if whole_group else os.kill)(process.pid, number)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 75, said
+    assert "run the same command again" in said
+    assert run(recipe).returncode == 0
+    assert log(recipe) == ["data", "teacher", "teacher", "report"]

@@ -1,0 +1,185 @@
+# What every recipe's run.sh shares; run.sh sources this file, then lists its stages:
+#
+#     . "$(dirname "${BASH_SOURCE[0]}")/../../tools/recipe.sh"
+#     if stage 0 "data"; then
+#         step manifests --outputs "$exp/manifests" -- python "$recipe/local/prepare.py" "${corpus[@]}" --out "$exp/manifests"
+#         step data --after manifests --outputs "$exp/data" -- python -m cascade.bin.prepare_data ...
+#     fi
+#     recipe_end
+#
+# Sourcing it reads the options, sets the environment up and changes into the repository's root. It sets
+#   recipe      the recipe's folder            conf        its conf folder
+#   exp         where the run's outputs go     results     where its report goes
+#   corpus_dir  --corpus-dir or empty          corpus      what local/prepare.py is told about it
+#   quick       1 with --quick, else empty     PYTHON      the interpreter; a step's `python` means this one
+set -euo pipefail
+
+root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+recipe="$(cd "$(dirname "$0")" && pwd)"
+recipe="${recipe#"$root"/}"
+conf="$recipe/conf"
+last_stage=9
+
+say() { printf '%s\n' "$*" >&2; }
+usage_error() { say "error: $*"; exit 2; }
+elapsed() { printf '%02d:%02d:%02d' $((SECONDS / 3600)) $((SECONDS / 60 % 60)) $((SECONDS % 60)); }
+
+read_options() {
+    first=0 final=$last_stage corpus_dir="" exp="" quick="" force="" help=""
+    local option value
+    while [ $# -gt 0 ]; do
+        option="$1"
+        shift
+        case "$option" in
+            --quick) quick=1 ;;
+            --force) force=1 ;;
+            --help | -h) help=1 ;;
+            --stage | --stop-stage | --corpus-dir | --exp-dir)
+                [ $# -gt 0 ] || usage_error "$option needs a value, --help shows all options"
+                value="$1"
+                shift
+                set_option "$option" "$value"
+                ;;
+            --stage=* | --stop-stage=* | --corpus-dir=* | --exp-dir=*) set_option "${option%%=*}" "${option#*=}" ;;
+            *) usage_error "unknown option '$option', --help shows all options" ;;
+        esac
+    done
+    [ "$first" -le "$final" ] || usage_error "--stage $first lies after --stop-stage $final"
+}
+
+set_option() {
+    case "$1" in
+        --stage | --stop-stage)
+            [[ "$2" =~ ^[0-9]{1,3}$ ]] && [ "$((10#$2))" -le "$last_stage" ] ||
+                usage_error "$1 must be a number from 0 to $last_stage, got '$2'"
+            if [ "$1" = --stage ]; then first=$((10#$2)); else final=$((10#$2)); fi
+            ;;
+        --corpus-dir)
+            [ -d "$2" ] || usage_error "--corpus-dir must be an existing folder, got '$2'"
+            corpus_dir="$(cd "$2" && pwd)" || usage_error "--corpus-dir '$2' cannot be entered"
+            ;;
+        --exp-dir)
+            [ -n "$2" ] || usage_error "--exp-dir must name a folder, got ''"
+            if [ -e "$2" ] && [ ! -d "$2" ]; then usage_error "--exp-dir must name a folder, '$2' is a file"; fi
+            exp="$2"
+            ;;
+    esac
+}
+
+show_help() {
+    cat <<HELP
+usage: $0 [--stage N] [--stop-stage N] [--corpus-dir DIR] [--exp-dir DIR] [--quick] [--force] [--help]
+
+  --stage N         begin with stage N
+  --stop-stage N    end with stage N
+  --corpus-dir DIR  take the corpus from here instead of downloading it
+  --exp-dir DIR     put everything this run makes here, results included
+                    (otherwise: $recipe/exp, results in $recipe itself)
+  --quick           few utterances, tiny models, few epochs: a check that all works (otherwise into $recipe/exp/quick)
+  --force           run the chosen stages again even if nothing changed
+  --help            show this
+
+A finished stage is skipped unless its inputs changed; an interrupted one goes on when run again. Exit codes: 0 done,
+1 failed, 2 wrong usage, 75 interrupted (run the same command again to go on, without --force).
+
+stages:
+HELP
+}
+
+# stage N TITLE: true when stage N is to be run; prints its banner, or its line of --help.
+stage() {
+    if [ -n "$help" ]; then
+        printf '  %d  %s\n' "$1" "$2"
+        return 1
+    fi
+    [ "$first" -le "$1" ] && [ "$1" -le "$final" ] || return 1
+    current_stage="$1"
+    say "=== stage $1: $2 ($(elapsed) since the start)"
+}
+
+# step NAME [--after STEP...] [run_stage's options] -- python WORD...: run it unless it is done; stop the recipe when it
+# fails. --after names earlier steps whose results it reads.
+step() {
+    local name="$1" kind="" options=()
+    shift
+    while [ "$1" != -- ]; do
+        case "$kind:$1" in
+            *:--after) kind=after ;;
+            *:--*) kind="" options+=("$1") ;;
+            after:*)
+                [ -f "$exp/stamps/$1" ] || {
+                    say "error: stage $current_stage needs step '$1', which is not done in $exp: begin with an earlier --stage"
+                    exit 1
+                }
+                options+=(--inputs "$exp/stamps/$1")
+                ;;
+            *) options+=("$1") ;;
+        esac
+        shift
+    done
+    shift 2  # -- python
+    in_background "$PYTHON" "$root/tools/run_stage.py" --stamp "$exp/stamps/$name" "${options[@]}" ${force:+--force} \
+        -- "$PYTHON" "$@"
+    if [ "$code" -eq 75 ]; then
+        say "stopped in stage $current_stage; run the same command${force:+ without --force} again to go on"
+        exit 75
+    elif [ "$code" -ne 0 ]; then
+        say "stage $current_stage failed in step '$name' (exit code $code)"
+        exit "$code"
+    fi
+}
+
+# Run a command so that this shell still hears signals, which it passes on; sets `code`.
+in_background() {
+    "$@" &
+    child=$!
+    while :; do
+        signalled="" code=0
+        wait "$child" || code=$?
+        [ -n "$signalled" ] || break
+    done
+    child=""
+}
+
+on_signal() {
+    signalled=1
+    if [ -n "$child" ]; then
+        kill -s "$1" "$child" 2>/dev/null || true
+    else
+        say "stopped; run the same command again to go on"
+        exit 75
+    fi
+}
+
+recipe_end() {
+    if [ -n "$help" ]; then return; fi
+    say "=== done in $(elapsed): stages $first to $final, outputs in $exp"
+}
+
+read_options "$@"
+child="" signalled="" current_stage=""
+if [ -n "$help" ]; then
+    show_help
+    corpus=()
+else
+    trap 'on_signal INT' INT
+    trap 'on_signal TERM' TERM
+    trap 'on_signal HUP' HUP
+    PYTHON="$("$root/tools/setup.sh")"
+    export PYTHON PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
+    results="$recipe"
+    if [ -n "$exp" ]; then
+        mkdir -p "$exp" || usage_error "--exp-dir '$exp' cannot be made"
+        exp="$(cd "$exp" && pwd)"
+        exp="${exp#"$root"/}"
+        results="$exp"
+    elif [ -n "$quick" ]; then
+        exp="$recipe/exp/quick" results="$recipe/exp/quick"
+    else
+        exp="$recipe/exp"
+    fi
+    corpus=(--download-dir "$recipe/download")
+    if [ -n "$corpus_dir" ]; then corpus=(--corpus-dir "$corpus_dir"); fi
+    cd "$root"
+fi
+exp="${exp:-$recipe/exp}" results="${results:-$recipe}"

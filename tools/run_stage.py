@@ -1,0 +1,203 @@
+"""Run one step of a recipe, unless it is done already.
+
+    python tools/run_stage.py --stamp FILE [--inputs PATH...] [--outputs PATH...] [--force] -- COMMAND...
+
+The stamp is written when COMMAND exits with 0. It holds a fingerprint of the command line, of every file that the
+command names or --inputs lists, and its own time; so a step that takes an earlier step's stamp as its input runs
+again whenever the earlier one really ran again. With the same fingerprint and all outputs in place, the step is
+skipped. What a fingerprint sees:
+  - a file: its content up to 16 MB; above that, size and time of change
+  - a directory: name, size and time of change of every file in it
+  - the command: every word but --force, and of the interpreter in front only that it is Python
+It does not see the programs' own code: after editing that, use --force. A file that the command makes and names must
+stand in --outputs, or it would count as an input that changed.
+
+A step that was stopped or failed runs again; whether what it left behind is of use is the command's own business.
+
+A signal is passed on to the command once. Exit codes: the command's own; 75 when a signal stopped it; 1 when an input
+or another step's stamp is missing or the step is running already; 2 for wrong usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import hashlib
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+EXIT_FAILED, EXIT_INTERRUPTED, EXIT_NOT_FOUND = 1, 75, 127
+WHOLE_CONTENT_BYTES = 16 * 2**20
+SIGNAL_PAUSE_S = 1.0
+"""A terminal's Ctrl-C reaches this program and its shell, which passes it on: within this time it is the same one."""
+
+
+class StageError(Exception):
+    """The step cannot be run; the message is one sentence."""
+
+
+def describe_path(path: Path) -> Iterator[str]:
+    """What a change of this input is told from.
+
+    Raises:
+      StageError: it does not exist or cannot be read.
+    """
+    try:
+        if path.is_dir():
+            files = (Path(folder, name) for folder, _, names in os.walk(path) for name in names)
+            for file in sorted(files):
+                state = file.lstat()
+                yield f"{file.relative_to(path)} {state.st_size} {state.st_mtime_ns}"
+        elif path.stat().st_size > WHOLE_CONTENT_BYTES:
+            yield f"{path.stat().st_size} {path.stat().st_mtime_ns}"
+        else:
+            yield hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise StageError(f"input {path} cannot be read ({error.strerror}): run the earlier stages first") from error
+
+
+def plain_words(command: list[str]) -> list[str]:
+    """The command line without where its Python lies."""
+    return ["python" if Path(command[0]).name.startswith("python") else command[0], *command[1:]]
+
+
+def fingerprint(command: list[str], inputs: list[Path], outputs: list[Path]) -> str:
+    """Hash of the command line and of all inputs: those listed and the files that the command names."""
+    words = [word for word in plain_words(command) if word != "--force"]
+    digest = hashlib.sha256(os.fsencode("\0".join(words)))
+    made = {path.absolute() for path in outputs}
+    named = [Path(word) for word in command[1:] if os.path.isfile(word) and Path(word).absolute() not in made]
+    for path in [*inputs, *named]:
+        for line in (str(path), *describe_path(path)):
+            digest.update(b"\0" + os.fsencode(line))
+    return digest.hexdigest()
+
+
+def read_fingerprint(path: Path) -> str | None:
+    """The fingerprint in a stamp; None where there is none to rely on."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["fingerprint"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def write_stamp(path: Path, values: dict) -> None:
+    """Write a stamp so that it is there as a whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".tmp")
+    with partial.open("w", encoding="utf-8") as file:
+        json.dump(values, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def lock_step(stamp: Path) -> int:
+    """Take this step's lock; the command inherits it, so it also holds while an orphaned command still runs."""
+    stamp.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(stamp.with_name(f".{stamp.name}.lock"), os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(handle)
+        raise StageError(f"step {stamp.name} of {stamp.parent} is still running in another process") from error
+    return handle
+
+
+def run_command(command: list[str], lock: int) -> int:
+    """Run the command in its own process group, pass signals on to it, and return the exit code to end with."""
+    child: subprocess.Popen | None = None
+    passed_on: dict[int, float] = {}
+
+    def pass_on(number: int, _frame: object) -> None:
+        # A closed terminal asks for the same as a polite kill: save and stop.
+        wanted = signal.SIGTERM if number == signal.SIGHUP else number
+        now = time.monotonic()
+        repeated = now - passed_on.get(wanted, -SIGNAL_PAUSE_S) < SIGNAL_PAUSE_S
+        passed_on[wanted] = now
+        if child is not None and not repeated:
+            child.send_signal(wanted)
+
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # ignored: started by nohup
+            signal.signal(number, pass_on)
+    try:
+        child = subprocess.Popen(command, pass_fds=(lock,), process_group=0, stdin=subprocess.DEVNULL)
+    except OSError as error:
+        print(f"error: {command[0]} cannot be run: {error.strerror}", file=sys.stderr)
+        return EXIT_NOT_FOUND
+    for number in passed_on:  # what came before there was a child
+        child.send_signal(number)
+    code = child.wait()
+    if code and passed_on and (code < 0 or code == 128 + max(passed_on)):
+        return EXIT_INTERRUPTED
+    return 128 - code if code < 0 else code
+
+
+def run_step(arguments: argparse.Namespace) -> int:
+    """Skip or run the step; return the exit code.
+
+    Raises:
+      StageError: an input is missing or the step is running already.
+    """
+    stamp, outputs = arguments.stamp, arguments.outputs
+    lock = lock_step(stamp)
+    current = fingerprint(arguments.command, arguments.inputs, outputs)
+    if not arguments.force and read_fingerprint(stamp) == current:
+        missing = [path for path in outputs if not path.exists()]
+        if not missing:
+            print(f"{stamp.name}: done already", file=sys.stderr)
+            return 0
+        print(f"{stamp.name}: {missing[0]} is gone, making it again", file=sys.stderr)
+    stamp.unlink(missing_ok=True)
+    print(f"{stamp.name}: {shlex.join(plain_words(arguments.command))}", file=sys.stderr, flush=True)
+    begin = time.monotonic()
+    code = run_command(arguments.command, lock)
+    if code:
+        return code
+    missing = [path for path in outputs if not path.exists()]
+    if missing:
+        raise StageError(f"{stamp.name} ended without error but did not make {missing[0]}")
+    write_stamp(stamp, {
+        "fingerprint": current, "command": shlex.join(plain_words(arguments.command)),
+        "seconds": round(time.monotonic() - begin, 1), "finished_ns": time.time_ns(),
+    })
+    return 0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
+        usage="run_stage.py --stamp FILE [--inputs PATH...] [--outputs PATH...] [--force] -- COMMAND...",
+    )
+    parser.add_argument("--stamp", type=Path, required=True, help="file that says the step is done")
+    paths = {"type": Path, "nargs": "*", "default": [], "action": "extend"}
+    parser.add_argument("--inputs", **paths, help="files, directories, stamps of earlier steps")
+    parser.add_argument("--outputs", **paths, help="what the command makes; must exist for a skip")
+    parser.add_argument("--force", action="store_true", help="run even if nothing changed")
+    words = sys.argv[1:]
+    split = words.index("--") if "--" in words else len(words)
+    arguments = parser.parse_args(words[:split])
+    arguments.command = words[split + 1:]
+    if not arguments.command:
+        parser.error("a command is wanted after --")
+    # A shell's background command starts with Ctrl-C ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        sys.exit(run_step(arguments))
+    except KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
+    except StageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(EXIT_FAILED)
+
+
+if __name__ == "__main__":
+    main()
