@@ -92,7 +92,8 @@ def time_search(model, encoder_out: torch.Tensor, lens: torch.Tensor, beam: int,
         "shape": f"N{len(lens)}_T{encoder_out.shape[1]}_V{arguments.vocab_size}_D{arguments.dim}",
         "predictor": arguments.predictor, "context_size": arguments.context_size, "beam": beam or None,
         "threads": arguments.threads, "total_ms": round(total, 1), "min_ms": round(least, 1),
-        "tokens": round(tokens, 1), "floor_ms": round(floor, 1), "commit": git_commit(), "command": command_line(), "machine": machine(),
+        "tokens": round(tokens, 1), "floor_ms": round(floor, 1),
+        "commit": git_commit(), "command": command_line(), "machine": machine(),
     }
     print(
         f"{row['name']:<21} beam {row['beam'] or '-':>2}  {total:8.1f} ms median {least:8.1f} ms least "
