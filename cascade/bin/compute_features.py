@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the features, EXP/fbank")
     parser.add_argument("--num-jobs", type=int, default=2, metavar="N", help="processes (default 2)")
     add_config_arguments(parser)
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     if arguments.num_jobs < 1:
         parser.error(f"--num-jobs must be at least 1, got {arguments.num_jobs}")
     interrupt_on_sigterm()

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import shutil
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -28,18 +29,19 @@ from cascade.data.quarantine import Problem, check_share, log_counts, write_quar
 from cascade.log import progress
 
 REQUIRED_SPLITS = ("train", "dev")
+CUTS_SUFFIX = "_cuts.jsonl.gz"
 _BLOCK = 1000  # utterances handed to the threads at a time
 
 log = logging.getLogger(__name__)
 
 
 def prepare_split(
-    manifest: Path, config: Config, num_jobs: int, max_utterances: int | None = None
-) -> tuple[list[Cut], list[Problem]]:
-    """Validate one split; log its counts and what was resampled or mixed down.
+    manifest: Path, cuts_path: Path, config: Config, num_jobs: int, max_utterances: int | None = None
+) -> tuple[int, list[Problem]]:
+    """Validate one split and write its cuts in the manifest's order; log what was set aside, resampled or mixed down.
 
     Returns:
-      The cuts in the manifest's order, and the problems.
+      The number of utterances in the manifest, and the problems.
     """
     split = manifest.stem
     lines = list(read_manifest(manifest))
@@ -47,20 +49,27 @@ def prepare_split(
         lines = [lines[index * len(lines) // max_utterances] for index in range(max_utterances)]
         log.info("%s: only %d utterances, evenly spaced, are used", split, max_utterances)
     check = partial(_check_line, split=split, config=config)
-    cuts: list[Cut] = []
     problems: list[Problem] = []
     notes: Counter[str] = Counter()
-    for result in progress(_in_threads(check, lines, num_jobs), f"checking {split}", total=len(lines)):
-        if isinstance(result, Problem):
-            problems.append(result)
-            continue
-        cut, note = result
-        cuts.append(cut)
-        notes.update([note] if note else [])
+    seconds = 0.0
+
+    def good_cuts() -> Iterator[Cut]:
+        nonlocal seconds
+        for result in progress(_in_threads(check, lines, num_jobs), f"checking {split}", total=len(lines)):
+            if isinstance(result, Problem):
+                problems.append(result)
+                continue
+            cut, note = result
+            notes.update([note] if note else [])
+            seconds += cut.duration
+            yield cut
+
+    write_cuts(cuts_path, good_cuts())
     log_counts(split, len(lines), problems)
+    log.info("%s: %.2f hours", split, seconds / 3600)
     for note, count in sorted(notes.items()):
         log.info("%s: %d utterances %s", split, count, note)
-    return cuts, problems
+    return len(lines), problems
 
 
 def _check_line(line, split: str, config: Config):
@@ -87,15 +96,18 @@ def prepare(
     missing = [split for split in REQUIRED_SPLITS if split not in {manifest.stem for manifest in manifests}]
     if missing:
         raise ValueError(f"{manifest_dir} must hold {' and '.join(f'{split}.jsonl' for split in missing)}")
-    results = {item.stem: prepare_split(item, config, num_jobs, max_utterances) for item in manifests}
+    checked = out / ".checked"  # nothing takes the place of an earlier run's cuts before every split has passed
+    results = {
+        item.stem: prepare_split(item, checked / f"{item.stem}{CUTS_SUFFIX}", config, num_jobs, max_utterances)
+        for item in manifests
+    }
     quarantine = out / "quarantine.jsonl"
     write_quarantine(quarantine, [problem for _, problems in results.values() for problem in problems])
-    for split, (cuts, problems) in results.items():
-        check_share(split, len(cuts) + len(problems), problems, config.data, quarantine)
-    for split, (cuts, _) in results.items():
-        path = out / f"{split}_cuts.jsonl.gz"
-        write_cuts(path, cuts)
-        log.info("%s: %.2f hours in %s", split, sum(cut.duration for cut in cuts) / 3600, path)
+    for split, (num_total, problems) in results.items():
+        check_share(split, num_total, problems, config.data, quarantine)
+    for split in results:
+        (checked / f"{split}{CUTS_SUFFIX}").replace(out / f"{split}{CUTS_SUFFIX}")
+    shutil.rmtree(checked)
 
 
 def main() -> None:
@@ -105,7 +117,7 @@ def main() -> None:
     parser.add_argument("--num-jobs", type=int, default=2, metavar="N", help="threads that decode (default 2)")
     parser.add_argument("--max-utterances", type=int, metavar="N", help="use N evenly spaced ones of each split")
     add_config_arguments(parser)
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     for name in ("num_jobs", "max_utterances"):
         value = getattr(arguments, name)
         if value is not None and value < 1:

@@ -18,13 +18,14 @@ import torch
 from cascade.bin.cli import Interrupted, add_config_arguments, config_from_arguments, run_program
 from cascade.checkpoint import load_file, restore_model
 from cascade.config import Config, ConfigError, save_config
+from cascade.data.storage import read_stats
 from cascade.log import setup_logging
 from cascade.models.build import build_model, params_by_part
 from cascade.models.compress import init_from_teacher
 from cascade.models.transducer import CascadedTransducer
 from cascade.tokens import Tokenizer
 from cascade.training.distributed import Processes
-from cascade.training.trainer import Trainer, load_stats
+from cascade.training.trainer import Trainer
 
 
 def load_teacher(teacher_dir: Path, tokens_dir: Path, config: Config) -> CascadedTransducer:
@@ -76,7 +77,7 @@ def main() -> None:
     parser.add_argument("--teacher", type=Path, metavar="DIR", help="the teacher's --exp-dir, for distillation")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
     parser.add_argument("--force", action="store_true", help="start over even if a run is there")
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     config = config_from_arguments(arguments)
     if (config.distillation is None) != (arguments.teacher is None):
         raise ConfigError(
@@ -89,7 +90,7 @@ def main() -> None:
         torch.set_num_threads(arguments.threads)
     processes = Processes.from_environment()
     tokenizer = Tokenizer.load(arguments.tokens)
-    stats = load_stats(arguments.data)
+    stats = read_stats(arguments.data / "stats.pt")
     teacher = load_teacher(arguments.teacher, arguments.tokens, config) if arguments.teacher else None
     mark = fingerprint(config, arguments.tokens, arguments.data, arguments.teacher)
     if processes.is_first:

@@ -86,7 +86,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of stage 0, EXP/data")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the tokenizer, EXP/tokens")
     add_config_arguments(parser)
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     interrupt_on_sigterm()
     train_tokens(arguments.data, arguments.out, config_from_arguments(arguments))
 

@@ -68,10 +68,8 @@ class Trainer:
         self.optimizer = build_optimizer(model, config.training)
         self.state = TrainState()
         self.metrics = Metrics()
-        stats = load_stats(data_dir)
         self.train_batches = TrainBatches(
-            data_dir / "train_cuts.jsonl.gz", tokenizer, config, stats=stats, rank=processes.rank,
-            world_size=processes.world_size,
+            data_dir / "train_cuts.jsonl.gz", tokenizer, config, processes.rank, processes.world_size
         )
         self.dev = lambda: dev_batches(data_dir / "dev_cuts.jsonl.gz", tokenizer, config)
         self.set_aside: set[str] = set()
@@ -215,11 +213,3 @@ class Trainer:
         }
         (self.exp_dir / "train_summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
         logging.info("finished %s: %.1f minutes", self.exp_dir, self.state.seconds / 60)
-
-
-def load_stats(data_dir: Path) -> dict[str, torch.Tensor]:
-    """The feature statistics {"mean": (F,), "std": (F,)} that stage 1 wrote."""
-    path = data_dir / "stats.pt"
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} not found: compute features first (stage 1)")
-    return torch.load(path, weights_only=True)

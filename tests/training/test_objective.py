@@ -1,0 +1,97 @@
+import random
+
+import torch
+
+from cascade.config import load_config
+from cascade.data.batches import Batch
+from cascade.models.build import build_model
+from cascade.training.objective import Context, Objective, draw_context, loss_warmup
+from tests.training.conftest import OPTIONS
+
+CONTEXT = Context(4, 8, None)
+
+
+def make(*options, seed=0):
+    torch.manual_seed(seed)
+    config = load_config(overrides=[*OPTIONS, "features.num_mel_bins=10", *options])
+    return build_model(config, 9).eval(), config
+
+
+def make_batch(token_lens=(3, 2), frames=(60, 44)):
+    torch.manual_seed(7)
+    tokens = torch.zeros(len(token_lens), max(token_lens), dtype=torch.int64)
+    for row, count in enumerate(token_lens):
+        tokens[row, :count] = torch.randint(1, 9, (count,))
+    features = torch.randn(len(frames), max(frames), 10)
+    names = [f"utt-{row}" for row in range(len(frames))]
+    return Batch(features, torch.tensor(frames), tokens, torch.tensor(token_lens), names, names)
+
+
+def test_losses_are_sums_over_utterances():
+    model, config = make()
+    batch, objective = make_batch(), Objective(model, config)
+    whole, sums, _ = objective(batch, 100, CONTEXT)
+    parts = []
+    for row in range(2):
+        frames, count = int(batch.feature_lens[row]), int(batch.token_lens[row])
+        one = Batch(batch.features[row : row + 1, :frames], batch.feature_lens[row : row + 1],
+                    batch.tokens[row : row + 1, :count], batch.token_lens[row : row + 1], ["x"], ["x"])
+        parts.append(float(objective(one, 100, CONTEXT)[0].detach()))
+    assert abs(float(whole.detach()) - sum(parts)) < 1e-3 * sum(parts)
+    assert sums["loss"][1] == 5
+
+
+def test_an_impossible_utterance_is_named_and_leaves_the_others_alone():
+    model, config = make("loss.ctc_scale=0", "loss.rnnt_type=modified")
+    objective = Objective(model, config)
+    batch = make_batch((3, 30), (60, 44))  # 30 tokens in 11 frames: no path in the modified topology
+    total, _, impossible = objective(batch, 100, CONTEXT)
+    assert impossible == ["utt-1"]
+    total.backward()
+    assert all(bool(torch.isfinite(p.grad).all()) for p in model.parameters() if p.grad is not None)
+    alone = Batch(batch.features[:1], batch.feature_lens[:1], batch.tokens[:1, :3], batch.token_lens[:1], ["x"], ["x"])
+    assert torch.allclose(total, objective(alone, 100, CONTEXT)[0], rtol=1e-4)
+
+
+def test_a_student_equal_to_its_teacher_has_no_divergence():
+    for kind in ("pruned", "collapsed", "one_best"):
+        model, config = make(f"distillation.kind={kind}")
+        teacher, _ = make(f"distillation.kind={kind}")
+        _, sums, _ = Objective(model, config, teacher)(make_batch(), 100, CONTEXT)
+        other, _ = make(seed=1)
+        _, far, _ = Objective(model, config, other)(make_batch(), 100, CONTEXT)
+        for name in ("causal_kd", "noncausal_kd"):
+            assert abs(sums[name][0]) < 1e-4
+            assert far[name][0] > 1e-2
+
+
+def test_the_teacher_gets_no_gradient_and_stays_in_eval_mode():
+    model, config = make("distillation.weight=3")
+    teacher, _ = make(seed=1)
+    total, _, _ = Objective(model.train(), config, teacher.train())(make_batch(), 100, CONTEXT)
+    total.backward()
+    assert not teacher.training
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+
+
+def test_pass_sampling_draws_the_causal_pass_at_its_weight():
+    model, config = make("loss.pass_sampling=true", "loss.causal_weight=0.25")
+    objective = Objective(model, config)
+    drawn = [objective.draw(step)[1] for step in range(400)]
+    assert all(len(passes) == 1 for passes in drawn)
+    assert 60 < drawn.count(("causal",)) < 140
+    assert objective.draw(5) == objective.draw(5)
+
+
+def test_the_drawn_geometry_fits_the_streaming_rules():
+    config = load_config(overrides=["context.chunk_frames=[4,8]", "context.block_chunks=[1,3,-1]"]).context
+    seen = {draw_context(config, random.Random(seed)) for seed in range(300)}
+    assert {context.chunk for context in seen} == {4, 8}
+    assert any(context.block is None for context in seen) and any(context.left is None for context in seen)
+    assert all(context.block is None or context.block in (context.chunk, 3 * context.chunk) for context in seen)
+
+
+def test_warmup_moves_from_the_simple_to_the_pruned_loss():
+    assert loss_warmup(0.5, 100, 0)[:2] == (1.0, 0.1)
+    assert loss_warmup(0.5, 100, 100) == (0.5, 1.0, True)
+    assert not loss_warmup(0.5, 100, 99).done
