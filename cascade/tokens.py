@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import tempfile
 import unicodedata
 from collections import Counter
@@ -23,7 +22,6 @@ from cascade.config import ConfigError, TokenConfig
 BLANK, UNKNOWN, WORD_MARK = "<blk>", "<unk>", "\u2581"
 BLANK_ID, UNKNOWN_ID = 0, 1
 UNKNOWN_SURFACE = "\u2047"  # what <unk> decodes to
-_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 def normalize_text(text: str, case: str = "keep") -> str:
@@ -114,8 +112,8 @@ class Tokenizer:
                 continue
             if index == UNKNOWN_ID:
                 symbol = f"{WORD_MARK}{UNKNOWN_SURFACE}" if self._processor is None else UNKNOWN_SURFACE
-            byte = _BYTE.fullmatch(symbol) if self._processor is not None else None
-            text += bytes([int(byte[1], 16)]) if byte else symbol.encode("utf-8")
+            is_byte = self._processor is not None and self._processor.is_byte(index)
+            text += bytes([int(symbol[3:5], 16)]) if is_byte else symbol.encode("utf-8")
         return " ".join(text.decode("utf-8", errors="replace").replace(WORD_MARK, " ").split())
 
     def id_to_symbol(self, index: int) -> str:
@@ -123,7 +121,7 @@ class Tokenizer:
 
 
 def train_tokenizer(texts: Iterable[str], config: TokenConfig, out_dir: str | Path) -> Tokenizer:
-    """Train a tokenizer on transcripts and write its folder (a temporary one first, so that it is whole or absent).
+    """Train a tokenizer on transcripts and write its files to `out_dir`, tokenizer.json last: with it, it is whole.
 
     Raises:
       ConfigError: tokens.vocab_size does not fit the text.
@@ -133,10 +131,9 @@ def train_tokenizer(texts: Iterable[str], config: TokenConfig, out_dir: str | Pa
     if not texts:
         raise ValueError("no text to train the tokenizer on: check the transcripts of the train split")
     out_dir = Path(out_dir)
-    out_dir.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{out_dir.name}-", dir=out_dir.parent))
-    temporary.chmod(0o755)
-    try:
+    out_dir.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".training-", dir=out_dir) as folder:
+        temporary = Path(folder)
         if config.kind == "word":
             symbols = _count_words(texts, config.vocab_size)
         else:
@@ -145,11 +142,11 @@ def train_tokenizer(texts: Iterable[str], config: TokenConfig, out_dir: str | Pa
         (temporary / "tokens.txt").write_text("".join(lines), encoding="utf-8")
         about = {"kind": config.kind, "case": config.case, "vocab_size": len(symbols)}
         (temporary / "tokenizer.json").write_text(json.dumps(about) + "\n", encoding="utf-8")
-        if out_dir.exists():
-            shutil.rmtree(out_dir)
-        temporary.rename(out_dir)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        for name in ("tokenizer.json", "tokens.model", "bpe.vocab"):
+            (out_dir / name).unlink(missing_ok=True)  # of an earlier tokenizer, perhaps of another kind
+        for name in ("tokens.txt", "tokens.model", "bpe.vocab", "tokenizer.json"):
+            if (temporary / name).is_file():
+                (temporary / name).replace(out_dir / name)
     return Tokenizer.load(out_dir)
 
 

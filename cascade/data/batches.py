@@ -16,7 +16,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from lhotse import Features
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -24,7 +23,7 @@ from cascade.config import FRAME_SHIFT_MS, SUBSAMPLING, Config
 from cascade.data.augment import spec_augment, utterance_generator
 from cascade.data.cuts import read_cuts
 from cascade.data.quarantine import token_problem
-from cascade.data.storage import read_features, read_stats
+from cascade.data.storage import Stored, read_features, read_stats, stored
 from cascade.tokens import Tokenizer
 
 CACHE_BYTES = 2 << 30  # training features up to this size stay in memory after their first use
@@ -60,7 +59,7 @@ class Item(NamedTuple):
     text: str
     tokens: tuple[int, ...]
     num_frames: int
-    features: Features
+    features: Stored
 
 
 def collate(features: Sequence[np.ndarray], tokens: Sequence[Sequence[int]], ids: list[str], texts: list[str]) -> Batch:
@@ -82,11 +81,12 @@ def plan_batches(
 
     The utterances, sorted by length, fall into buckets of equal total length; each bucket is shuffled, then batches
     are cut off in sequence, then shuffled. Step k of rank r is batch k * world_size + r: ranks get neighbours in
-    length, each utterance comes exactly once, and every rank has the same number of batches.
+    length, each utterance comes exactly once, and every rank has the same number of batches. For that the largest
+    batches are split, or, where each is one utterance, the shortest joined.
 
     Args:
       num_frames: (num_utterances,) int64 lengths.
-      max_frames: batch size times longest length, at most; a longer utterance is a batch of its own.
+      max_frames: batch size times longest length; a longer utterance is a batch of its own.
     Returns:
       Arrays of utterance indices, their number a multiple of world_size.
     Raises:
@@ -98,11 +98,14 @@ def plan_batches(
     borders = np.searchsorted(ends, ends[-1] * np.arange(1, num_buckets) / num_buckets)
     order = np.concatenate([generator.permutation(bucket) for bucket in np.split(order, borders)])
     batches = cut_batches(order, num_frames, max_frames)
+    if len(num_frames) < world_size:
+        raise ValueError(f"{len(num_frames)} training utterances are too few for {world_size} processes")
     while len(batches) % world_size:
-        longest = max(range(len(batches)), key=lambda index: len(batches[index]))
-        if len(batches[longest]) < 2:
-            raise ValueError(f"{len(num_frames)} training utterances are too few for {world_size} processes")
-        batches[longest : longest + 1] = np.array_split(batches[longest], 2)
+        largest = max(range(len(batches)), key=lambda index: len(batches[index]))
+        if len(batches[largest]) > 1:
+            batches[largest : largest + 1] = np.array_split(batches[largest], 2)
+        else:
+            batches[:2] = [np.concatenate(batches[:2])]
     steps = generator.permutation(len(batches) // world_size)
     return [batches[step * world_size + rank] for step in steps for rank in range(world_size)]
 
@@ -174,7 +177,11 @@ class TrainBatches:
         epoch = self._epoch
         mine = self._plan(epoch)[self._rank :: self._world_size][skip:]
         tasks = [(epoch, indices) for indices in mine]
-        yield from DataLoader(self._dataset, batch_size=None, sampler=tasks, num_workers=self._config.data.num_workers)
+        generator = torch.Generator()  # otherwise the loader draws from torch's own, which resuming must find unmoved
+        yield from DataLoader(
+            self._dataset, batch_size=None, sampler=tasks, num_workers=self._config.data.num_workers,
+            generator=generator,
+        )
 
     def _make_plan(self, epoch: int) -> list[np.ndarray]:
         data = self._config.data
@@ -240,7 +247,7 @@ def _read_items(cuts_path: str | Path, tokenizer: Tokenizer, config: Config) -> 
         text = tokenizer.normalize(" ".join(supervision.text or "" for supervision in cut.supervisions))
         tokens = tuple(tokenizer.encode(text))
         custom = cut.custom or {}
-        item = Item(cut.id, text, tokens, cut.features.num_frames, cut.features)
+        item = Item(cut.id, text, tokens, cut.features.num_frames, stored(cut.features))
         yield item, (custom.get("utterance", cut.id), round(cut.num_samples * custom.get("speed", 1.0)))
 
 

@@ -16,7 +16,7 @@ from cascade.config import SUBSAMPLING, Config
 from cascade.data.files import replacing
 from cascade.data.manifests import Utterance
 from cascade.data.quarantine import DURATION, EMPTY_TEXT, UNREADABLE, Problem
-from cascade.features import num_feature_frames, read_audio, resample
+from cascade.features import MARGIN_SECONDS, num_feature_frames, read_audio, resample
 
 Cut = MonoCut | MultiCut
 
@@ -42,7 +42,7 @@ def validate(utterance: Utterance, split: str, config: Config) -> tuple[Cut, str
         info = soundfile.info(str(utterance.path)) if utterance.path.is_file() else None
         if info is not None and utterance.start is not None and start >= info.duration:
             return problem(f"{DURATION}: start {start:g} s lies outside the file of {info.duration:.3f} s")
-        if info is not None and utterance.end is not None and utterance.end > info.duration + 0.01:
+        if info is not None and utterance.end is not None and utterance.end > info.duration + MARGIN_SECONDS:
             return problem(f"{DURATION}: end {utterance.end:g} s lies outside the file of {info.duration:.3f} s")
         samples, note = read_audio(utterance.path, rate, utterance.start, utterance.end)
     except (ValueError, OSError, soundfile.SoundFileError) as error:
@@ -60,12 +60,10 @@ def validate(utterance: Utterance, split: str, config: Config) -> tuple[Cut, str
 
 def _make_cut(utterance: Utterance, text: str, start: float, num_samples: int, rate: int, info) -> Cut:
     channels = list(range(info.channels))
-    length = info.frames
-    if length >= 1 << 40:  # a header without a length: the whole file was decoded
-        length = round((start + num_samples / rate) * info.samplerate)
     recording = Recording(
         id=utterance.id, sources=[AudioSource("file", channels, str(utterance.path.resolve()))],
-        sampling_rate=info.samplerate, num_samples=length, duration=length / info.samplerate, channel_ids=channels,
+        sampling_rate=info.samplerate, num_samples=info.frames, duration=info.frames / info.samplerate,
+        channel_ids=channels,
     )
     if info.samplerate != rate:
         recording = recording.resample(rate)
@@ -122,9 +120,10 @@ def _fit(samples: np.ndarray, num_samples: int) -> np.ndarray:
 
 
 def write_cuts(path: str | Path, cuts: Iterable[Cut]) -> None:
-    """Write cuts to a .jsonl.gz file that is whole or absent."""
-    with replacing(path) as temporary:
-        CutSet.from_cuts(cuts).to_file(temporary)
+    """Write cuts, one after the other, to a .jsonl or .jsonl.gz file that is whole or absent."""
+    with replacing(path) as temporary, CutSet.open_writer(temporary, overwrite=True) as writer:
+        for cut in cuts:
+            writer.write(cut)
 
 
 def read_cuts(path: str | Path) -> Iterator[Cut]:

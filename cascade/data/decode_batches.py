@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import soundfile
 
-from cascade.config import Config
+from cascade.config import SUBSAMPLING, Config
 from cascade.data.batches import FRAMES_PER_SECOND, Batch, collate, cut_batches
 from cascade.data.cuts import Cut, load_samples, read_cuts
 from cascade.data.manifests import Utterance, read_manifest
-from cascade.data.quarantine import MALFORMED, UNREADABLE, Problem
-from cascade.data.storage import FEATURE_TYPE, read_features
+from cascade.data.quarantine import DURATION, MALFORMED, UNREADABLE, Problem
+from cascade.data.storage import FEATURE_TYPE, read_features, stored
 from cascade.features import compute_fbank, read_audio
 from cascade.tokens import normalize_text
 
@@ -50,10 +51,16 @@ class DecodeBatches:
             features, chosen = [], []
             for item in (items[index] for index in indices):
                 try:
-                    features.append(item.read())
-                    chosen.append(item)
+                    matrix = item.read()
                 except (ValueError, OSError) as error:
                     self._add(Problem(item.id, self._manifest.stem, item.path, f"{UNREADABLE}: {error}"))
+                    continue
+                if len(matrix) < SUBSAMPLING:
+                    reason = f"{DURATION}: {len(matrix)} feature frames give no encoder frame"
+                    self._add(Problem(item.id, self._manifest.stem, item.path, reason))
+                    continue
+                features.append(matrix)
+                chosen.append(item)
             if chosen:
                 empty: list[list[int]] = [[] for _ in chosen]
                 yield collate(features, empty, [item.id for item in chosen], [item.text for item in chosen])
@@ -83,9 +90,9 @@ class DecodeBatches:
         features, case = self._config.features, self._config.tokens.case
 
         def reader(cut: Cut) -> Callable[[], np.ndarray]:
-            stored = cut.features
-            if stored is not None and stored.type == FEATURE_TYPE and stored.num_features == features.num_mel_bins:
-                return lambda: read_features(stored)
+            made = cut.features
+            if made is not None and made.type == FEATURE_TYPE and made.num_features == features.num_mel_bins:
+                return partial(read_features, stored(made))
             return lambda: compute_fbank(load_samples(cut, features.sampling_rate), features).numpy()
 
         for cut in read_cuts(self._manifest):

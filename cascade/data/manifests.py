@@ -68,7 +68,7 @@ def read_manifest(manifest: str | Path, split: str | None = None) -> Iterator[Ut
 
 def _parse(line: bytes, folder: Path) -> Utterance:
     try:
-        values = json.loads(line.decode("utf-8"))
+        values = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise ValueError("not UTF-8 text") from error
     except json.JSONDecodeError as error:

@@ -15,11 +15,11 @@ import hashlib
 import json
 import multiprocessing
 import os
-import shutil
 import signal
+import sys
 import threading
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -64,74 +64,113 @@ def store_split(source: Path, out: Path, split: str, config: Config, num_jobs: i
       ValueError, OSError: a recording that stage 0 accepted is gone or has changed, the disk is full.
     """
     is_train = split == "train"
-    speeds = config.data.speed_factors if is_train else (1.0,)
+    speeds = tuple(dict.fromkeys(config.data.speed_factors)) if is_train else (1.0,)
     tick_power = TRAIN_TICK_POWER if is_train else SCORED_TICK_POWER
     folder = (out / split).resolve()
-    _start_afresh_if_changed(folder, _fingerprint(source, config.features, speeds, tick_power))
-    parts: list[Part] = []
-    stems: list[Path] = []
-    cuts = read_cuts(source)
-    while block := list(islice(cuts, PART_SIZE)):
-        stem = folder / f"part-{len(stems):05d}"
-        stems.append(stem)
-        if not stem.with_suffix(".jsonl").is_file():
-            parts.append(Part(block, stem, config.features, speeds, tick_power))
-    for _ in progress(_compute_parts(parts, num_jobs), f"features of {split}", total=len(parts)):
+    fingerprint, num_cuts = _fingerprint(source, folder, config.features, speeds, tick_power)
+    _start_afresh_if_changed(folder, fingerprint)
+    stems = [folder / f"part-{number:05d}" for number in range(-(-num_cuts // PART_SIZE))]
+    parts = (
+        Part(block, stem, config.features, speeds, tick_power)
+        for block, stem in zip(_blocks(source), stems, strict=True) if not stem.with_suffix(".jsonl").is_file()
+    )
+    num_missing = sum(not stem.with_suffix(".jsonl").is_file() for stem in stems)
+    for _ in progress(_compute_parts(parts, min(num_jobs, num_missing)), f"features of {split}", total=num_missing):
         pass
-    write_cuts(out / f"{split}_cuts.jsonl.gz", (cut for stem in stems for cut in read_cuts(stem.with_suffix(".jsonl"))))
+    with replacing(out / f"{split}_cuts.jsonl.gz") as temporary, gzip.open(temporary, "wb") as file:
+        for stem in stems:
+            file.write(stem.with_suffix(".jsonl").read_bytes())
     if is_train:
         _write_stats(stems, out / "stats.pt")
 
 
-def read_features(features: Features) -> np.ndarray:
-    """(T, F) float32 features that a cut refers to.
+class Stored(NamedTuple):
+    """Where the features of a cut lie, in less memory than lhotse's Features."""
+
+    type: str
+    path: str
+    key: str
+    num_frames: int
+    num_features: int
+
+
+def stored(features: Features) -> Stored:
+    return Stored(
+        features.storage_type, sys.intern(features.storage_path), features.storage_key, features.num_frames,
+        features.num_features,
+    )
+
+
+def read_features(where: Stored) -> np.ndarray:
+    """(T, F) float32 features.
 
     Raises:
       OSError, ValueError: the archive is gone or damaged.
     """
+    remedy = "remove its folder and run stage 1 again"
     try:
-        array = get_reader(features.storage_type)(features.storage_path).read(features.storage_key)
-    except OSError as error:
-        raise OSError(f"features of {features.storage_path} cannot be read ({error}): run stage 1 again") from error
-    if array.ndim != 2 or array.shape != (features.num_frames, features.num_features):
-        raise ValueError(
-            f"features in {features.storage_path} have shape {array.shape}, their cut says "
-            f"{(features.num_frames, features.num_features)}: remove the folder and run stage 1 again"
-        )
+        array = get_reader(where.type)(where.path).read(where.key)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ValueError(f"features in {where.path} cannot be read ({error}): {remedy}") from error
+    if array.shape != (where.num_frames, where.num_features):
+        expected = (where.num_frames, where.num_features)
+        raise ValueError(f"features in {where.path} have shape {array.shape} instead of {expected}: {remedy}")
     return np.asarray(array, dtype=np.float32)
 
 
-def _fingerprint(source: Path, features: FeatureConfig, speeds: tuple[float, ...], tick_power: int) -> str:
-    about = {"features": asdict(features), "speeds": speeds, "tick_power": tick_power, "part": PART_SIZE, "f": _FORMAT}
+def _blocks(source: Path) -> Iterator[list[Cut]]:
+    cuts = read_cuts(source)
+    while block := list(islice(cuts, PART_SIZE)):
+        yield block
+
+
+def _fingerprint(
+    source: Path, folder: Path, features: FeatureConfig, speeds: tuple[float, ...], tick_power: int
+) -> tuple[str, int]:
+    """What the parts depend on, and the number of cuts. The folder is in it because cuts carry absolute paths."""
+    about = {
+        "features": asdict(features), "speeds": speeds, "tick_power": tick_power, "part_size": PART_SIZE,
+        "folder": str(folder), "format": _FORMAT,
+    }
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     if not source.is_file():
         raise FileNotFoundError(f"cuts not found: {source}; run stage 0 first")
     with gzip.open(source) as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+        num_cuts = 0
+        for line in file:
+            digest.update(line)
+            num_cuts += 1
+    return digest.hexdigest(), num_cuts
 
 
 def _start_afresh_if_changed(folder: Path, fingerprint: str) -> None:
     file = folder / "fingerprint"
+    for left_over in folder.glob(".*-part-*"):  # of a killed process
+        left_over.unlink()
     if file.is_file() and file.read_text() == fingerprint:
         return
-    if folder.exists():
-        shutil.rmtree(folder)
+    for part in folder.glob("part-*"):
+        part.unlink()
     with replacing(file) as temporary:
         temporary.write_text(fingerprint)
 
 
-def _compute_parts(parts: list[Part], num_jobs: int) -> Iterator[None]:
-    if num_jobs == 1 or len(parts) < 2:
+def _compute_parts(parts: Iterator[Part], num_jobs: int) -> Iterator[None]:
+    """Yield once for each part done; only two parts per process are in memory at a time."""
+    if num_jobs < 2:
         yield from map(_compute_part, parts)
         return
     context = multiprocessing.get_context("spawn")  # a fork of a process that has run torch may hang
-    with ProcessPoolExecutor(min(num_jobs, len(parts)), mp_context=context, initializer=_start_worker) as pool:
-        futures = [pool.submit(_compute_part, part) for part in parts]
+    with ProcessPoolExecutor(num_jobs, mp_context=context, initializer=_start_worker) as pool:
+        running: set[Future] = set()
         try:
-            for future in as_completed(futures):
-                yield future.result()
+            while True:
+                running |= {pool.submit(_compute_part, part) for part in islice(parts, 2 * num_jobs - len(running))}
+                if not running:
+                    return
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    yield future.result()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)  # the running parts are finished, the others dropped
             raise
@@ -161,6 +200,8 @@ def _compute_part(part: Part) -> None:
                 for factor in part.speeds:
                     copy, changed = at_speed(cut, samples, factor)
                     fbank = compute_fbank(changed, part.features).numpy()
+                    wide = fbank.astype(np.float64)  # before lilcom, which rounds in place
+                    count, total, squares = count + len(wide), total + wide.sum(0), squares + (wide**2).sum(0)
                     copy.features = Features(
                         type=FEATURE_TYPE, num_frames=fbank.shape[0], num_features=fbank.shape[1],
                         frame_shift=FRAME_SHIFT_MS / 1000, sampling_rate=part.features.sampling_rate, start=copy.start,
@@ -168,8 +209,6 @@ def _compute_part(part: Part) -> None:
                         storage_key=writer.write(copy.id, fbank), recording_id=copy.recording.id, channels=copy.channel,
                     )
                     done.append(copy)
-                    wide = fbank.astype(np.float64)
-                    count, total, squares = count + len(wide), total + wide.sum(0), squares + (wide**2).sum(0)
     with replacing(part.stem.with_suffix(".stats")) as temporary:
         temporary.write_text(json.dumps({"count": count, "sum": total.tolist(), "squares": squares.tolist()}))
     write_cuts(part.stem.with_suffix(".jsonl"), done)
