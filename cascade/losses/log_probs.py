@@ -1,5 +1,7 @@
 """From logits to the two log-probs per lattice cell, the next symbol's and the blank's, k2's semantics."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -144,16 +146,17 @@ def get_rnnt_logprobs_smoothed(
 
 
 class _GatherLogProbs(torch.autograd.Function):
-    """log_softmax(logits) at two places per row, without the log_softmax: rows are handled in slices."""
-
-    slice_rows = 2048
+    """log_softmax(logits) at two places per row, without the log_softmax: rows are handled in slices of a megabyte."""
 
     @staticmethod
     def forward(ctx, logits: Tensor, labels: Tensor, blank: int) -> tuple[Tensor, Tensor]:
         log_sums = torch.empty(logits.shape[0], dtype=widen(logits[:0]).dtype, device=logits.device)
-        for begin in range(0, logits.shape[0], _GatherLogProbs.slice_rows):
-            rows = slice(begin, begin + _GatherLogProbs.slice_rows)
-            torch.logsumexp(widen(logits[rows]), dim=1, out=log_sums[rows])
+        scratch = log_sums.new_empty(_slice_rows(logits), logits.shape[1])
+        for rows in _slices(logits):
+            part = scratch[: rows.stop - rows.start].copy_(logits[rows])
+            largest = part.amax(dim=1)
+            torch.sum(part.sub_(largest[:, None]).exp_(), dim=1, out=log_sums[rows])
+            log_sums[rows].log_().add_(largest)
         label_log_probs = logits.gather(1, labels[:, None])[:, 0] - log_sums
         blank_log_probs = logits[:, blank] - log_sums
         ctx.save_for_backward(logits, log_sums, labels)
@@ -165,13 +168,24 @@ class _GatherLogProbs(torch.autograd.Function):
         logits, log_sums, labels = ctx.saved_tensors
         grad = torch.empty_like(logits)
         total = -(grad_label + grad_blank)
-        for begin in range(0, logits.shape[0], _GatherLogProbs.slice_rows):
-            rows = slice(begin, begin + _GatherLogProbs.slice_rows)
-            part = (logits[rows] - log_sums[rows, None]).exp_().mul_(total[rows, None])
+        for rows in _slices(logits):
+            part = grad[rows] if grad.dtype == log_sums.dtype else None
+            part = torch.sub(logits[rows], log_sums[rows, None], out=part).exp_().mul_(total[rows, None])
             part.scatter_add_(1, labels[rows, None], grad_label[rows, None])
             part[:, ctx.blank] += grad_blank[rows]
-            grad[rows] = part
+            if grad.dtype != log_sums.dtype:
+                grad[rows] = part
         return grad, None, None
+
+
+def _slice_rows(logits: Tensor) -> int:
+    return max(64, 2**18 // max(1, logits.shape[1]))
+
+
+def _slices(logits: Tensor) -> Iterator[slice]:
+    rows = _slice_rows(logits)
+    for begin in range(0, logits.shape[0], rows):
+        yield slice(begin, min(begin + rows, logits.shape[0]))
 
 
 def gather_log_probs(logits: Tensor, labels: Tensor, blank: int) -> tuple[Tensor, Tensor]:

@@ -9,6 +9,7 @@ they abort when two Python threads enter them).
 import math
 import os
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 
 import numba
 import numpy as np
@@ -156,7 +157,6 @@ def _utterance(label, blank, start, modified, label_frames, s_begin, t_begin, s_
     return score
 
 
-@numba.njit(nogil=True, cache=True)
 def _utterances(label, blank, start, modified, label_frames, boundary, least, scores, d_label, d_blank, first, stride):
     """_utterance for n = first, first + stride, ...; label_frames -1: labels up to, not in, the utterance's end."""
     num_columns, width = blank.shape[1] + 1, blank.shape[2]
@@ -169,6 +169,18 @@ def _utterances(label, blank, start, modified, label_frames, boundary, least, sc
         frames = t_end if label_frames < 0 else label_frames
         scores[n] = _utterance(label[n], blank[n], start[n], modified, frames, s_begin, t_begin, s_end, t_end, least,
                                d_label[n], d_blank[n], alpha_m, alpha_k, beta_m, beta_k)
+
+
+@cache
+def _kernel(dtype: torch.dtype):
+    """_utterances compiled for one type and any strides, so that every layout does not get its own compilation."""
+    number = numba.float64 if dtype == torch.float64 else numba.float32
+    values, ids = numba.types.Array(number, 3, "A"), numba.types.Array(numba.int64, 2, "A")
+    signature = numba.void(
+        values, values, ids, numba.boolean, numba.int64, ids, numba.float64, numba.types.Array(numba.float64, 1, "C"),
+        values, values, numba.int64, numba.int64,
+    )
+    return numba.njit(signature, nogil=True, cache=True)(_utterances)
 
 
 _pool: ThreadPoolExecutor | None = None
@@ -198,7 +210,7 @@ def forward_backward(
     """Scores and posteriors of lattices or bands of them.
 
     Args:
-      label: (N, T or T + 1, R) log-probs of symbols, blank: (N, T, R) of blanks, any strides.
+      label: (N, T or T + 1, R) log-probs of symbols, blank: (N, T, R) of blanks; float32 or float64, any strides.
       start: (N, T + 1) int64 position of r = 0, non-decreasing; None for 0.
       boundary: (N, 4) int64.
       label_frames: symbols may leave the frames below this number; -1: those before the utterance's end.
@@ -215,8 +227,10 @@ def forward_backward(
     limits = boundary.numpy()
     least = float(least) if need_occupancy else math.inf
 
+    kernel = _kernel(blank.dtype)
+
     def work(first: int, stride: int) -> None:
-        _utterances(*arrays, modified, label_frames, limits, least, *outputs, first, stride)
+        kernel(*arrays, modified, label_frames, limits, least, *outputs, first, stride)
 
     run_threads(work, blank.shape[0])
     return scores, d_label, d_blank

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from cascade.losses.backends import band_forward_backward
 from cascade.losses.joiner_cells import CellJoiner, JoinerGradients, JoinerInputs, band_cells, check_inputs
-from cascade.losses.log_probs import check_common, get_rnnt_logprobs_smoothed, widen
+from cascade.losses.log_probs import check_common, get_rnnt_logprobs_smoothed
 from cascade.losses.pruning import check_ranges, get_rnnt_prune_ranges, labels_on_band
 from cascade.losses.recursion import check_boundary, mutual_information_recursion
 from cascade.losses.rnnt import add_delay_penalty
@@ -165,24 +165,56 @@ def transducer_loss(
     Raises:
       ValueError: arguments that do not fit together.
     """
+    joiner = JoinerInputs(encoder, predictor, weight, bias)
     with torch.autocast(am.device.type, enabled=False):
-        check_inputs(JoinerInputs(encoder, predictor, weight, bias), "transducer_loss")
-        check_common(symbols, blank_id, weight.shape[0], rnnt_type)
+        options = _options(joiner, symbols, rnnt_type, delay_penalty, fastemit_lambda, logits_budget_mb, blank_id)
         if encoder.shape[:2] != am.shape[:2] or predictor.shape[:2] != lm.shape[:2]:
             raise ValueError(
                 f"am {tuple(am.shape)} and encoder {tuple(encoder.shape)}, lm {tuple(lm.shape)} and predictor "
                 f"{tuple(predictor.shape)} must agree in their first two dimensions"
             )
-        if fastemit_lambda < 0:
-            raise ValueError(f"fastemit_lambda must be >= 0, got {fastemit_lambda}")
         boundary = check_boundary(boundary, am.shape[0], symbols.shape[1], am.shape[1], am.device)
-        options = _Options(rnnt_type, delay_penalty, fastemit_lambda, logits_budget_mb * 1e6, blank_id)
         simple, px_grad, py_grad = _simple_loss(am, lm, symbols, boundary, lm_scale, am_scale, options)
         if ranges is None:
             ranges = get_rnnt_prune_ranges(px_grad, py_grad, boundary, prune_range)
         else:
             check_ranges(ranges, am.shape[0], am.shape[1], symbols.shape[1])
-        pruned, occupancy = _BandLoss.apply(
-            widen(encoder), widen(predictor), weight, bias, symbols, ranges, boundary, options
-        )
+        pruned, occupancy = _BandLoss.apply(*joiner, symbols, ranges, boundary, options)
         return TransducerLoss(simple, pruned, ranges, occupancy)
+
+
+def pruned_loss(
+    encoder: Tensor, predictor: Tensor, weight: Tensor, bias: Tensor, symbols: Tensor, ranges: Tensor,
+    boundary: Tensor | None = None, *, rnnt_type: str = "regular", delay_penalty: float = 0.0,
+    fastemit_lambda: float = 0.0, logits_budget_mb: float = 64.0, blank_id: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """The pruned part of transducer_loss alone, on a given band; arguments as there.
+
+    Returns:
+      losses (N,) and occupancy (N, T, R).
+    """
+    joiner = JoinerInputs(encoder, predictor, weight, bias)
+    with torch.autocast(encoder.device.type, enabled=False):
+        options = _options(joiner, symbols, rnnt_type, delay_penalty, fastemit_lambda, logits_budget_mb, blank_id)
+        boundary = check_boundary(boundary, encoder.shape[0], symbols.shape[1], encoder.shape[1], encoder.device)
+        check_ranges(ranges, encoder.shape[0], encoder.shape[1], symbols.shape[1])
+        return _BandLoss.apply(*joiner, symbols, ranges, boundary, options)
+
+
+def _options(
+    joiner: JoinerInputs, symbols: Tensor, rnnt_type: str, delay_penalty: float, fastemit_lambda: float,
+    logits_budget_mb: float, blank_id: int,
+) -> _Options:
+    """Check what both entry points share."""
+    check_inputs(joiner, "transducer loss")
+    check_common(symbols, blank_id, joiner.weight.shape[0], rnnt_type)
+    if symbols.shape != (joiner.predictor.shape[0], joiner.predictor.shape[1] - 1):
+        raise ValueError(
+            f"symbols must be (N, U) for predictor (N, U + 1, D), got {tuple(symbols.shape)} and "
+            f"{tuple(joiner.predictor.shape)}"
+        )
+    if delay_penalty < 0:
+        raise ValueError(f"delay_penalty must be >= 0, got {delay_penalty}")
+    if fastemit_lambda < 0:
+        raise ValueError(f"fastemit_lambda must be >= 0, got {fastemit_lambda}")
+    return _Options(rnnt_type, delay_penalty, fastemit_lambda, logits_budget_mb * 1e6, blank_id)

@@ -1,0 +1,285 @@
+#!/usr/bin/env python
+"""Time and memory of the transducer losses beside other packages': python tools/bench_loss.py --json FILE.
+
+Every row is measured in a fresh process: one warm-up step, then `--steps` steps, of which the fastest counts (a busy
+machine only ever adds time); with --rounds the rows are measured in turn several times. total_ms is the pruned step:
+joiner, pruned loss and their gradients on a given band, as every package does it; torchaudio has no pruned loss, so
+that its row is the joiner on the full lattice and its loss. parts: forward_ms, backward_ms; simple_ms, the smoothed
+simple loss with its gradients and the prune ranges; full_ms and full_peak_mb, rnnt_loss on full-lattice logits with
+their gradient (where they fit). peak_mb: peak resident set above the state before the step, MB = 10^6 bytes.
+
+A peer that lives in another Python (k2's wheels need an old one) is named by --peer-python k2=/path/to/python.
+"""
+
+from __future__ import annotations  # the measuring part also runs in the old Python of a peer
+
+import argparse
+import ctypes
+import gc
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+
+SHAPES = {
+    "B8_T250_S60_V500": {"n": 8, "t": 250, "s": 60, "v": 500, "d": 512, "r": 5},
+    "B32_T400_S80_V500": {"n": 32, "t": 400, "s": 80, "v": 500, "d": 512, "r": 5},
+}
+NAMES = ("ours", "plain", "k2", "fast_rnnt", "torchaudio")
+FULL_LIMIT_MB = 1000  # the full lattice of larger shapes is not measured
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def make_inputs(torch, n, t, s, v, d, r):
+    """Random inputs as leaf tensors; all utterances have full length."""
+    gen = torch.Generator().manual_seed(0)
+
+    def randn(*shape, scale=1.0):
+        return (torch.randn(*shape, generator=gen) * scale).requires_grad_()
+
+    symbols = torch.randint(1, v, (n, s), generator=gen)
+    boundary = torch.tensor([[0, 0, s, t]] * n)
+    return {
+        "am": randn(n, t, v), "lm": randn(n, s + 1, v), "encoder": randn(n, t, d), "predictor": randn(n, s + 1, d),
+        "weight": randn(v, d, scale=0.05), "bias": randn(v), "symbols": symbols, "boundary": boundary,
+    }
+
+
+class K2Like:
+    """The steps with k2's interface; `module` offers k2's functions."""
+
+    def __init__(self, module, torch, inputs, prune_range):
+        self.module, self.torch, self.x, self.prune_range = module, torch, inputs, prune_range
+
+    def simple(self):
+        x = self.x
+        loss, grads = self.module.rnnt_loss_smoothed(
+            x["lm"], x["am"], x["symbols"], 0, lm_only_scale=0.25, am_only_scale=0.0, boundary=x["boundary"],
+            reduction="sum", return_grad=True,
+        )
+        loss.backward()
+        self.ranges = self.module.get_rnnt_prune_ranges(grads[0], grads[1], x["boundary"], self.prune_range)
+
+    def forward(self):
+        x = self.x
+        am, lm = self.module.do_rnnt_pruning(x["encoder"], x["predictor"], self.ranges)
+        logits = self.torch.nn.functional.linear(self.torch.tanh(am + lm), x["weight"], x["bias"])
+        return self.module.rnnt_loss_pruned(
+            logits, x["symbols"], self.ranges, 0, boundary=x["boundary"], reduction="sum"
+        )
+
+    def full(self, logits):
+        x = self.x
+        return self.module.rnnt_loss(logits, x["symbols"], 0, boundary=x["boundary"], reduction="sum")
+
+
+class Ours(K2Like):
+    """The training entry point on the same band."""
+
+    def forward(self):
+        from cascade.losses.transducer import pruned_loss
+
+        x = self.x
+        return pruned_loss(
+            x["encoder"], x["predictor"], x["weight"], x["bias"], x["symbols"], self.ranges, x["boundary"]
+        )[0].sum()
+
+
+class Torchaudio:
+    """Full lattice only."""
+
+    def __init__(self, module, torch, inputs, prune_range):
+        self.module, self.torch, self.x = module, torch, inputs
+
+    def simple(self):
+        pass
+
+    def forward(self):
+        x = self.x
+        hidden = self.torch.tanh(x["encoder"][:, :, None] + x["predictor"][:, None])
+        return self.full(self.torch.nn.functional.linear(hidden, x["weight"], x["bias"]))
+
+    def full(self, logits):
+        boundary = self.x["boundary"].int()
+        return self.module.functional.rnnt_loss(
+            logits, self.x["symbols"].int(), boundary[:, 3].contiguous(), boundary[:, 2].contiguous(), blank=0,
+            reduction="sum",
+        )
+
+
+def load(name, torch, inputs, prune_range):
+    """The steps of package `name`; ImportError where it is missing."""
+    if name in ("ours", "plain"):
+        sys.path.insert(0, ROOT)
+        from cascade.losses import backends, rnnt
+
+        backends.set_backend("auto" if name == "ours" else "torch")
+        return (Ours if name == "ours" else K2Like)(rnnt, torch, inputs, prune_range)
+    module = __import__(name)
+    return (Torchaudio if name == "torchaudio" else K2Like)(module, torch, inputs, prune_range)
+
+
+def resident_mb(field):
+    """VmRSS or VmHWM of this process in MB."""
+    with open("/proc/self/status") as status:
+        for line in status:
+            if line.startswith(field + ":"):
+                return int(line.split()[1]) * 1024 / 1e6
+    raise OSError(field + " is not in /proc/self/status")
+
+
+def measure_peak(step):
+    """Peak resident set of step() above the state before it."""
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    with open("/proc/self/clear_refs", "w") as reset:
+        reset.write("5")  # the peak starts again from here
+    before = resident_mb("VmRSS")
+    step()
+    return resident_mb("VmHWM") - before
+
+
+def measure(name, shape, threads, steps):
+    """One row; runs in a process of its own."""
+    import torch
+
+    torch.set_num_threads(threads)
+    torch.set_flush_denormal(True)
+    sizes = SHAPES[shape]
+    inputs = make_inputs(torch, **sizes)
+    package = load(name, torch, inputs, sizes["r"])
+    leaves = [x for x in inputs.values() if x.requires_grad]
+
+    def clear():
+        for leaf in leaves:
+            leaf.grad = None
+
+    def step():
+        clear()
+        begin = time.perf_counter()
+        loss = package.forward()
+        middle = time.perf_counter()
+        loss.backward()
+        end = time.perf_counter()
+        return (end - begin) * 1e3, (middle - begin) * 1e3, (end - middle) * 1e3
+
+    def simple_step():
+        clear()
+        begin = time.perf_counter()
+        package.simple()
+        return (time.perf_counter() - begin) * 1e3
+
+    simple_step()
+    step()
+    clear()
+    peak_mb = measure_peak(step)
+    total_ms, forward_ms, backward_ms = min(step() for _ in range(steps))
+    parts = {"forward_ms": round(forward_ms, 2), "backward_ms": round(backward_ms, 2)}
+    if name != "torchaudio":
+        parts["simple_ms"] = round(min(simple_step() for _ in range(steps)), 2)
+    clear()
+    logits_mb = sizes["n"] * sizes["t"] * (sizes["s"] + 1) * sizes["v"] * 4 / 1e6
+    if logits_mb <= FULL_LIMIT_MB:
+        parts.update(measure_full(torch, package, sizes, steps))
+    return {"name": name, "shape": shape, "threads": threads, "total_ms": round(total_ms, 2), "parts": parts,
+            "peak_mb": round(peak_mb, 1)}
+
+
+def measure_full(torch, package, sizes, steps):
+    """full_ms and full_peak_mb: the full-lattice loss and the gradient of its logits."""
+    gen = torch.Generator().manual_seed(1)
+    shape = sizes["n"], sizes["t"], sizes["s"] + 1, sizes["v"]
+    logits = torch.randn(*shape, generator=gen).requires_grad_()
+
+    def step():
+        logits.grad = None
+        begin = time.perf_counter()
+        package.full(logits).backward()
+        return (time.perf_counter() - begin) * 1e3
+
+    step()
+    logits.grad = None
+    peak_mb = measure_peak(step)
+    fastest = min(step() for _ in range(max(3, steps // 3)))
+    return {"full_ms": round(fastest, 2), "full_peak_mb": round(peak_mb, 1)}
+
+
+def git_commit():
+    try:
+        return subprocess.run(["git", "-C", ROOT, "rev-parse", "--short", "HEAD"], capture_output=True, text=True,
+                              check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def processor():
+    try:
+        with open("/proc/cpuinfo") as info:
+            return next(line.split(":")[1].strip() for line in info if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def run_row(python, name, shape, threads, steps):
+    """Start the measuring process; the row, or a string with the reason why there is none."""
+    command = [python, os.path.abspath(__file__), "--measure", name, "--shapes", shape, "--threads", str(threads),
+               "--steps", str(steps)]
+    environment = dict(os.environ, OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads))
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if done.returncode != 0:
+        lines = done.stderr.strip().splitlines() or ["killed by signal %d" % -done.returncode]
+        return lines[-1]
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def parse_arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--json", help="file for the rows (default: standard output only)")
+    parser.add_argument("--names", nargs="+", choices=NAMES, default=list(NAMES), help="packages to measure")
+    parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=list(SHAPES))
+    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
+    parser.add_argument("--steps", type=int, default=10, help="steps per process, the fastest counts")
+    parser.add_argument("--rounds", type=int, default=1, help="measure all rows this many times in turn, keep the best")
+    parser.add_argument("--peer-python", nargs="+", default=[], metavar="NAME=PYTHON", help="interpreter of a package")
+    parser.add_argument("--measure", choices=NAMES, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def main():
+    args = parse_arguments()
+    if args.measure:
+        print(json.dumps(measure(args.measure, args.shapes[0], args.threads[0], args.steps)))
+        return
+    pythons = dict(pair.split("=", 1) for pair in args.peer_python)
+    best, missing = {}, {}
+    for _ in range(args.rounds):
+        for shape in args.shapes:
+            for threads in args.threads:
+                for name in args.names:
+                    if name in missing:
+                        continue
+                    row = run_row(pythons.get(name, sys.executable), name, shape, threads, args.steps)
+                    if isinstance(row, str):
+                        if "ModuleNotFoundError" in row or "ImportError" in row:
+                            missing[name] = row
+                        print("skipped %s %s, %d threads: %s" % (name, shape, threads, row), file=sys.stderr)
+                        continue
+                    key = (shape, threads, name)
+                    if key not in best or row["total_ms"] < best[key]["total_ms"]:
+                        best[key] = row
+    rows = list(best.values())
+    print("# %s; %s; torch threads as given; commit %s" % (" ".join(sys.argv), processor(), git_commit()))
+    print("%-18s %7s %-10s %9s %8s %s" % ("shape", "threads", "name", "total_ms", "peak_mb", "parts"))
+    for row in rows:
+        parts = " ".join("%s=%s" % item for item in row["parts"].items())
+        print("%-18s %7d %-10s %9.1f %8.1f %s" % (row["shape"], row["threads"], row["name"], row["total_ms"],
+                                                  row["peak_mb"], parts))
+    if args.json:
+        with open(args.json, "w") as out:
+            json.dump(rows, out, indent=1)
+
+
+if __name__ == "__main__":
+    main()
