@@ -229,7 +229,7 @@ def run_row(python, name, shape, threads, steps):
     environment = dict(os.environ, OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads))
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode != 0:
-        lines = done.stderr.strip().splitlines() or ["killed by signal %d" % -done.returncode]
+        lines = done.stderr.strip().splitlines() or [f"killed by signal {-done.returncode}"]
         return lines[-1]
     return json.loads(done.stdout.strip().splitlines()[-1])
 
@@ -264,18 +264,17 @@ def main():
                     if isinstance(row, str):
                         if "ModuleNotFoundError" in row or "ImportError" in row:
                             missing[name] = row
-                        print("skipped %s %s, %d threads: %s" % (name, shape, threads, row), file=sys.stderr)
+                        print(f"skipped {name} {shape}, {threads} threads: {row}", file=sys.stderr)
                         continue
                     key = (shape, threads, name)
                     if key not in best or row["total_ms"] < best[key]["total_ms"]:
                         best[key] = row
     rows = list(best.values())
-    print("# %s; %s; torch threads as given; commit %s" % (" ".join(sys.argv), processor(), git_commit()))
-    print("%-18s %7s %-10s %9s %8s %s" % ("shape", "threads", "name", "total_ms", "peak_mb", "parts"))
+    print(f"# {' '.join(sys.argv)}; {processor()}; torch threads as given; commit {git_commit()}")
+    print(f"{'shape':18} {'threads':>7} {'name':10} {'total_ms':>9} {'peak_mb':>8} parts")
     for row in rows:
-        parts = " ".join("%s=%s" % item for item in row["parts"].items())
-        print("%-18s %7d %-10s %9.1f %8.1f %s" % (row["shape"], row["threads"], row["name"], row["total_ms"],
-                                                  row["peak_mb"], parts))
+        parts = " ".join(f"{key}={value}" for key, value in row["parts"].items())
+        print(f"{row['shape']:18} {row['threads']:7} {row['name']:10} {row['total_ms']:9} {row['peak_mb']:8} {parts}")
     if args.json:
         with open(args.json, "w") as out:
             json.dump(rows, out, indent=1)

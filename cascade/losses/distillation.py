@@ -9,129 +9,119 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cascade.losses.log_probs import gather_log_probs
+from cascade.losses.best_path import one_best_cells
+from cascade.losses.joiner_cells import CellJoiner, Cells, JoinerGradients, JoinerInputs, band_cells, check_inputs
+from cascade.losses.pruning import check_ranges
 from cascade.losses.recursion import check_boundary
-from cascade.losses.recursion_torch import lay_out_steps
+
+__all__ = ["KINDS", "JoinerInputs", "distillation_loss", "one_best_cells"]
 
 KINDS = ("pruned", "collapsed", "one_best")
 
 
-class JoinerInputs(NamedTuple):
-    """What a joiner needs for logits = tanh(encoder[t] + predictor[u]) @ weight.T + bias."""
-
-    encoder: Tensor
-    """(N, T, D)"""
-    predictor: Tensor
-    """(N, U + 1, D)"""
-    weight: Tensor
-    """(V, D)"""
-    bias: Tensor
-    """(V,)"""
+class _Options(NamedTuple):
+    collapsed: bool
+    temperature: float
+    blank_id: int
+    budget_bytes: float
 
 
-class Cells(NamedTuple):
-    """A list of M lattice cells (n, t, u), each an (M,) int64 tensor."""
+def _all_labels_kl(teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
+    """KL (m,) and d KL / d student (m, V) of softmax(teacher), softmax(student); overwrites both.
 
-    utts: Tensor
-    frames: Tensor
-    positions: Tensor
-
-
-def _joiner_logits(inputs: JoinerInputs, cells: Cells) -> Tensor:
-    hidden = torch.tanh(inputs.encoder[cells.utts, cells.frames] + inputs.predictor[cells.utts, cells.positions])
-    return torch.nn.functional.linear(hidden, inputs.weight, inputs.bias).float()
-
-
-def _inside(frames: Tensor, positions: Tensor, boundary: Tensor) -> Tensor:
-    s_begin, t_begin, s_end, t_end = (x[:, None, None] for x in boundary.unbind(1))
-    return (frames >= t_begin) & (frames < t_end) & (positions >= s_begin) & (positions <= s_end)
-
-
-def band_cells(ranges: Tensor, boundary: Tensor) -> tuple[Cells, Tensor]:
-    """The valid cells (t < T_n, u <= U_n) of a band (N, T, R), and the mask (N, T, R) that picks them."""
-    frames = torch.arange(ranges.shape[1], device=ranges.device)[None, :, None].expand_as(ranges)
-    valid = _inside(frames, ranges, boundary)
-    utts = torch.arange(ranges.shape[0], device=ranges.device)[:, None, None].expand_as(ranges)
-    return Cells(utts[valid], frames[valid], ranges[valid]), valid
-
-
-@torch.no_grad()
-def one_best_cells(teacher: JoinerInputs, symbols: Tensor, boundary: Tensor, *, blank_id: int = 0) -> Cells:
-    """The T + U cells of the most probable path through the teacher's whole (regular) lattice.
-
-    Args:
-      teacher: joiner inputs; symbols: (N, U) int64; boundary: (N, 4) int64.
-    Returns:
-      the cells of all utterances, in order; none for an utterance without frames.
+    KL = sum p (log p - log q), its gradient is q - p.
     """
-    num_utts, num_frames, _ = teacher.encoder.shape
-    num_symbols = symbols.shape[1]
-    boundary = check_boundary(boundary, num_utts, num_symbols, num_frames, symbols.device)
-    positions = torch.arange(num_symbols + 1, device=symbols.device).expand(num_utts, num_frames, -1)
-    cells, valid = band_cells(positions, boundary)
-    padded = torch.nn.functional.pad(symbols, (0, 1), value=blank_id)
-    px = torch.full(valid.shape, -torch.inf, device=symbols.device)  # (N, T, U+1)
-    py = px.clone()
-    label, blank = [], []
-    for begin in range(0, cells.utts.shape[0], 4096):
-        part = Cells(*(x[begin : begin + 4096] for x in cells))
-        found = gather_log_probs(_joiner_logits(teacher, part), padded[part.utts, part.positions], blank_id)
-        label.append(found[0])
-        blank.append(found[1])
-    if label:
-        px[valid], py[valid] = torch.cat(label), torch.cat(blank)
-    px = torch.nn.functional.pad(px[:, :, :-1].transpose(1, 2), (0, 1), value=-torch.inf)
-    return _best_path(px, py.transpose(1, 2), boundary)
+    teacher -= teacher.amax(dim=1, keepdim=True)
+    student -= student.amax(dim=1, keepdim=True)
+    gap = teacher - student
+    p, q = teacher.exp_(), student.exp_()
+    p_sum, q_sum = p.sum(dim=1, keepdim=True), q.sum(dim=1, keepdim=True)
+    p /= p_sum
+    kl = gap.mul_(p).sum(dim=1) + (q_sum / p_sum).log()[:, 0]
+    return kl, q.div_(q_sum).sub_(p)
 
 
-def _best_path(px: Tensor, py: Tensor, boundary: Tensor) -> Cells:
-    """Viterbi over the steps k = s + t: px (N, U, T + 1), py (N, U + 1, T) -> the nodes that the best path leaves."""
-    columns = torch.arange(px.shape[2], device=px.device)
-    px = px.masked_fill(columns >= boundary[:, 3, None, None], -torch.inf)
-    steps = lay_out_steps(px, py, boundary)
-    best = torch.full_like(steps.ys[0], -torch.inf)  # (N, U+1)
-    best[:, 0] = 0.0
-    by_symbol = torch.zeros(steps.ys.shape, dtype=torch.bool, device=px.device)
-    scores = [best]
-    for k in range(1, steps.ys.shape[0]):
-        stay = best + steps.ys[k]
-        move = torch.nn.functional.pad(best[:, :-1], (1, 0), value=-torch.inf) + steps.xs[k]
-        by_symbol[k] = move > stay
-        best = torch.maximum(stay, move)
-        scores.append(best)
-    s_len, t_len = boundary[:, 2] - boundary[:, 0], boundary[:, 3] - boundary[:, 1]
-    rows = torch.arange(px.shape[0], device=px.device)
-    possible = torch.isfinite(torch.stack(scores)[s_len + t_len, rows, s_len])
-    utts, frames, positions = [], [], []
-    s = s_len.clone()
-    for k in range(steps.ys.shape[0] - 1, 0, -1):
-        active = possible & (k <= s_len + t_len)
-        s = torch.where(active & by_symbol[k, rows, s], s - 1, s)
-        utts.append(rows[active])
-        positions.append((s + boundary[:, 0])[active])
-        frames.append((k - 1 - s + boundary[:, 1])[active])
-    if not utts:
-        return Cells(rows[:0], rows[:0], rows[:0])
-    cells = Cells(torch.cat(utts), torch.cat(frames), torch.cat(positions))
-    order = torch.argsort(cells.utts * (px.shape[2] + px.shape[1] + 1) + cells.frames + cells.positions)
-    return Cells(*(x[order] for x in cells))
+def _collapsed_kl(teacher: Tensor, student: Tensor, labels: Tensor, blank_id: int) -> tuple[Tensor, Tensor]:
+    """As _all_labels_kl for the classes label, blank, rest; labels equal to blank_id: there is no next label.
+
+    With class probabilities P of the teacher, Q of the student: d KL / d student_k = q_k (1 - P_class(k) / Q_class(k)).
+    """
+    picked = torch.stack([labels, torch.full_like(labels, blank_id)], dim=1)  # (m, 2)
+    has_label = labels != blank_id
+    tiny = torch.finfo(teacher.dtype).tiny
+
+    def classes(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        probs = (logits - logits.amax(dim=1, keepdim=True)).exp_()
+        total = probs.sum(dim=1, keepdim=True)
+        # not 1 - label - blank, which leaves nothing but rounding where the two are sure
+        rest = probs.scatter(1, picked, 0.0).sum(dim=1, keepdim=True)
+        label, blank = probs.gather(1, picked).unbind(1)
+        three = torch.stack([label * has_label, blank, rest[:, 0]], dim=1) / total  # (m, 3)
+        return probs.div_(total), three, three.clamp(min=tiny).log()
+
+    _, p_classes, p_logs = classes(teacher)
+    probs, q_classes, q_logs = classes(student)
+    kl = (p_classes * (p_logs - q_logs)).sum(dim=1)
+    grad = probs * (1.0 - p_classes[:, 2:] / q_classes[:, 2:].clamp(min=tiny))
+    sure = q_classes - p_classes
+    grad.scatter_(1, picked[:, 1:], sure[:, 1:2])
+    grad.scatter_(1, picked[:, :1], torch.where(has_label, sure[:, 0], sure[:, 1])[:, None])
+    return kl, grad
 
 
-def _class_log_probs(logits: Tensor, labels: Tensor, blank_id: int) -> Tensor:
-    """(M, V) -> (M, 3) log-probs of next label, blank, rest; labels = blank_id: there is no next label."""
-    log_probs = logits.log_softmax(dim=1)
-    picked = torch.stack([labels, torch.full_like(labels, blank_id)], dim=1)  # (M, 2)
-    label, blank = log_probs.gather(1, picked).unbind(1)
-    label = label.masked_fill(labels == blank_id, -torch.inf)
-    rest = log_probs.scatter(1, picked, -torch.inf).logsumexp(dim=1)
-    return torch.stack([label, blank, rest], dim=1)
+class _CellKL(torch.autograd.Function):
+    """KL (M,) per cell; keeps its gradient by the student's logits within the budget, else computes it again."""
+
+    @staticmethod
+    def forward(ctx, encoder, predictor, weight, bias, teacher: JoinerInputs, cells: Cells, labels, options: _Options):
+        student = JoinerInputs(encoder, predictor, weight, bias)
+        joiners = CellJoiner(student, cells), CellJoiner(teacher, cells)
+        joiner = joiners[0]
+        item = joiner.weight.element_size()
+        keep = any(ctx.needs_input_grad) and joiner.num_cells * joiner.vocab_size * item <= options.budget_bytes
+        keep_hidden = keep and joiner.num_cells * joiner.dim * item <= options.budget_bytes
+        hiddens = joiner.new(joiner.num_cells, joiner.dim) if keep_hidden else None
+        grads = joiner.new(joiner.num_cells, joiner.vocab_size) if keep else None
+        kl = joiner.new(joiner.num_cells, 1)[:, 0]
+        for rows in joiner.slices():
+            hidden = joiner.hidden(rows, None if hiddens is None else hiddens[rows])
+            kl[rows], grad = _slice_kl(joiners, hidden, rows, labels, options, None if grads is None else grads[rows])
+            if grads is not None and options.collapsed:
+                grads[rows] = grad
+        ctx.save_for_backward(*student, labels, hiddens, grads)
+        ctx.joiners, ctx.options = joiners, options
+        return kl
+
+    @staticmethod
+    def backward(ctx, grad_kl: Tensor):
+        *student, labels, hiddens, grads = ctx.saved_tensors
+        joiner, options = ctx.joiners[0], ctx.options
+        factors = grad_kl.to(joiner.dtype)[:, None] / options.temperature
+        gradients = JoinerGradients(joiner)
+        for rows in joiner.slices():
+            hidden = joiner.hidden(rows) if hiddens is None else hiddens[rows]
+            if grads is None:
+                grad = _slice_kl(ctx.joiners, hidden, rows, labels, options)[1].mul_(factors[rows])
+            else:
+                grad = grads[rows] * factors[rows]
+            gradients.add(grad, hidden, rows)
+        return *gradients.results(JoinerInputs(*student)), None, None, None, None
 
 
-def _kl(teacher: Tensor, student: Tensor) -> Tensor:
-    """(M, C) log-probs -> (M,) KL(teacher || student); a class of probability zero in both counts as 0."""
-    probs = teacher.exp()
-    gap = (teacher - student).masked_fill(torch.isneginf(teacher), 0.0)
-    return (probs * gap).sum(dim=1)
+def _slice_kl(
+    joiners: tuple[CellJoiner, CellJoiner], hidden: Tensor, rows: slice, labels: Tensor, options: _Options,
+    out: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """KL and its gradient by the tempered student logits for one slice; `out` may serve as workspace."""
+    student, teacher = joiners
+    teacher_logits = teacher.logits(teacher.hidden(rows)).to(student.dtype)
+    student_logits = student.logits(hidden, out)
+    if options.temperature != 1.0:
+        teacher_logits /= options.temperature
+        student_logits /= options.temperature
+    if options.collapsed:
+        return _collapsed_kl(teacher_logits, student_logits, labels[rows], options.blank_id)
+    return _all_labels_kl(teacher_logits, student_logits)
 
 
 def distillation_loss(
@@ -166,24 +156,34 @@ def distillation_loss(
             f"teacher and student must have the same frames (N, T), got {tuple(teacher.encoder.shape[:2])} and "
             f"{tuple(student.encoder.shape[:2])}"
         )
+    check_inputs(student, "distillation student")
+    check_inputs(teacher, "distillation teacher")
     num_utts, num_frames, _ = student.encoder.shape
     boundary = check_boundary(boundary, num_utts, symbols.shape[1], num_frames, symbols.device)
-    if kind == "one_best":
-        cells = one_best_cells(teacher, symbols, boundary, blank_id=blank_id)
-        weights = student.encoder.new_ones(cells.utts.shape[0])
-    else:
-        cells, valid = band_cells(ranges, boundary)
-        weights = student.encoder.new_ones(cells.utts.shape[0]) if cell_weights is None else cell_weights[valid]
-    with torch.no_grad():
-        teacher_logits = _joiner_logits(teacher, cells) / temperature
-    student_logits = _joiner_logits(student, cells) / temperature
-    if kind == "collapsed":
+    with torch.autocast(symbols.device.type, enabled=False):
+        if kind == "one_best":
+            cells = one_best_cells(teacher, symbols, boundary, blank_id=blank_id)
+            weights = torch.ones(cells.utts.shape[0], device=symbols.device)
+        else:
+            check_ranges(ranges, num_utts, num_frames, symbols.shape[1])
+            cells, weights = _weighted_cells(ranges, boundary, cell_weights)
         labels = torch.nn.functional.pad(symbols, (0, 1), value=blank_id)[cells.utts, cells.positions]
         labels = labels.masked_fill(cells.positions == boundary[cells.utts, 2], blank_id)
-        kl = _kl(
-            _class_log_probs(teacher_logits, labels, blank_id), _class_log_probs(student_logits, labels, blank_id)
-        )
-    else:
-        kl = _kl(teacher_logits.log_softmax(dim=1), student_logits.log_softmax(dim=1))
-    zeros = kl.new_zeros(num_utts)
-    return zeros.index_add(0, cells.utts, kl * weights), zeros.index_add(0, cells.utts, weights.to(kl.dtype))
+        teacher = JoinerInputs(*(x.detach() for x in teacher))
+        options = _Options(kind == "collapsed", temperature, blank_id, logits_budget_mb * 1e6)
+        kl = _CellKL.apply(*student, teacher, cells, labels, options)
+        weights = weights.to(kl.dtype)
+        zeros = kl.new_zeros(num_utts)
+        return zeros.index_add(0, cells.utts, kl * weights), zeros.index_add(0, cells.utts, weights)
+
+
+def _weighted_cells(ranges: Tensor, boundary: Tensor, cell_weights: Tensor | None) -> tuple[Cells, Tensor]:
+    """The valid cells of the band whose weight is not zero, and their weights (M,)."""
+    cells, index = band_cells(ranges, boundary)
+    if cell_weights is None:
+        return cells, torch.ones(index.shape[0], device=ranges.device)
+    if cell_weights.shape != ranges.shape:
+        raise ValueError(f"cell_weights must be (N, T, R) = {tuple(ranges.shape)}, got {tuple(cell_weights.shape)}")
+    weights = cell_weights.detach().flatten()[index]
+    heavy = weights.nonzero()[:, 0]
+    return cells.select(heavy), weights[heavy]
