@@ -20,6 +20,7 @@ import sys
 import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -161,7 +162,8 @@ def _compute_parts(parts: Iterator[Part], num_jobs: int) -> Iterator[None]:
         yield from map(_compute_part, parts)
         return
     context = multiprocessing.get_context("spawn")  # a fork of a process that has run torch may hang
-    with ProcessPoolExecutor(num_jobs, mp_context=context, initializer=_start_worker) as pool:
+    stop = context.Event()
+    with ProcessPoolExecutor(num_jobs, mp_context=context, initializer=_start_worker, initargs=(stop,)) as pool:
         running: set[Future] = set()
         try:
             while True:
@@ -171,12 +173,24 @@ def _compute_parts(parts: Iterator[Part], num_jobs: int) -> Iterator[None]:
                 done, running = wait(running, return_when=FIRST_COMPLETED)
                 for future in done:
                     yield future.result()
+        except BrokenProcessPool as error:
+            raise OSError("a process was killed, perhaps for lack of memory: run again with --num-jobs 1") from error
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)  # the running parts are finished, the others dropped
+            stop.set()
+            pool.shutdown(cancel_futures=True)
             raise
 
 
-def _start_worker() -> None:
+class _Stopped(Exception):
+    """The parent was interrupted: the part is dropped."""
+
+
+_stop_event = None  # set in worker processes
+
+
+def _start_worker(stop) -> None:
+    global _stop_event
+    _stop_event = stop
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -196,6 +210,8 @@ def _compute_part(part: Part) -> None:
     with replacing(archive) as temporary:
         with LilcomChunkyWriter(temporary, tick_power=part.tick_power) as writer:
             for cut in part.cuts:
+                if _stop_event is not None and _stop_event.is_set():
+                    raise _Stopped
                 samples = load_samples(cut, part.features.sampling_rate)
                 for factor in part.speeds:
                     copy, changed = at_speed(cut, samples, factor)

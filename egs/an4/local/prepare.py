@@ -20,6 +20,8 @@ DEV_SPEAKERS = {"ffmm", "fmjd", "mblw", "mdmc", "mjbh", "mmaf", "mrab", "msmn"}
 
 def read_split(corpus: Path, split: str) -> list[Utterance]:
     """The utterances of etc/an4_<split>.*: a file id and a line `<s> TEXT </s> (id)` each, in the same order."""
+    if not (corpus / "etc" / f"an4_{split}.fileids").is_file():
+        raise ValueError(f"no AN4 in {corpus}: etc/an4_{split}.fileids is missing, check --corpus-dir")
     fileids, transcripts = (
         (corpus / "etc" / f"an4_{split}.{name}").read_text(encoding="utf-8").split("\n")
         for name in ("fileids", "transcription")
