@@ -1,0 +1,90 @@
+import dataclasses
+
+import pytest
+
+from cascade.config import (
+    Config,
+    ConfigError,
+    changed_options,
+    config_from_dict,
+    config_to_dict,
+    load_config,
+    save_config,
+)
+
+
+def test_later_files_and_overrides_win(tmp_path):
+    one, two = tmp_path / "one.yaml", tmp_path / "two.yaml"
+    one.write_text("training: {num_epochs: 3, learning_rate: 0.1}\nmodel: {causal: {num_layers: 2}}\n")
+    two.write_text("training: {num_epochs: 4}\n")
+    config = load_config([one, two], ["model.causal.num_layers=5"])
+    assert (config.training.num_epochs, config.training.learning_rate) == (4, 0.1)
+    assert config.model.causal.num_layers == 5
+    assert config.model.noncausal == Config().model.noncausal
+
+
+def test_a_config_survives_saving_and_checkpoints(tmp_path):
+    config = load_config(overrides=["context.chunk_frames=[4,8]", "distillation.weight=0.3", "data.speed_factors=[1.0]"])
+    assert config_from_dict(config_to_dict(config)) == config
+    save_config(config, tmp_path / "config.yaml")
+    assert load_config([tmp_path / "config.yaml"]) == config
+
+
+def test_distillation_is_off_until_named_and_can_be_switched_off():
+    assert load_config().distillation is None
+    assert load_config(overrides=["distillation.kind=one_best"]).distillation.kind == "one_best"
+    assert load_config(overrides=["distillation.weight=1", "distillation=null"]).distillation is None
+
+
+@pytest.mark.parametrize(("override", "message"), [
+    ("model.causal.nlayers=3", "nlayers"),
+    ("model.causal.num_layers=x", "could not be converted to Integer"),
+    ("tokens.kind=syllable", "tokens.kind must be one of bpe | char | word, got 'syllable'"),
+    ("loss.prune_range=1", "loss.prune_range must be at least 2, got 1"),
+    ("model.noncausal.dropout=1.0", "model.noncausal.dropout must be at most 0.9"),
+    ("model.causal.kernel_size=4", "model.causal.kernel_size must be odd, got 4"),
+    ("model.d_model=30", "must be an even whole number, got 30 / 4"),
+    ("context.block_chunks=[2]", "context.block_chunks must include -1"),
+    ("context.chunk_frames=[-1]", "context.chunk_frames must hold positive numbers"),
+    ("model.causal.convolution=centred", "model.causal.convolution must be one of left"),
+    ("training.keep_epochs=1", "must be at least training.average_last"),
+    ("num_epochs", "an override is written section.key=value"),
+    ("model=3", "Merge error"),
+])
+def test_a_wrong_option_is_named_with_its_value(override, message):
+    with pytest.raises(ConfigError) as error:
+        load_config(overrides=[override])
+    assert message in str(error.value)
+
+
+def test_broken_files_are_named(tmp_path):
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("training: [1, 2\n")
+    for path in (broken, tmp_path / "missing.yaml"):
+        with pytest.raises(ConfigError, match=path.name):
+            load_config([path])
+
+
+def test_every_option_has_a_default_and_a_description():
+    import ast
+    import inspect
+
+    import cascade.config as module
+
+    tree = ast.parse(inspect.getsource(module))
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and any("dataclass" in ast.unparse(item) for item in node.decorator_list):
+            for item, after in zip(node.body, [*node.body[1:], None], strict=True):
+                if isinstance(item, ast.AnnAssign) and node.name != "Config":
+                    assert item.value is not None, (node.name, item.target.id)
+                    assert isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant), item.target.id
+
+
+def test_options_cannot_be_changed_by_accident():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        load_config().training.num_epochs = 3
+
+
+def test_changed_options_are_listed_by_name():
+    changes = changed_options(load_config(), load_config(overrides=["training.num_epochs=7"]))
+    assert changes == {"training.num_epochs": (Config().training.num_epochs, 7)}
