@@ -24,7 +24,8 @@ def test_later_files_and_overrides_win(tmp_path):
 
 
 def test_a_config_survives_saving_and_checkpoints(tmp_path):
-    config = load_config(overrides=["context.chunk_frames=[4,8]", "distillation.weight=0.3", "data.speed_factors=[1.0]"])
+    overrides = ["context.chunk_frames=[4,8]", "distillation.weight=0.3", "data.speed_factors=[1.0]"]
+    config = load_config(overrides=overrides)
     assert config_from_dict(config_to_dict(config)) == config
     save_config(config, tmp_path / "config.yaml")
     assert load_config([tmp_path / "config.yaml"]) == config
