@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
@@ -9,11 +11,18 @@ from torch.nn.functional import scaled_dot_product_attention
 from cascade.models.state import slide
 
 
-def rotary_angles(num_positions: int, head_dim: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """cos and sin, each (num_positions, head_dim / 2), of rotary positions 0, 1, ... (2104.09864)."""
+class Rotation(NamedTuple):
+    """cos and sin, each (positions, head_dim / 2), of rotary positions 0, 1, ... (2104.09864)."""
+
+    cos: Tensor
+    sin: Tensor
+
+
+def rotary_angles(num_positions: int, head_dim: int, like: Tensor) -> Rotation:
+    """The rotation of a window; all layers of an encoder share it."""
     frequency = 10000.0 ** (-torch.arange(0, head_dim, 2, device=like.device, dtype=torch.float64) / head_dim)
     angle = torch.arange(num_positions, device=like.device, dtype=torch.float64).unsqueeze(1) * frequency
-    return angle.cos().to(like.dtype), angle.sin().to(like.dtype)
+    return Rotation(angle.cos().to(like.dtype), angle.sin().to(like.dtype))
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -36,29 +45,30 @@ class RotarySelfAttention(nn.Module):
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, self.head_dim))  # (N, T, C) -> (N, T, H, C / H)
 
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, rotation: Rotation) -> Tensor:
         """query (N, T, H, d) stands at the end of key, value (N, S, H, d); mask (N, 1, T, S), True = may attend."""
         query, key, value = (x.transpose(1, 2) for x in (query, key, value))
-        cos, sin = rotary_angles(key.shape[2], self.head_dim, key)
+        cos, sin = rotation
         first = key.shape[2] - query.shape[2]
         out = scaled_dot_product_attention(
             rotate(query, cos[first:], sin[first:]), rotate(key, cos, sin), value, attn_mask=mask
         )
         return self.out_proj(out.transpose(1, 2).flatten(2))
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """(N, T, C), mask (N, 1, T, T) True = may attend -> (N, T, C)."""
+    def forward(self, x: Tensor, mask: Tensor, rotation: Rotation) -> Tensor:
+        """(N, T, C), mask (N, 1, T, T) True = may attend, rotation of T positions -> (N, T, C)."""
         query, key, value = self.in_proj(x).chunk(3, dim=-1)
-        return self._attend(self._heads(query), self._heads(key), self._heads(value), mask)
+        return self._attend(self._heads(query), self._heads(key), self._heads(value), mask, rotation)
 
     def forward_chunk(
-        self, x: Tensor, mask: Tensor, keys: Tensor, values: Tensor, lens: Tensor | None
+        self, x: Tensor, mask: Tensor, rotation: Rotation, keys: Tensor, values: Tensor, lens: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """One chunk behind its cache.
 
         Args:
           x: (N, C, d_model).
           mask: (N, 1, C, L + C), True = may attend.
+          rotation: of L + C positions.
           keys, values: (N, H, L, d) caches, keys unrotated.
           lens: (N,) valid frames of x; None = all.
         Returns:
@@ -67,4 +77,4 @@ class RotarySelfAttention(nn.Module):
         query, key, value = (self._heads(part) for part in self.in_proj(x).chunk(3, dim=-1))
         key, keys = slide(keys.transpose(1, 2), key, lens)
         value, values = slide(values.transpose(1, 2), value, lens)
-        return self._attend(query, key, value, mask), keys.transpose(1, 2), values.transpose(1, 2)
+        return self._attend(query, key, value, mask, rotation), keys.transpose(1, 2), values.transpose(1, 2)

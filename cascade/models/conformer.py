@@ -7,7 +7,7 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from cascade.config import EncoderConfig
-from cascade.models.attention import RotarySelfAttention
+from cascade.models.attention import RotarySelfAttention, Rotation, rotary_angles
 from cascade.models.convolution import ConvolutionModule
 from cascade.models.dropout import Dropout
 from cascade.models.masks import block_attention_mask, chunk_attention_mask, padding_mask
@@ -52,20 +52,23 @@ class ConformerLayer(nn.Module):
         self.dropout = Dropout(config.dropout)
         self.norm = nn.LayerNorm(d_model)
 
-    def forward(self, x: Tensor, mask: Tensor, padding: Tensor, block: int | None) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor, rotation: Rotation, padding: Tensor, block: int | None) -> Tensor:
         """(N, T, C) -> (N, T, C); mask (N, 1, T, T) True = may attend; padding (N, T) True = padded."""
         x = x + 0.5 * self.feedforward1(x)
-        x = x + self.dropout(self.attention(self.attention_norm(x), mask))
+        x = x + self.dropout(self.attention(self.attention_norm(x), mask, rotation))
         x = x + self.dropout(self.convolution(self.convolution_norm(x), padding, block))
         x = x + 0.5 * self.feedforward2(x)
         return self.norm(x)
 
     def forward_chunk(
-        self, x: Tensor, state: LayerState, mask: Tensor, lens: Tensor | None, padding: Tensor | None
+        self, x: Tensor, state: LayerState, mask: Tensor, rotation: Rotation, lens: Tensor | None,
+        padding: Tensor | None,
     ) -> tuple[Tensor, LayerState]:
         """(N, C, d_model) behind its state; mask (N, 1, C, L + C) True = may attend."""
         x = x + 0.5 * self.feedforward1(x)
-        y, keys, values = self.attention.forward_chunk(self.attention_norm(x), mask, state.keys, state.values, lens)
+        y, keys, values = self.attention.forward_chunk(
+            self.attention_norm(x), mask, rotation, state.keys, state.values, lens
+        )
         x = x + y
         y, past = self.convolution.forward_chunk(self.convolution_norm(x), state.convolution, lens, padding)
         x = x + y
@@ -95,10 +98,14 @@ class ConformerEncoder(nn.Module):
         if x.shape[1] == 0:
             return x
         mask = block_attention_mask(lens, x.shape[1], block, left)
+        rotation = self._rotation(x.shape[1])
         padding = padding_mask(lens, x.shape[1])
         for layer in self.layers:
-            x = layer(x, mask, padding, block)
+            x = layer(x, mask, rotation, padding, block)
         return x
+
+    def _rotation(self, num_positions: int) -> Rotation:
+        return rotary_angles(num_positions, self.layers[0].attention.head_dim, self.layers[0].norm.weight)
 
     def initial_state(self, batch_size: int, left: int) -> EncoderState:
         """The state of `batch_size` new streams with a left context of `left` frames: zeros."""
@@ -126,9 +133,10 @@ class ConformerEncoder(nn.Module):
         chunk_lens = state.processed_lens.new_full((x.shape[0],), num_frames) if lens is None else lens
         left = state.layers[0].keys.shape[2]
         mask = chunk_attention_mask(state.processed_lens, chunk_lens, num_frames, left)
+        rotation = self._rotation(left + num_frames)
         padding = None if lens is None else padding_mask(lens, num_frames)
         layers = []
         for layer, layer_state in zip(self.layers, state.layers, strict=True):
-            x, layer_state = layer.forward_chunk(x, layer_state, mask, lens, padding)
+            x, layer_state = layer.forward_chunk(x, layer_state, mask, rotation, lens, padding)
             layers.append(layer_state)
         return x, EncoderState(tuple(layers), state.processed_lens + chunk_lens)

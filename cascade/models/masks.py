@@ -43,7 +43,7 @@ def block_attention_mask(lens: Tensor, num_frames: int, block: int | None, left:
         if left is not None:
             allowed = allowed & (frames >= (start - left).unsqueeze(1))
         seen = seen & allowed
-    itself = torch.eye(num_frames, dtype=torch.bool, device=lens.device)
+    itself = frames == frames.unsqueeze(1)
     return (seen | itself).unsqueeze(1)
 
 
