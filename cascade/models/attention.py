@@ -19,10 +19,14 @@ class Rotation(NamedTuple):
 
 
 def rotary_angles(num_positions: int, head_dim: int, like: Tensor) -> Rotation:
-    """The rotation of a window; all layers of an encoder share it."""
-    frequency = 10000.0 ** (-torch.arange(0, head_dim, 2, device=like.device, dtype=torch.float64) / head_dim)
-    angle = torch.arange(num_positions, device=like.device, dtype=torch.float64).unsqueeze(1) * frequency
-    return Rotation(angle.cos().to(like.dtype), angle.sin().to(like.dtype))
+    """The rotation of a window in `like`'s type; all layers of an encoder share it.
+
+    The frequencies are Python numbers and the rest is in one type, so that every ONNX runtime can trace it.
+    """
+    frequencies = [10000.0 ** (-index / head_dim) for index in range(0, head_dim, 2)]
+    frequency = torch.tensor(frequencies, dtype=like.dtype, device=like.device)
+    angle = torch.arange(num_positions, dtype=like.dtype, device=like.device).unsqueeze(1) * frequency
+    return Rotation(angle.cos(), angle.sin())
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
