@@ -18,6 +18,7 @@ from cascade.data.cuts import read_cuts
 from cascade.data.files import interrupt_on_sigterm
 from cascade.data.quarantine import (
     TOKEN_KINDS,
+    UNKNOWN_CHARACTERS,
     Problem,
     check_share,
     log_counts,
@@ -28,6 +29,7 @@ from cascade.data.quarantine import (
 from cascade.tokens import Tokenizer, train_tokenizer
 
 SUFFIX = "_cuts.jsonl.gz"
+BYTES_HINT = " or tokens.byte_fallback=true"
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +47,8 @@ def train_tokens(data: Path, out: Path, config: Config) -> Tokenizer:
     others = [problem for problem in read_quarantine(quarantine) if problem.kind not in TOKEN_KINDS]
     write_quarantine(quarantine, others + problems)
     log_counts("train", num_total, problems)
+    if any(problem.kind == UNKNOWN_CHARACTERS for problem in problems):
+        log.warning("a larger tokens.vocab_size%s keeps them", BYTES_HINT if config.tokens.kind != "word" else "")
     for path in sorted(data.glob(f"*{SUFFIX}")):
         split = path.name.removesuffix(SUFFIX)
         if split != "train":
