@@ -106,8 +106,11 @@ def lock_step(stamp: Path) -> int:
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
+        holder = os.read(handle, 32).decode().strip() or "another process"
         os.close(handle)
-        raise StageError(f"step {stamp.name} of {stamp.parent} is still running in another process") from error
+        raise StageError(f"step {stamp.name} is still running ({holder}): wait for it or end it") from error
+    os.ftruncate(handle, 0)
+    os.write(handle, f"process {os.getpid()}".encode())
     return handle
 
 
@@ -130,6 +133,7 @@ def run_command(command: list[str], lock: int) -> int:
             signal.signal(number, pass_on)
     try:
         child = subprocess.Popen(command, pass_fds=(lock,), process_group=0, stdin=subprocess.DEVNULL)
+        os.pwrite(lock, f"process {child.pid}".ljust(20).encode(), 0)
     except OSError as error:
         print(f"error: {command[0]} cannot be run: {error.strerror}", file=sys.stderr)
         return EXIT_NOT_FOUND

@@ -211,8 +211,9 @@ def test_step_whose_orphan_still_runs_is_refused_and_runs_when_it_ended(tmp_path
     process.kill()
     process.wait()
     done = run(tmp_path, sys.executable, "-c", "")
-    assert done.returncode == 1 and "still running" in done.stderr
-    os.kill(int((tmp_path / "up").read_text()), signal.SIGKILL)
+    orphan = int((tmp_path / "up").read_text())
+    assert done.returncode == 1 and f"still running (process {orphan})" in done.stderr
+    os.kill(orphan, signal.SIGKILL)
     deadline = time.monotonic() + 30
     while run(tmp_path, sys.executable, "-c", "").returncode:
         assert time.monotonic() < deadline
