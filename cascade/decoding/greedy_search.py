@@ -24,6 +24,9 @@ from cascade.decoding.hypothesis import (
 )
 from cascade.models.state import map_state, select_streams
 
+_FRAMES_AT_ONCE = 4
+"""Most frames say nothing: this many are looked at together, and those after the first symbol again."""
+
 
 class GreedyState(NamedTuple):
     """What a greedy search remembers of N streams; the stream is the first dimension of every tensor."""
@@ -88,28 +91,32 @@ class GreedySearch:
         log_probs, num_tokens = state.log_probs.clone(), state.num_tokens.clone()
         predictor_out = state.predictor_out.clone()
         predictor_state = map_state(torch.Tensor.clone, state.predictor_state)
-        max_tokens = int(num_tokens.max())
-        history = grow_history(state.history, max_tokens + num_chunk_frames).clone()
-        all_live = encoder_out_lens.min() == num_chunk_frames
-        for frame in range(num_chunk_frames):
-            hidden = tanh(encoder_out[:, frame] + predictor_out)
+        history = grow_history(state.history, int(num_tokens.max()) + num_chunk_frames).clone()
+        lens = encoder_out_lens[:, None]
+        streams = torch.arange(len(lens), device=lens.device)[:, None]
+        ahead = torch.arange(min(_FRAMES_AT_ONCE, num_chunk_frames), device=lens.device)
+        place = torch.zeros_like(lens)  # (N, 1) the next frame of each stream
+        while bool((place < lens).any()):
+            frames = place + ahead  # (N, W)
+            inside = frames < lens
+            frame_out = encoder_out[streams, frames.clamp(max=num_chunk_frames - 1)]
+            hidden = tanh(frame_out + predictor_out[:, None])
             logits = torch.nn.functional.linear(hidden, self.weight, self.bias)
-            best, symbols = self.choose(torch.log_softmax(logits, dim=-1))
-            emits = symbols != 0
+            best, symbols = self.choose(torch.log_softmax(logits, dim=-1), state.num_frames[:, None] + frames)
+            emits = (symbols != 0) & inside
             if self.unk_id is not None:
                 emits &= symbols != self.unk_id
-            if not all_live:
-                live = frame < encoder_out_lens
-                emits &= live
-                best = torch.where(live, best, 0.0)
-            log_probs += best
-            grown = emits.nonzero().squeeze(1)
+            # What was said so far holds up to the first frame that says more; the frames after it wait for it.
+            taken = inside & (emits.cumsum(dim=1) - emits.long() == 0)
+            log_probs += best.double().masked_fill(~taken, 0.0).sum(dim=1)
+            place = place + taken.sum(dim=1, keepdim=True)
+            grown, index = (emits & taken).nonzero(as_tuple=True)  # one frame per stream at most
             if grown.numel() == 0:
                 continue
-            labels, places = symbols[grown], num_tokens[grown]
+            labels, places = symbols[grown, index], num_tokens[grown]
             history[grown, TOKEN, places] = labels.double()
-            history[grown, FRAME, places] = (state.num_frames[grown] + frame).double()
-            history[grown, LOG_PROB, places] = best[grown].double()
+            history[grown, FRAME, places] = (state.num_frames[grown] + frames[grown, index]).double()
+            history[grown, LOG_PROB, places] = best[grown, index].double()
             num_tokens[grown] = places + 1
             grown_out, grown_state = self.predictor.step(labels, select_streams(predictor_state, grown))
             predictor_out.index_copy_(0, grown, grown_out)
@@ -124,8 +131,8 @@ class GreedySearch:
             predictor_state=predictor_state,
         )
 
-    def choose(self, log_probs: Tensor) -> tuple[Tensor, Tensor]:
-        """What each stream says at this frame: (N, V) -> log-probabilities (N,), symbols (N,), 0 for nothing."""
+    def choose(self, log_probs: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """What to say: (N, W, V) at frames (N, W), counted from the stream's start -> log-probs and symbols (N, W)."""
         return log_probs.max(dim=-1)
 
     def results(self, state: GreedyState) -> list[Hypothesis]:

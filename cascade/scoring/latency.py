@@ -28,13 +28,9 @@ _WARM_UP_CHUNKS = 10
 class _PacedSearch(GreedySearch):
     """Greedy search that says its best symbol at every 10th frame and nothing between, at the usual cost."""
 
-    num_calls = 0
-
-    def choose(self, log_probs: Tensor) -> tuple[Tensor, Tensor]:
-        best, symbols = log_probs.max(dim=-1)
-        self.num_calls += 1
-        due = self.num_calls % _FRAMES_PER_SYMBOL == 0
-        return best, symbols.clamp(min=1) if due else torch.zeros_like(symbols)
+    def choose(self, log_probs: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
+        best, symbols = super().choose(log_probs, frames)
+        return best, symbols.clamp(min=1) * (frames % _FRAMES_PER_SYMBOL == 0)
 
 
 @dataclass
