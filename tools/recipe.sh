@@ -167,6 +167,8 @@ else
     trap 'on_signal HUP' HUP
     PYTHON="$("$root/tools/setup.sh")"
     export PYTHON PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"
+    # When another job takes a core, threads that spin while they wait make training several times slower.
+    export OMP_WAIT_POLICY="${OMP_WAIT_POLICY:-passive}"
     results="$recipe"
     if [ -n "$exp" ]; then
         mkdir -p "$exp" || usage_error "--exp-dir '$exp' cannot be made"
