@@ -77,34 +77,36 @@ class _CellKL(torch.autograd.Function):
         student = JoinerInputs(encoder, predictor, weight, bias)
         joiners = CellJoiner(student, cells), CellJoiner(teacher, cells)
         joiner = joiners[0]
-        item = joiner.weight.element_size()
-        keep = any(ctx.needs_input_grad) and joiner.num_cells * joiner.vocab_size * item <= options.budget_bytes
-        keep_hidden = keep and joiner.num_cells * joiner.dim * item <= options.budget_bytes
-        hiddens = joiner.new(joiner.num_cells, joiner.dim) if keep_hidden else None
+        grads_bytes = joiner.num_cells * joiner.vocab_size * joiner.weight.element_size()
+        keep = any(ctx.needs_input_grad) and grads_bytes <= options.budget_bytes
         grads = joiner.new(joiner.num_cells, joiner.vocab_size) if keep else None
-        kl = joiner.new(joiner.num_cells, 1)[:, 0]
+        kl = joiner.weight.new_empty(joiner.num_cells)
         for rows in joiner.slices():
-            hidden = joiner.hidden(rows, None if hiddens is None else hiddens[rows])
-            kl[rows], grad = _slice_kl(joiners, hidden, rows, labels, options, None if grads is None else grads[rows])
+            out = None if grads is None else grads[rows]
+            kl[rows], grad = _slice_kl(joiners, joiner.hidden(rows), rows, labels, options, out)
             if grads is not None and options.collapsed:
                 grads[rows] = grad
-        ctx.save_for_backward(*student, labels, hiddens, grads)
+        for each in joiners:
+            each.free_scratch()
+        ctx.save_for_backward(*student, labels, grads)
         ctx.joiners, ctx.options = joiners, options
         return kl
 
     @staticmethod
     def backward(ctx, grad_kl: Tensor):
-        *student, labels, hiddens, grads = ctx.saved_tensors
+        *student, labels, grads = ctx.saved_tensors
         joiner, options = ctx.joiners[0], ctx.options
         factors = grad_kl.to(joiner.dtype)[:, None] / options.temperature
         gradients = JoinerGradients(joiner)
         for rows in joiner.slices():
-            hidden = joiner.hidden(rows) if hiddens is None else hiddens[rows]
+            hidden = joiner.hidden(rows)
             if grads is None:
                 grad = _slice_kl(ctx.joiners, hidden, rows, labels, options)[1].mul_(factors[rows])
             else:
-                grad = grads[rows] * factors[rows]
+                kept = grads[rows]
+                grad = torch.mul(kept, factors[rows], out=joiner.scratch("logits", kept.shape[0], joiner.vocab_size))
             gradients.add(grad, hidden, rows)
+        joiner.free_scratch()
         return *gradients.results(JoinerInputs(*student)), None, None, None, None
 
 

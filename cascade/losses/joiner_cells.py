@@ -4,6 +4,7 @@ A step's time and memory go into the joiner, not into the recursion. Only valid 
 slices that stay in the processor's cache, and no (cells, V) log-softmax is ever kept.
 """
 
+import mmap
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -69,6 +70,23 @@ def check_inputs(inputs: JoinerInputs, name: str) -> None:
         )
 
 
+def new_matrix(like: Tensor, num_rows: int, width: int) -> Tensor:
+    """Uninitialised (num_rows, width) matrix of like's type and device.
+
+    Large ones on a Linux CPU lie in huge pages where the kernel offers them: handing out 4 KB pages costs about as much
+    as filling them four times over.
+    """
+    size = num_rows * width * like.element_size()
+    if like.device.type != "cpu" or size < 8e6 or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return like.new_empty(num_rows, width)
+    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    try:
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    except OSError:
+        pass  # a kernel without them: the memory is as good
+    return torch.frombuffer(memory, dtype=like.dtype).view(num_rows, width)
+
+
 class CellJoiner:
     """The joiner's forward on cells. Computes in float32 (float64 for float64 inputs)."""
 
@@ -81,6 +99,7 @@ class CellJoiner:
         self.weight, self.bias = weight.detach().to(self.dtype), bias.detach().to(self.dtype)
         self._minus_one = self.weight.new_tensor(-1.0)
         self.num_cells = cells.utts.shape[0]
+        self._scratch: dict[str, Tensor] = {}
         self.encoder_rows = cells.utts * encoder.shape[1] + cells.frames
         self.predictor_rows = cells.utts * predictor.shape[1] + cells.positions
 
@@ -94,24 +113,43 @@ class CellJoiner:
 
     def slices(self, num_rows: int | None = None) -> Iterator[slice]:
         """Row slices of about two megabytes per matrix."""
-        rows = max(256, 2**19 // max(self.vocab_size, self.dim))
+        rows = self._slice_rows
         total = self.num_cells if num_rows is None else num_rows
         for begin in range(0, total, rows):
             yield slice(begin, min(begin + rows, total))
 
-    def hidden(self, rows: slice | Tensor, out: Tensor | None = None) -> Tensor:
-        """(m, D) tanh of the sums for the cells at `rows`."""
-        x = torch.index_select(self._encoder, 0, self.encoder_rows[rows], out=out)
-        x += self._predictor.index_select(0, self.predictor_rows[rows])
+    @property
+    def _slice_rows(self) -> int:
+        return max(256, 2**19 // max(self.vocab_size, self.dim))
+
+    def scratch(self, name: str, num_rows: int, width: int) -> Tensor:
+        """Uninitialised (num_rows, width) workspace, the same memory for every slice."""
+        if name not in self._scratch:
+            self._scratch[name] = self.weight.new_empty(min(self._slice_rows, self.num_cells), width)
+        return self._scratch[name][:num_rows]
+
+    def free_scratch(self) -> None:
+        """Give the workspaces back."""
+        self._scratch.clear()
+
+    def hidden(self, rows: slice | Tensor) -> Tensor:
+        """(m, D) tanh of the sums for the cells at `rows`, in a workspace."""
+        encoder_rows, predictor_rows = self.encoder_rows[rows], self.predictor_rows[rows]
+        num_rows = encoder_rows.shape[0]
+        x = self.scratch("hidden", num_rows, self.dim)
+        torch.index_select(self._encoder, 0, encoder_rows, out=x)
+        other = self.scratch("predictor", num_rows, self.dim)
+        x += torch.index_select(self._predictor, 0, predictor_rows, out=other)
         return torch.add(self._minus_one, x.sigmoid_(), alpha=2.0, out=x)
 
     def logits(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
-        """(m, D) -> (m, V)."""
+        """(m, D) -> (m, V), into `out` or a workspace."""
+        out = self.scratch("logits", hidden.shape[0], self.vocab_size) if out is None else out
         return torch.addmm(self.bias, hidden, self.weight.t(), out=out)
 
     def new(self, num_rows: int, width: int) -> Tensor:
         """Uninitialised (num_rows, width) matrix of the joiner's type."""
-        return self.weight.new_empty(num_rows, width)
+        return new_matrix(self.weight, num_rows, width)
 
 
 class JoinerGradients:
@@ -123,16 +161,13 @@ class JoinerGradients:
         self._predictor = torch.zeros_like(joiner._predictor)
         self._weight = torch.zeros_like(joiner.weight)
         self._bias = torch.zeros_like(joiner.bias)
-        self._scratch: Tensor | None = None
 
     def add(self, d_logits: Tensor, hidden: Tensor, rows: slice | Tensor) -> None:
         """Add the gradients of the cells at `rows`, from d loss / d logits (m, V) and their hidden (m, D)."""
         joiner = self._joiner
         self._weight.addmm_(d_logits.t(), hidden)
         self._bias += d_logits.sum(dim=0)
-        if self._scratch is None or self._scratch.shape[0] < hidden.shape[0]:
-            self._scratch = torch.empty_like(hidden)
-        grad = torch.mm(d_logits, joiner.weight, out=self._scratch[: hidden.shape[0]])
+        grad = torch.mm(d_logits, joiner.weight, out=joiner.scratch("predictor", hidden.shape[0], joiner.dim))
         grad = torch.ops.aten.tanh_backward.grad_input(grad, hidden, grad_input=grad)
         self._encoder.index_add_(0, joiner.encoder_rows[rows], grad)
         self._predictor.index_add_(0, joiner.predictor_rows[rows], grad)

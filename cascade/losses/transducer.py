@@ -70,54 +70,55 @@ class _BandLoss(torch.autograd.Function):
         cells, index = band_cells(ranges, boundary)
         joiner = CellJoiner(inputs, cells)
         labels = labels_on_band(symbols, ranges, options.blank_id).flatten()[index]
-        item = joiner.weight.element_size()
-        keep_logits = joiner.num_cells * joiner.vocab_size * item <= options.budget_bytes
-        keep_hidden = keep_logits and joiner.num_cells * joiner.dim * item <= options.budget_bytes
-        hiddens = joiner.new(joiner.num_cells, joiner.dim) if keep_hidden else None
+        logits_bytes = joiner.num_cells * joiner.vocab_size * joiner.weight.element_size()
+        keep_logits = logits_bytes <= options.budget_bytes
         exps = joiner.new(joiner.num_cells, joiner.vocab_size) if keep_logits else None
         picked = torch.full((2, ranges.numel()), -torch.inf, dtype=joiner.dtype, device=ranges.device)
-        norms = joiner.new(2, joiner.num_cells)  # the maximum and the sum of the exps of every cell
+        norms = joiner.weight.new_empty(2, joiner.num_cells)  # the maximum and the sum of the exps of every cell
         for rows in joiner.slices():
-            hidden = joiner.hidden(rows, None if hiddens is None else hiddens[rows])
-            logits = joiner.logits(hidden, None if exps is None else exps[rows])
+            logits = joiner.logits(joiner.hidden(rows), None if exps is None else exps[rows])
             label, blank = logits.gather(1, labels[rows, None])[:, 0], logits[:, options.blank_id].clone()
             norms[0, rows] = torch.amax(logits, dim=1)
             torch.sum(logits.sub_(norms[0, rows, None]).exp_(), dim=1, out=norms[1, rows])
             log_sum = norms[1, rows].log() + norms[0, rows]
             picked[0, index[rows]] = label - log_sum
             picked[1, index[rows]] = blank - log_sum
+        joiner.free_scratch()
         scores, d_label, d_blank = _band_occupancy(picked.view(2, *ranges.shape), ranges, boundary, options)
         occupancy = d_label + d_blank
         if options.rnnt_type == "constrained":  # a symbol also takes its target's blank in the same frame
             d_blank[:, :, 1:] += d_label[:, :, :-1]
         d_picked = torch.stack([d_label.flatten()[index], d_blank.flatten()[index]])
         d_picked[0] *= 1.0 + options.fastemit_lambda
-        ctx.save_for_backward(*inputs, cells.utts, labels, norms, d_picked, hiddens, exps)
+        ctx.save_for_backward(*inputs, cells.utts, labels, norms, d_picked, exps)
         ctx.joiner, ctx.blank_id = joiner, options.blank_id
         ctx.mark_non_differentiable(occupancy)
         return -scores.to(joiner.dtype), occupancy
 
     @staticmethod
     def backward(ctx, grad_loss: Tensor, _):
-        *inputs, utts, labels, norms, d_picked, hiddens, exps = ctx.saved_tensors
+        *inputs, utts, labels, norms, d_picked, exps = ctx.saved_tensors
         joiner = ctx.joiner
         d_picked = -d_picked * grad_loss.to(joiner.dtype)[utts]  # d loss / d log-prob of label and blank
         total = d_picked.sum(dim=0)
-        factors = total / norms[1]
+        factors = -total / norms[1]
         active = (total != 0).nonzero()[:, 0]
         gradients = JoinerGradients(joiner)
         skip = active.shape[0] < 0.75 * joiner.num_cells  # cells that no path visits cost nothing here
         for part in joiner.slices(active.shape[0] if skip else None):
             rows = active[part] if skip else part
-            hidden = joiner.hidden(rows) if hiddens is None else hiddens[rows]
+            hidden = joiner.hidden(rows)  # cheaper to compute again than to keep
             if exps is None:
                 d_logits = joiner.logits(hidden).sub_(norms[0, rows, None]).exp_()
-                d_logits *= -factors[rows, None]
+                d_logits *= factors[rows, None]
             else:
-                d_logits = exps[rows] * -factors[rows, None]
+                kept = exps[rows]
+                out = joiner.scratch("logits", kept.shape[0], joiner.vocab_size)
+                d_logits = torch.mul(kept, factors[rows, None], out=out)
             d_logits.scatter_add_(1, labels[rows, None], d_picked[0, rows, None])
             d_logits[:, ctx.blank_id] += d_picked[1, rows]
             gradients.add(d_logits, hidden, rows)
+        joiner.free_scratch()
         return *gradients.results(JoinerInputs(*inputs)), None, None, None, None
 
 
