@@ -41,11 +41,11 @@ def _times_exp(m, k, log_prob):
     """(m, k) * exp(log_prob), not normalised: m in [2**-700, 2**700]."""
     if -_LIMIT <= log_prob <= _LIMIT:
         return m * math.exp(log_prob), k
-    if log_prob == -math.inf:
+    if log_prob < -1e15:  # -inf, and what differs from it in nothing but name
         return 0.0, k
+    if not log_prob < 1e15:  # +inf and nan
+        return math.nan, 0
     whole = math.floor(log_prob / _LOG_UP + 0.5)
-    if not abs(whole) < 1e9:  # +inf and nan
-        return math.nan, k
     # exp of at most 300 ln 2 = 208
     return m * math.exp(log_prob - whole * _LOG_UP), k + int(whole)
 
@@ -53,7 +53,7 @@ def _times_exp(m, k, log_prob):
 @_helper
 def _add(m1, k1, m2, k2):
     """Sum of two numbers that _times_exp made, normalised."""
-    if k1 == k2:
+    if k1 == k2 or math.isnan(m1) or math.isnan(m2):
         return _normalise(m1 + m2, k1)
     if m1 == 0.0:
         return _normalise(m2, k2)
