@@ -20,7 +20,7 @@ from cascade.decoding.hypothesis import (
     grow_history,
     hypothesis_from_history,
     predictor_context_size,
-    tanh,
+    tanh_of_sum,
 )
 from cascade.models.state import map_state, select_streams
 
@@ -92,15 +92,15 @@ class GreedySearch:
         predictor_out = state.predictor_out.clone()
         predictor_state = map_state(torch.Tensor.clone, state.predictor_state)
         history = grow_history(state.history, int(num_tokens.max()) + num_chunk_frames).clone()
-        lens = encoder_out_lens[:, None]
+        doubled, lens = 2.0 * encoder_out, encoder_out_lens[:, None]
         streams = torch.arange(len(lens), device=lens.device)[:, None]
         ahead = torch.arange(min(_FRAMES_AT_ONCE, num_chunk_frames), device=lens.device)
         place = torch.zeros_like(lens)  # (N, 1) the next frame of each stream
         while bool((place < lens).any()):
             frames = place + ahead  # (N, W)
             inside = frames < lens
-            frame_out = encoder_out[streams, frames.clamp(max=num_chunk_frames - 1)]
-            hidden = tanh(frame_out + predictor_out[:, None])
+            frame_out = doubled[streams, frames.clamp(max=num_chunk_frames - 1)]
+            hidden = tanh_of_sum(frame_out, predictor_out[:, None])
             logits = torch.nn.functional.linear(hidden, self.weight, self.bias)
             best, symbols = self.choose(torch.log_softmax(logits, dim=-1), state.num_frames[:, None] + frames)
             emits = (symbols != 0) & inside

@@ -22,7 +22,7 @@ from cascade.decoding.hypothesis import (
     hypothesis_from_history,
     join_search_states,
     predictor_context_size,
-    tanh,
+    tanh_of_sum,
 )
 from cascade.models.state import map_state, select_streams
 
@@ -151,12 +151,12 @@ class ModifiedBeamSearch:
     def _advance_together(self, state: BeamState, encoder_out: Tensor) -> BeamState:
         """Search through frames (N, T, D) that all streams have."""
         num_streams, num_frames, _ = encoder_out.shape
-        rows = _Rows(state, self.beam)
+        rows, doubled = _Rows(state, self.beam), 2.0 * encoder_out
         for frame in range(num_frames):
             if frame % _HISTORY_STEP == 0:
                 steps = min(_HISTORY_STEP, num_frames - frame)
                 rows.history = grow_history(rows.history, int(rows.num_tokens.max()) + steps)
-            log_probs, parents, symbols, symbol_log_probs = self._best_continuations(rows, encoder_out[:, frame])
+            log_probs, parents, symbols, symbol_log_probs = self._best_continuations(rows, doubled[:, frame])
             emits = (symbols != 0) & (log_probs > -torch.inf)
             if self.unk_id is not None:
                 emits &= symbols != self.unk_id
@@ -178,16 +178,16 @@ class ModifiedBeamSearch:
             predictor_state=map_state(lambda tensor: tensor.unflatten(0, shape), rows.predictor_state),
         )
 
-    def _best_continuations(self, rows: _Rows, encoder_out: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _best_continuations(self, rows: _Rows, doubled: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The best B of each stream's B * V continuations, best first.
 
         Args:
-          encoder_out: (N, D) one frame.
+          doubled: (N, D) one frame, times two.
         Returns:
           (N, B) each: total log-prob, hypothesis it continues, symbol, log-prob of the symbol alone.
         """
-        num_streams, num_symbols = encoder_out.shape[0], self.weight.shape[0]
-        hidden = tanh(rows.predictor_out.view(num_streams, self.beam, -1) + encoder_out[:, None])
+        num_streams, num_symbols = doubled.shape[0], self.weight.shape[0]
+        hidden = tanh_of_sum(doubled[:, None], rows.predictor_out.view(num_streams, self.beam, -1))
         logits = torch.nn.functional.linear(hidden.view(num_streams * self.beam, -1), self.weight, self.bias)
         totals = torch.log_softmax(logits, dim=-1).view(num_streams, self.beam, num_symbols)
         totals += rows.log_probs[:, :, None]  # float32 log-softmax, in place
@@ -224,7 +224,7 @@ class _Rows:
     def __init__(self, state: BeamState, beam: int) -> None:
         num_streams = state.num_frames.shape[0]
         self.first = (torch.arange(num_streams, device=state.num_frames.device) * beam)[:, None]
-        self.num_frames = state.num_frames.repeat_interleave(beam)
+        self.num_frames = state.num_frames.double().repeat_interleave(beam)
         self.log_probs = state.log_probs  # (N, B)
         self.hashes = state.hashes.reshape(-1)
         self.num_tokens = state.num_tokens.reshape(-1)
@@ -237,19 +237,15 @@ class _Rows:
     def say(self, parents: Tensor, emits: Tensor, symbols: Tensor, log_probs: Tensor, frame: int) -> None:
         """Let row i continue row parents[i], by symbols[i] where emits[i] and by nothing elsewhere."""
         self._parents, self._grows, self._symbols = parents, emits, symbols
-        self.hashes = self.hashes.index_select(0, parents)
-        self.num_tokens = self.num_tokens.index_select(0, parents)
+        hashes = self.hashes.index_select(0, parents)
+        self.hashes = torch.where(emits, hashes * _HASH_MULTIPLIER + symbols, hashes)
+        places = self.num_tokens.index_select(0, parents)
+        self.num_tokens = places + emits
         self.history = self.history.index_select(0, parents)
-        grown = emits.nonzero().squeeze(1)
-        if grown.numel() == 0:
-            return
-        labels, places = symbols.index_select(0, grown), self.num_tokens.index_select(0, grown)
-        frames = self.num_frames.index_select(0, grown) + frame
         assert (TOKEN, FRAME, LOG_PROB) == (0, 1, 2)
-        entries = [labels.double(), frames.double(), log_probs.index_select(0, grown).double()]
-        self.history[grown, :, places] = torch.stack(entries, dim=1)
-        self.num_tokens.index_copy_(0, grown, places + 1)
-        self.hashes.index_copy_(0, grown, self.hashes.index_select(0, grown) * _HASH_MULTIPLIER + labels)
+        entry = torch.stack((symbols.double(), self.num_frames + frame, log_probs.double()), dim=1)  # (N * B, 3)
+        entry.masked_fill_(~emits[:, None], 0.0)  # a row that says nothing writes zeros behind its last token
+        self.history.scatter_(2, places[:, None, None].expand(-1, 3, 1), entry[:, :, None])
 
     def drop(self, dropped: Tensor, kept: Tensor) -> None:
         """Rows dropped[i] and kept[i] hold the same tokens. One of the two often said nothing now, so that what the
