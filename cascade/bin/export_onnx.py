@@ -1,0 +1,176 @@
+"""Export a model for sherpa-onnx, and check that the files compute what PyTorch computes.
+
+--out gets encoder-streaming.onnx and encoder-look-ahead.onnx (online recognisers), encoder-full.onnx (offline), which
+all share decoder.onnx, joiner.onnx and tokens.txt; bpe.vocab for hotwords, if the tokens are BPE; and export.json: the
+options, bytes per file, the differences measured. Chunk, block and left context are constants of these files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import tempfile
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cascade.bin.cli import run_program
+from cascade.checkpoint import load_model
+from cascade.config import Config, ConfigError
+from cascade.data.cuts import load_samples, read_cuts
+from cascade.data.manifests import Utterance, read_manifest
+from cascade.decoding.methods import (
+    DEFAULT_CHUNK_MS,
+    DEFAULT_LOOK_AHEAD_MS,
+    DecodingOptions,
+    default_left_context_ms,
+)
+from cascade.export.onnx import DECODER, JOINER, OPSET, build_graphs, write_files
+from cascade.export.parity import graph_differences
+from cascade.export.sherpa import compare_with_sherpa
+from cascade.export.wrappers import Geometry
+from cascade.features import read_audio
+from cascade.models.transducer import CascadedTransducer
+from cascade.provenance import command_line, git_commit, machine
+from cascade.tokens import Tokenizer
+
+NUM_RECORDINGS = 4
+_NOISE_SECONDS = (2.3, 0.9, 3.1)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--exp-dir", type=Path, required=True, metavar="DIR", help="model directory, of one training")
+    parser.add_argument("--epoch", type=int, metavar="N", help="use this epoch (default: the averaged final model)")
+    parser.add_argument("--avg", type=int, default=1, metavar="K", help="average K epochs up to --epoch (default 1)")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the files go")
+    parser.add_argument("--chunk-ms", type=int, default=DEFAULT_CHUNK_MS, metavar="MS", help="causal chunk (320)")
+    parser.add_argument(
+        "--look-ahead-ms", type=int, default=DEFAULT_LOOK_AHEAD_MS, metavar="MS", help="look-ahead block (640)"
+    )
+    parser.add_argument(
+        "--left-context-ms", type=int, metavar="MS", help="left context (default: the longest finite one in training)"
+    )
+    parser.add_argument(
+        "--manifest", type=Path, metavar="FILE",
+        help=f"CUTS.jsonl.gz or MANIFEST.jsonl: sherpa-onnx is checked on its first {NUM_RECORDINGS} recordings "
+        "(default: noise)",
+    )
+    parser.add_argument("--no-check", action="store_true", help="write the files without comparing them to PyTorch")
+    arguments = parser.parse_args()
+    if arguments.epoch is None and arguments.avg != 1:
+        raise ConfigError(f"--avg {arguments.avg} needs --epoch N")
+    for name in ("epoch", "avg"):
+        value = getattr(arguments, name)
+        if value is not None and value < 1:
+            raise ConfigError(f"--{name} must be at least 1, got {value}")
+    if arguments.manifest is not None and not arguments.manifest.is_file():
+        raise FileNotFoundError(f"--manifest {arguments.manifest} not found")
+    return arguments
+
+
+def read_recordings(manifest: Path | None, config: Config) -> dict[str, np.ndarray]:
+    """Name -> samples of a manifest's first recordings, or of noise that swells and fades.
+
+    Raises:
+      ValueError: a line or recording among them is unusable, or there is none.
+    """
+    rate = config.features.sampling_rate
+    if manifest is None:
+        generator = np.random.default_rng(config.seed)
+        noise = {f"noise of {seconds} s": generator.standard_normal(int(seconds * rate)) for seconds in _NOISE_SECONDS}
+        return {
+            name: (0.2 * item * np.sin(np.arange(item.size) * 5 / rate)).astype(np.float32)
+            for name, item in noise.items()
+        }
+    recordings = {}
+    if manifest.suffix == ".jsonl":
+        for line in islice(read_manifest(manifest), NUM_RECORDINGS):
+            if not isinstance(line, Utterance):
+                raise ValueError(f"{manifest}: {line.id}: {line.reason}")
+            recordings[line.id] = read_audio(line.path, rate, line.start, line.end)[0]
+    else:
+        for cut in islice(read_cuts(manifest), NUM_RECORDINGS):
+            recordings[cut.id] = load_samples(cut, rate)
+    if not recordings:
+        raise ValueError(f"{manifest} holds no recording")
+    return recordings
+
+
+def check_files(
+    folder: Path, model: CascadedTransducer, config: Config, tokenizer: Tokenizer, geometry: Geometry,
+    recordings: dict[str, np.ndarray],
+) -> dict[str, Any]:
+    """What export.json says about the checks; raises ValueError when a file is wrong."""
+    found: dict[str, Any] = {"max_difference": graph_differences(folder, model, geometry), "sherpa_onnx": None}
+    report = compare_with_sherpa(folder, model, config.features, tokenizer, geometry, recordings)
+    if report is None:
+        logging.warning("sherpa-onnx is not installed, it was not compared: pip install sherpa-onnx")
+        return found
+    for name, count in report.num_tokens.items():
+        logging.info(
+            "%-24s sherpa-onnx %s finds our %d tokens at our times in %d recordings", name, report.version, count,
+            report.num_recordings,
+        )
+    found["sherpa_onnx"] = {
+        "version": report.version, "num_recordings": report.num_recordings, "num_tokens": report.num_tokens,
+    }
+    return found
+
+
+def log_sizes(sizes: dict[str, int], tied_bytes: int) -> None:
+    for name, size in sizes.items():
+        logging.info("%-24s %11d bytes", name, size)
+    if tied_bytes:
+        logging.info(
+            "%s and %s both hold the tied matrix of %d bytes: two files cannot share it", DECODER, JOINER, tied_bytes
+        )
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    left_context_ms = arguments.left_context_ms
+    # Checks the three times.
+    DecodingOptions(
+        mode="look_ahead", chunk_ms=arguments.chunk_ms, look_ahead_ms=arguments.look_ahead_ms,
+        left_context_ms=arguments.chunk_ms if left_context_ms is None else left_context_ms,
+    )
+    model, config, tokenizer = load_model(arguments.exp_dir, arguments.epoch, arguments.avg)
+    if left_context_ms is None:
+        left_context_ms = default_left_context_ms(config, arguments.chunk_ms)
+    geometry = Geometry.from_ms(arguments.chunk_ms, arguments.look_ahead_ms, left_context_ms)
+    recordings = {} if arguments.no_check else read_recordings(arguments.manifest, config)
+    times = {
+        "chunk_ms": arguments.chunk_ms, "look_ahead_ms": arguments.look_ahead_ms, "left_context_ms": left_context_ms,
+    }
+    graphs = build_graphs(model, geometry)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    about_file = arguments.out / "export.json"
+    # Nothing appears under its name before all of it is written and checked; export.json comes last.
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=arguments.out) as temporary:
+        folder = Path(temporary)
+        write_files(graphs, arguments.exp_dir / "tokens", folder, {**times, "model": arguments.exp_dir.resolve().name})
+        checks = {} if arguments.no_check else check_files(folder, model, config, tokenizer, geometry, recordings)
+        sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+        about_file.unlink(missing_ok=True)
+        for name in sizes:
+            (folder / name).replace(arguments.out / name)
+    tied = model.joiner.output_weight if config.model.predictor.kind == "tied_reduced" else torch.empty(0)
+    tied_bytes = tied.numel() * tied.element_size()
+    about = {
+        "model": arguments.exp_dir.resolve().name, **times, "sampling_rate": config.features.sampling_rate,
+        "num_mel_bins": config.features.num_mel_bins, "opset": OPSET, "bytes": sizes,
+        "total_bytes": sum(sizes.values()), "bytes_stored_twice": tied_bytes,
+        "stored_twice": f"the tied matrix, in {DECODER} and {JOINER}" if tied_bytes else None,
+        **checks, "commit": git_commit(), "command": command_line(), "machine": machine(),
+    }
+    about_file.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    log_sizes(sizes, tied_bytes)
+
+
+if __name__ == "__main__":
+    run_program(main)

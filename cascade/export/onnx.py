@@ -1,0 +1,103 @@
+"""Write the networks of `wrappers` as ONNX files with the metadata that sherpa-onnx reads."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from cascade.config import ConfigError
+from cascade.export.wrappers import Decoder, Geometry, JoinerNetwork, OfflineEncoder, OnlineEncoder
+from cascade.models.transducer import CascadedTransducer, Mode
+
+OPSET = 17
+STREAMING, LOOK_AHEAD, FULL = "encoder-streaming.onnx", "encoder-look-ahead.onnx", "encoder-full.onnx"
+DECODER, JOINER = "decoder.onnx", "joiner.onnx"
+MODES: dict[str, Mode] = {STREAMING: "streaming", LOOK_AHEAD: "look_ahead", FULL: "full"}
+"""Encoder file -> the pass it runs."""
+TOKEN_FILES = ("tokens.txt", "bpe.vocab")
+_TRACED_FRAMES = 50
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A network and how its graph's borders are called."""
+
+    network: nn.Module
+    inputs: dict[str, Tensor]
+    """Example values: a batch of two, so that no size of 1 is taken for a constant."""
+    outputs: tuple[str, ...]
+    time_axes: tuple[str, ...] = ()
+    """Inputs and outputs whose second axis is dynamic too; the first one always is."""
+
+
+def build_graphs(model: CascadedTransducer, geometry: Geometry) -> dict[str, Graph]:
+    """File name -> graph.
+
+    Raises:
+      ConfigError: the features do not fit sherpa-onnx's states.
+      ValueError: the predictor is recurrent.
+    """
+    num_mel_bins = model.encoder.subsampling.num_mel_bins
+    if num_mel_bins % 2:
+        raise ConfigError(f"features.num_mel_bins must be even to be exported, got {num_mel_bins}")
+    decoder, joiner = Decoder(model), JoinerNetwork(model)
+    labels = torch.zeros(2, decoder.predictor.context_size, dtype=torch.int64)
+    vectors = torch.zeros(2, model.joiner.output_weight.shape[1])
+    offline = {"x": torch.zeros(2, _TRACED_FRAMES, num_mel_bins), "x_lens": torch.tensor([_TRACED_FRAMES, 30])}
+    return {
+        STREAMING: _online_graph(OnlineEncoder(model, geometry, MODES[STREAMING])),
+        LOOK_AHEAD: _online_graph(OnlineEncoder(model, geometry, MODES[LOOK_AHEAD])),
+        FULL: Graph(
+            OfflineEncoder(model, geometry), offline, ("encoder_out", "encoder_out_lens"), ("x", "encoder_out")
+        ),
+        DECODER: Graph(decoder, {"labels": labels}, ("decoder_out",)),
+        JOINER: Graph(joiner, {"encoder_out": vectors, "decoder_out": vectors}, ("logits",)),
+    }
+
+
+def _online_graph(encoder: OnlineEncoder) -> Graph:
+    features = torch.zeros(2, encoder.step_frames, encoder.encoder.subsampling.num_mel_bins)
+    inputs = {"x": features} | dict(zip(encoder.state_names, encoder.initial_state(2), strict=True))
+    return Graph(encoder, inputs, ("encoder_out", *(f"next_{name}" for name in encoder.state_names)))
+
+
+def write_graph(graph: Graph, path: Path, about: dict[str, str | int]) -> None:
+    """Trace the network, write it to `path`, add its metadata and `about`, check the file.
+
+    Raises:
+      ImportError: the package onnx is missing.
+    """
+    try:
+        import onnx
+    except ImportError as error:
+        raise ImportError("writing ONNX files needs the package onnx: pip install onnx") from error
+    names = [*graph.inputs, *graph.outputs]
+    axes = {name: {0: "N", 1: f"T_{name}"} if name in graph.time_axes else {0: "N"} for name in names}
+    with torch.no_grad(), warnings.catch_warnings():
+        # The exporter announces its successor, and warns of each branch on a size that is constant here.
+        warnings.simplefilter("ignore", category=DeprecationWarning)
+        warnings.simplefilter("ignore", category=torch.jit.TracerWarning)
+        warnings.filterwarnings("ignore", message="Constant folding")
+        torch.onnx.export(
+            graph.network.eval(), tuple(graph.inputs.values()), str(path), opset_version=OPSET, dynamo=False,
+            input_names=list(graph.inputs), output_names=list(graph.outputs), dynamic_axes=axes,
+        )
+    proto = onnx.load(str(path))
+    metadata = graph.network.metadata() | about
+    onnx.helper.set_model_props(proto, {key: str(value) for key, value in metadata.items()})
+    onnx.checker.check_model(proto)
+    onnx.save(proto, str(path))
+
+
+def write_files(graphs: dict[str, Graph], tokens_dir: Path, out: Path, about: dict[str, str | int]) -> None:
+    """All graphs, tokens.txt and (for bpe) bpe.vocab into the folder `out`."""
+    for name, graph in graphs.items():
+        write_graph(graph, out / name, about)
+    for name in TOKEN_FILES:
+        if (tokens_dir / name).is_file():
+            shutil.copyfile(tokens_dir / name, out / name)

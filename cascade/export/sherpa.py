@@ -1,0 +1,138 @@
+"""Does sherpa-onnx, given the exported files, find the tokens and times that our own greedy search finds?"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cascade.config import ENCODER_FRAME_MS, FRAME_SHIFT_MS, SUBSAMPLING, FeatureConfig
+from cascade.decoding.greedy_search import greedy_search
+from cascade.export.onnx import DECODER, FULL, JOINER, MODES
+from cascade.export.parity import encode_whole
+from cascade.export.wrappers import Geometry
+from cascade.features import StreamingFbank
+from cascade.models.transducer import CascadedTransducer
+from cascade.tokens import WORD_MARK, Tokenizer
+
+
+@dataclass(frozen=True)
+class SherpaReport:
+    """What sherpa-onnx and PyTorch agreed on."""
+
+    version: str
+    num_recordings: int
+    num_tokens: dict[str, int]
+    """Encoder file -> tokens of all recordings together."""
+
+
+def compare_with_sherpa(
+    folder: Path, model: CascadedTransducer, features: FeatureConfig, tokenizer: Tokenizer, geometry: Geometry,
+    recordings: dict[str, np.ndarray],
+) -> SherpaReport | None:
+    """Decode the same audio, with the same tail of zeros, by both; all recordings in one batch.
+
+    Args:
+      recordings: name -> (num_samples,) float32 samples in [-1, 1].
+    Returns:
+      None if sherpa-onnx is not installed.
+    Raises:
+      ValueError: a token or a timestamp differs.
+    """
+    try:
+        import sherpa_onnx
+    except ImportError:
+        return None
+    # An online recogniser drops what does not fill a step and the frame after it.
+    num_zeros = (SUBSAMPLING * geometry.block_frames + 1) * FRAME_SHIFT_MS * features.sampling_rate // 1000
+    tail = np.zeros(num_zeros, dtype=np.float32)
+    samples = [np.concatenate((recording, tail)) for recording in recordings.values()]
+    frames = [_fbank(item, features) for item in samples]
+    num_tokens = {}
+    for file, mode in MODES.items():
+        options = {
+            "encoder": str(folder / file), "decoder": str(folder / DECODER), "joiner": str(folder / JOINER),
+            "tokens": str(folder / "tokens.txt"), "num_threads": 1, "sample_rate": features.sampling_rate,
+            "feature_dim": features.num_mel_bins, "decoding_method": "greedy_search",
+        }
+        if file == FULL:
+            recogniser, used = sherpa_onnx.OfflineRecognizer.from_transducer(**options), frames
+            theirs = _decode_offline(recogniser, samples, features.sampling_rate)
+        else:
+            recogniser = sherpa_onnx.OnlineRecognizer.from_transducer(**options)
+            theirs = _decode_online(recogniser, samples, features.sampling_rate)
+            step = geometry.step_frames(mode)
+            used = [item[: (item.shape[0] - 1) // step * step] for item in frames]
+        ours = _decode(model, encode_whole(model, used, mode, geometry), tokenizer)
+        for name, left, right in zip(recordings, ours, theirs, strict=True):
+            if left != right:
+                raise ValueError(f"{file}: sherpa-onnx and PyTorch differ on {name}, {_first_difference(left, right)}")
+        num_tokens[file] = sum(len(item) for item in ours)
+    return SherpaReport(sherpa_onnx.__version__, len(recordings), num_tokens)
+
+
+def _fbank(samples: np.ndarray, config: FeatureConfig) -> Tensor:
+    """(T, F), by the library that sherpa-onnx uses too."""
+    fbank = StreamingFbank(config)
+    return torch.cat((fbank.accept(samples), fbank.finish()))
+
+
+def _decode(
+    model: CascadedTransducer, encoder_out: list[Tensor], tokenizer: Tokenizer
+) -> list[list[tuple[str, int]]]:
+    """(token, encoder frame) pairs by our search, tokens spelled as sherpa-onnx spells them."""
+    lens = torch.tensor([item.shape[0] for item in encoder_out])
+    padded = torch.nn.utils.rnn.pad_sequence(encoder_out, batch_first=True)
+    return [
+        [
+            (_spelling(tokenizer.id_to_symbol(token)), frame)
+            for token, frame in zip(hypothesis.tokens, hypothesis.timestamps, strict=True)
+        ]
+        for hypothesis in greedy_search(model, padded, lens, unk_id=tokenizer.unk_id)
+    ]
+
+
+def _spelling(symbol: str) -> str:
+    """sherpa-onnx shows a space for the word mark, and the character for a byte token that is printable ASCII."""
+    byte = re.fullmatch(r"<0x([0-9A-F]{2})>", symbol)
+    if byte and 0x20 <= int(byte[1], 16) <= 0x7E:
+        return chr(int(byte[1], 16))
+    return symbol.replace(WORD_MARK, " ")
+
+
+def _results(results: list[Any]) -> list[list[tuple[str, int]]]:
+    seconds = ENCODER_FRAME_MS / 1000
+    return [
+        [(token, round(time / seconds)) for token, time in zip(result.tokens, result.timestamps, strict=True)]
+        for result in results
+    ]
+
+
+def _decode_offline(recogniser: Any, samples: list[np.ndarray], sampling_rate: int) -> list[list[tuple[str, int]]]:
+    streams = [recogniser.create_stream() for _ in samples]
+    for stream, item in zip(streams, samples, strict=True):
+        stream.accept_waveform(sampling_rate, item)
+    recogniser.decode_streams(streams)
+    return _results([stream.result for stream in streams])
+
+
+def _decode_online(recogniser: Any, samples: list[np.ndarray], sampling_rate: int) -> list[list[tuple[str, int]]]:
+    streams = [recogniser.create_stream() for _ in samples]
+    for stream, item in zip(streams, samples, strict=True):
+        stream.accept_waveform(sampling_rate, item)
+        stream.input_finished()
+    while ready := [stream for stream in streams if recogniser.is_ready(stream)]:
+        recogniser.decode_streams(ready)
+    return _results([recogniser.get_result_all(stream) for stream in streams])
+
+
+def _first_difference(ours: list[tuple[str, int]], theirs: list[tuple[str, int]]) -> str:
+    for index, (left, right) in enumerate(zip(ours, theirs, strict=False)):
+        if left != right:
+            return f"token {index}: {right} (token, frame) against {left}"
+    return f"{len(theirs)} tokens against {len(ours)}"
