@@ -27,6 +27,17 @@ def check_common(symbols: Tensor, termination_symbol: int, vocab_size: int, rnnt
         )
 
 
+def check_size(num_symbols: int, num_frames: int) -> None:
+    """k2's limits on the padded tensors (not on single utterances): ValueError unless 1 <= S <= T."""
+    if num_symbols < 1:
+        raise ValueError("symbols must have at least one column (S >= 1); pad empty transcripts with any id")
+    if num_frames < num_symbols:
+        raise ValueError(
+            f"the padded batch must have at least as many frames as symbols (T >= S), got T = {num_frames} and "
+            f"S = {num_symbols}; pad the frames or remove the utterances with more symbols than frames"
+        )
+
+
 def check_am_lm(lm: Tensor, am: Tensor, symbols: Tensor) -> None:
     """Raise a ValueError unless lm is (N, S + 1, V), am (N, T, V), symbols (N, S)."""
     if lm.ndim != 3 or am.ndim != 3:
@@ -88,6 +99,7 @@ def get_rnnt_logprobs(
       ValueError: arguments that do not fit together.
     """
     check_am_lm(lm, am, symbols)
+    check_size(symbols.shape[1], am.shape[1])
     check_common(symbols, termination_symbol, am.shape[2], rnnt_type)
     if boundary is not None:
         boundary = check_boundary(boundary, am.shape[0], symbols.shape[1], am.shape[1], am.device)
@@ -112,6 +124,18 @@ def get_rnnt_logprobs_smoothed(
       lm_only_scale, am_only_scale: shares of the two, the rest goes to the joint log-probs.
       others: as in get_rnnt_logprobs.
     """
+    check_am_lm(lm, am, symbols)
+    check_size(symbols.shape[1], am.shape[1])
+    return smoothed_log_probs(
+        lm, am, symbols, termination_symbol, lm_only_scale, am_only_scale, boundary, rnnt_type
+    )
+
+
+def smoothed_log_probs(
+    lm: Tensor, am: Tensor, symbols: Tensor, termination_symbol: int, lm_only_scale: float, am_only_scale: float,
+    boundary: Tensor | None, rnnt_type: str,
+) -> tuple[Tensor, Tensor]:
+    """get_rnnt_logprobs_smoothed without k2's limits on the size of the batch."""
     check_am_lm(lm, am, symbols)
     check_common(symbols, termination_symbol, am.shape[2], rnnt_type)
     if lm_only_scale < 0 or am_only_scale < 0 or lm_only_scale + am_only_scale > 1:
@@ -217,6 +241,7 @@ def get_rnnt_logprobs_joint(
     check_common(symbols, termination_symbol, vocab_size, rnnt_type)
     if symbols.shape != (num_utts, num_states - 1):
         raise ValueError(f"symbols must be {(num_utts, num_states - 1)} for these logits, got {tuple(symbols.shape)}")
+    check_size(num_states - 1, num_frames)
     if boundary is not None:
         boundary = check_boundary(boundary, num_utts, num_states - 1, num_frames, logits.device)
     labels = torch.nn.functional.pad(symbols, (0, 1), value=termination_symbol)  # no symbol follows the last

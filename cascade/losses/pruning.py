@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from cascade.losses.log_probs import apply_topology, check_common, gather_log_probs
+from cascade.losses.log_probs import apply_topology, check_common, check_size, gather_log_probs
 from cascade.losses.recursion import check_boundary
 
 
@@ -22,6 +22,12 @@ def get_rnnt_prune_ranges(px_grad: Tensor, py_grad: Tensor, boundary: Tensor | N
     Raises:
       ValueError: s_range too small, or shapes that do not fit.
     """
+    check_size(px_grad.shape[1], py_grad.shape[2])
+    return choose_ranges(px_grad, py_grad, boundary, s_range)
+
+
+def choose_ranges(px_grad: Tensor, py_grad: Tensor, boundary: Tensor | None, s_range: int) -> Tensor:
+    """get_rnnt_prune_ranges without k2's limits on the size of the batch."""
     num_utts, num_symbols, px_width = px_grad.shape
     num_frames = py_grad.shape[2]
     if py_grad.shape[:2] != (num_utts, num_symbols + 1) or px_width not in (num_frames, num_frames + 1):
@@ -102,6 +108,7 @@ def get_rnnt_logprobs_pruned(
     if symbols.shape[0] != num_utts:
         raise ValueError(f"symbols must have {num_utts} rows as logits has, got {tuple(symbols.shape)}")
     num_symbols = symbols.shape[1]
+    check_size(num_symbols, num_frames)
     check_ranges(ranges, num_utts, num_frames, num_symbols)
     if ranges.shape[2] != prune_range:
         raise ValueError(f"logits have R = {prune_range} but ranges {ranges.shape[2]}; both come from one s_range")

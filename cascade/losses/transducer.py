@@ -7,8 +7,8 @@ from torch import Tensor
 
 from cascade.losses.backends import band_forward_backward
 from cascade.losses.joiner_cells import CellJoiner, JoinerGradients, JoinerInputs, band_cells, check_inputs
-from cascade.losses.log_probs import check_common, get_rnnt_logprobs_smoothed
-from cascade.losses.pruning import check_ranges, get_rnnt_prune_ranges, labels_on_band
+from cascade.losses.log_probs import check_common, smoothed_log_probs
+from cascade.losses.pruning import check_ranges, choose_ranges, labels_on_band
 from cascade.losses.recursion import check_boundary, mutual_information_recursion
 from cascade.losses.rnnt import add_delay_penalty
 
@@ -51,7 +51,7 @@ def _simple_loss(
     am: Tensor, lm: Tensor, symbols: Tensor, boundary: Tensor, lm_scale: float, am_scale: float, options: _Options
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Smoothed simple loss (N,) with zero gradients for impossible utterances, and its occupancies."""
-    px, py = get_rnnt_logprobs_smoothed(
+    px, py = smoothed_log_probs(
         lm, am, symbols, options.blank_id, lm_scale, am_scale, boundary, options.rnnt_type
     )
     px = add_delay_penalty(px, am.shape[1], boundary, options.delay_penalty)
@@ -177,7 +177,7 @@ def transducer_loss(
         boundary = check_boundary(boundary, am.shape[0], symbols.shape[1], am.shape[1], am.device)
         simple, px_grad, py_grad = _simple_loss(am, lm, symbols, boundary, lm_scale, am_scale, options)
         if ranges is None:
-            ranges = get_rnnt_prune_ranges(px_grad, py_grad, boundary, prune_range)
+            ranges = choose_ranges(px_grad, py_grad, boundary, prune_range)
         else:
             check_ranges(ranges, am.shape[0], am.shape[1], symbols.shape[1])
         pruned, occupancy = _BandLoss.apply(*joiner, symbols, ranges, boundary, options)

@@ -155,24 +155,22 @@ def test_pruned_api_equals_full_when_the_band_covers_all_symbols(rnnt_type):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_no_symbols_and_no_frames(backend):
-    logits, _, _ = make_logits(s=0)
-    symbols = torch.zeros(2, 0, dtype=torch.int64)
-    boundary = torch.tensor([[0, 0, 0, 6], [0, 0, 0, 0]])
+    logits, symbols, _ = make_logits(n=4)
+    boundary = torch.tensor([[0, 0, 0, 6], [0, 0, 0, 0], [0, 0, 3, 0], [0, 0, 3, 1]])
     with backends.use_backend(backend):
         loss = rnnt.rnnt_loss(logits.requires_grad_(), symbols, 0, boundary, reduction="none")
-    assert float(loss[0].detach()) == pytest.approx(-float(logits.detach()[0, :, 0].log_softmax(-1)[:, 0].sum()))
+    grad = torch.autograd.grad(loss.sum(), logits)[0]
+    blanks = logits.detach()[0, :, 0].log_softmax(-1)[:, 0]
+    assert float(loss[0].detach()) == pytest.approx(-float(blanks.sum()))
     assert float(loss[1].detach()) == 0.0  # nothing to say in no time
-    assert bool(torch.isfinite(torch.autograd.grad(loss.sum(), logits)[0]).all())
-    logits, symbols, _ = make_logits()
-    with backends.use_backend(backend):
-        loss = rnnt.rnnt_loss(logits, symbols, 0, torch.tensor([[0, 0, 3, 0], [0, 0, 3, 1]]), reduction="none")
-    assert torch.isinf(loss).tolist() == [True, False]
+    assert torch.isinf(loss).tolist() == [False, False, True, False]
+    assert bool(torch.isfinite(grad).all())
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("rnnt_type", ["modified", "constrained"])
 def test_more_symbols_than_frames_are_impossible_with_finite_gradients(rnnt_type, backend):
-    logits, symbols, boundary = make_logits(t=2)
+    logits, symbols, _ = make_logits()
     boundary = torch.tensor([[0, 0, 3, 2], [0, 0, 1, 2]])
     with backends.use_backend(backend):
         loss = rnnt.rnnt_loss(logits.requires_grad_(), symbols, 0, boundary, rnnt_type, reduction="none")
@@ -297,3 +295,12 @@ def test_bad_arguments_of_the_full_loss_are_named(change, message):
     arguments = {"logits": logits, "symbols": symbols, "termination_symbol": 0, "boundary": boundary}
     with pytest.raises(ValueError, match=message):
         rnnt.rnnt_loss(**arguments | change)
+
+
+def test_batches_that_k2_refuses_are_refused_with_a_reason():
+    logits, symbols, boundary = make_logits(t=3, s=4)
+    with pytest.raises(ValueError, match="as many frames as symbols"):
+        rnnt.rnnt_loss(logits, symbols, 0)
+    logits, symbols, boundary = torch.zeros(2, 6, 1, 5), torch.zeros(2, 0, dtype=torch.int64), None
+    with pytest.raises(ValueError, match="at least one column"):
+        rnnt.rnnt_loss(logits, symbols, 0, boundary)

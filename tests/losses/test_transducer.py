@@ -138,6 +138,18 @@ def test_impossible_utterance_has_infinite_loss_and_zero_gradients(rnnt_type, ba
     assert float(grads["am"][2].abs().max()) == 0.0 and float(grads["encoder"][0].abs().max()) > 0.0
 
 
+@pytest.mark.parametrize("backend", ["torch", "numba"])
+def test_batches_without_symbols_or_with_fewer_frames_than_symbols_work(backend):
+    tensors, symbols, _ = make_inputs(seed=11, n=2, t=3, u=5)
+    with backends.use_backend(backend):
+        out = run(tensors, symbols, torch.tensor([[0, 0, 5, 3], [0, 0, 1, 2]]), rnnt_type="modified")
+        assert torch.isinf(out.pruned).tolist() == torch.isinf(out.simple).tolist() == [True, False]
+        tensors, _, _ = make_inputs(seed=12, n=2, t=4, u=0)
+        out = run(tensors, torch.zeros(2, 0, dtype=torch.int64), torch.tensor([[0, 0, 0, 4], [0, 0, 0, 0]]))
+    assert out.ranges.shape == (2, 4, 1) and bool(torch.isfinite(out.simple + out.pruned).all())
+    assert all(bool(torch.isfinite(value).all()) for value in gradients(out, tensors).values())
+
+
 def test_occupancy_of_the_band_sums_to_the_path_lengths():
     tensors, symbols, boundary = make_inputs(seed=5)
     regular = run(tensors, symbols, boundary).occupancy.sum(dim=(1, 2))
