@@ -10,18 +10,21 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from cascade.bin.cli import run_program
-from cascade.config import load_config
-from cascade.decoding.greedy_search import GreedySearch
-from cascade.decoding.modified_beam_search import ModifiedBeamSearch
-from cascade.models.build import build_model
-from cascade.provenance import command_line, git_commit, machine
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from cascade.bin.cli import run_program  # noqa: E402
+from cascade.config import load_config  # noqa: E402
+from cascade.decoding.greedy_search import GreedySearch  # noqa: E402
+from cascade.decoding.modified_beam_search import ModifiedBeamSearch  # noqa: E402
+from cascade.models.build import build_model  # noqa: E402
+from cascade.provenance import command_line, git_commit, machine  # noqa: E402
 
 
 def time_ms(function: Callable[[], object], repeats: int) -> tuple[float, float]:

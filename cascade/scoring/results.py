@@ -110,7 +110,7 @@ def collect(exp_dir: Path) -> Experiment:
     full_size = exp_dir / "latency_full_size.json"
     return Experiment(
         sorted(rows, key=_order), latency, summaries, losses,
-        json.loads(full_size.read_text(encoding="utf-8")) if full_size.is_file() else [], missing,
+        _read_json(full_size, list) if full_size.is_file() else [], missing,
     )
 
 
@@ -145,18 +145,23 @@ def _order(row: Row) -> tuple:
 
 
 def _read_object(path: Path) -> Row | None:
-    if not path.is_file():
-        return None
+    return _read_json(path, dict) if path.is_file() else None
+
+
+def _read_json(path: Path, kind: type) -> Any:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is damaged ({error}): remove it and run its stage again") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} must hold one JSON object: remove it and run its stage again")
+    if not isinstance(values, kind):
+        raise ValueError(f"{path} is damaged (it holds no {kind.__name__}): remove it and run its stage again")
     return values
 
 
 def _read_lines(path: Path) -> list[Row]:
     """The objects of a .jsonl file; a last line cut short by a kill is left out."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    return [json.loads(line) for line in lines if line.endswith("}")]
+    try:
+        return [json.loads(line) for line in lines if line.endswith("}")]
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is damaged ({error}): remove the line and run the report again") from error
