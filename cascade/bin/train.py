@@ -106,10 +106,7 @@ def main() -> None:
     model.encoder.set_feature_stats(stats["mean"], stats["std"])
     for name, count in params_by_part(model).items():
         logging.info("parameters: %-18s %11s", name, f"{count:,}")
-    device = torch.device("cuda", processes.rank) if torch.cuda.is_available() else torch.device("cpu")
-    trainer = Trainer(
-        model, teacher, config, tokenizer, arguments.data, arguments.exp_dir, mark, processes, device
-    )
+    trainer = Trainer(model, teacher, config, tokenizer, arguments.data, arguments.exp_dir, mark, processes)
     if not trainer.resume() and teacher is not None and config.distillation.init_from_teacher:
         for line in init_from_teacher(model, teacher):
             logging.info("start: %s", line)

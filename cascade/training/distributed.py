@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import distributed, nn
 
 
 class Processes:
@@ -20,8 +20,17 @@ class Processes:
         world_size = int(os.environ.get("WORLD_SIZE", "1"))
         if world_size == 1:
             return cls()
+        if torch.cuda.is_available():
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
         return cls(distributed.get_rank(), world_size)
+
+    @property
+    def device(self) -> torch.device:
+        """This process's GPU, or the CPU where there is none."""
+        if not torch.cuda.is_available():
+            return torch.device("cpu")
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
     @property
     def is_first(self) -> bool:
@@ -45,12 +54,6 @@ class Processes:
         distributed.all_reduce(flat)
         for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
             parameter.grad = part.view_as(parameter)
-
-    def broadcast(self, tensors: list[Tensor]) -> None:
-        """Give every process the first one's values."""
-        if self.world_size > 1:
-            for tensor in tensors:
-                distributed.broadcast(tensor, src=0)
 
     def barrier(self) -> None:
         if self.world_size > 1:

@@ -60,11 +60,11 @@ class Trainer:
 
     def __init__(
         self, model: CascadedTransducer, teacher: CascadedTransducer | None, config: Config, tokenizer: Tokenizer,
-        data_dir: Path, exp_dir: Path, fingerprint: str, processes: Processes, device: torch.device,
+        data_dir: Path, exp_dir: Path, fingerprint: str, processes: Processes,
     ) -> None:
-        self.model, self.config, self.exp_dir, self.device = model.to(device), config, exp_dir, device
-        self.processes, self.fingerprint = processes, fingerprint
-        self.objective = Objective(model, config, teacher.to(device) if teacher is not None else None)
+        self.processes, self.device, self.fingerprint = processes, processes.device, fingerprint
+        self.model, self.config, self.exp_dir = model.to(self.device), config, exp_dir
+        self.objective = Objective(model, config, teacher.to(self.device) if teacher is not None else None)
         self.optimizer = build_optimizer(model, config.training)
         self.state = TrainState()
         self.metrics = Metrics()
@@ -102,6 +102,9 @@ class Trainer:
     def run(self) -> bool:
         """Train to the end. False = a signal came, everything is saved."""
         training = self.config.training
+        if self.state.epoch > training.num_epochs and (self.exp_dir / "averaged.pt").is_file():
+            logging.info("%s is finished already", self.exp_dir)
+            return True
         self.writer = MetricWriter(self.exp_dir, self.state.step) if self.processes.is_first else None
         watch = SignalWatch()
         self.last_save = time.monotonic()

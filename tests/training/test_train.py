@@ -89,6 +89,14 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(train, tmp_path):
     assert "1000" not in (exp_dir / "losses.jsonl").read_text()
 
 
+def test_a_finished_run_keeps_what_it_says_of_itself(train, tmp_path):
+    train(tmp_path / "model")
+    files = [path for path in (tmp_path / "model").iterdir() if path.suffix in (".json", ".pt")]
+    before = {path.name: path.read_bytes() for path in files}
+    assert "finished already" in train(tmp_path / "model").stderr
+    assert before == {name: (tmp_path / "model" / name).read_bytes() for name in before}
+
+
 def test_other_options_start_over_and_keep_the_earlier_run(finished, train, tmp_path):
     exp_dir = tmp_path / "model"
     train(exp_dir)
