@@ -141,7 +141,7 @@ def measure_peak(step):
     return resident_mb("VmHWM") - before
 
 
-def measure(name, shape, threads, steps):
+def measure(name, shape, threads, steps, full):
     """One row; runs in a process of its own."""
     import torch
 
@@ -181,7 +181,7 @@ def measure(name, shape, threads, steps):
         parts["simple_ms"] = round(min(simple_step() for _ in range(steps)), 2)
     clear()
     logits_mb = sizes["n"] * sizes["t"] * (sizes["s"] + 1) * sizes["v"] * 4 / 1e6
-    if logits_mb <= FULL_LIMIT_MB:
+    if full and logits_mb <= FULL_LIMIT_MB:
         parts.update(measure_full(torch, package, sizes, steps))
     return {"name": name, "shape": shape, "threads": threads, "total_ms": round(total_ms, 2), "parts": parts,
             "peak_mb": round(peak_mb, 1)}
@@ -202,7 +202,7 @@ def measure_full(torch, package, sizes, steps):
     step()
     logits.grad = None
     peak_mb = measure_peak(step)
-    fastest = min(step() for _ in range(max(3, steps // 3)))
+    fastest = min(step() for _ in range(max(3, steps // 4)))
     return {"full_ms": round(fastest, 2), "full_peak_mb": round(peak_mb, 1)}
 
 
@@ -222,10 +222,10 @@ def processor():
         return platform.processor() or platform.machine()
 
 
-def run_row(python, name, shape, threads, steps):
+def run_row(python, name, shape, threads, steps, full):
     """Start the measuring process; the row, or a string with the reason why there is none."""
     command = [python, os.path.abspath(__file__), "--measure", name, "--shapes", shape, "--threads", str(threads),
-               "--steps", str(steps)]
+               "--steps", str(steps)] + ([] if full else ["--skip-full"])
     environment = dict(os.environ, OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads))
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode != 0:
@@ -243,6 +243,7 @@ def parse_arguments():
     parser.add_argument("--steps", type=int, default=10, help="steps per process, the fastest counts")
     parser.add_argument("--rounds", type=int, default=1, help="measure all rows this many times in turn, keep the best")
     parser.add_argument("--peer-python", nargs="+", default=[], metavar="NAME=PYTHON", help="interpreter of a package")
+    parser.add_argument("--skip-full", action="store_true", help="leave the full-lattice loss out")
     parser.add_argument("--measure", choices=NAMES, help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -250,7 +251,7 @@ def parse_arguments():
 def main():
     args = parse_arguments()
     if args.measure:
-        print(json.dumps(measure(args.measure, args.shapes[0], args.threads[0], args.steps)))
+        print(json.dumps(measure(args.measure, args.shapes[0], args.threads[0], args.steps, not args.skip_full)))
         return
     pythons = dict(pair.split("=", 1) for pair in args.peer_python)
     best, missing = {}, {}
@@ -260,7 +261,8 @@ def main():
                 for name in args.names:
                     if name in missing:
                         continue
-                    row = run_row(pythons.get(name, sys.executable), name, shape, threads, args.steps)
+                    row = run_row(pythons.get(name, sys.executable), name, shape, threads, args.steps,
+                                  not args.skip_full)
                     if isinstance(row, str):
                         if "ModuleNotFoundError" in row or "ImportError" in row:
                             missing[name] = row

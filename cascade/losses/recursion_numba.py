@@ -187,10 +187,14 @@ _pool: ThreadPoolExecutor | None = None
 _pool_owner = (0, 0)
 
 
-def run_threads(work, num_tasks: int) -> None:
-    """Run work(first, stride) once per thread, as many as torch uses, at most num_tasks."""
+def _run_threads(work, num_tasks: int, num_nodes: int) -> None:
+    """Run work(first, stride) once per thread: as many as torch uses, but none for less than some milliseconds' work.
+
+    (torch's own threads spin for a while after each operation; on a machine with as many cores as threads, another
+    thread first has to win a core from them.)
+    """
     global _pool, _pool_owner
-    threads = min(torch.get_num_threads(), num_tasks)
+    threads = min(torch.get_num_threads(), num_tasks, 1 + num_nodes // 200_000)
     if threads <= 1:
         work(0, 1)
         return
@@ -232,5 +236,5 @@ def forward_backward(
     def work(first: int, stride: int) -> None:
         kernel(*arrays, modified, label_frames, limits, least, *outputs, first, stride)
 
-    run_threads(work, blank.shape[0])
+    _run_threads(work, blank.shape[0], blank.numel())
     return scores, d_label, d_blank
