@@ -31,7 +31,7 @@ from cascade.decoding.methods import (
 )
 from cascade.export.onnx import DECODER, JOINER, OPSET, build_graphs, write_files
 from cascade.export.parity import graph_differences
-from cascade.export.sherpa import compare_with_sherpa
+from cascade.export.sherpa import compare_with_sherpa, synthetic_recordings
 from cascade.export.wrappers import Geometry
 from cascade.features import read_audio
 from cascade.models.transducer import CascadedTransducer
@@ -39,7 +39,7 @@ from cascade.provenance import command_line, git_commit, machine
 from cascade.tokens import Tokenizer
 
 NUM_RECORDINGS = 4
-_NOISE_SECONDS = (2.3, 0.9, 3.1)
+_SYNTHETIC_SECONDS = (2.3, 0.9, 3.1)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -58,7 +58,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--manifest", type=Path, metavar="FILE",
         help=f"CUTS.jsonl.gz or MANIFEST.jsonl: sherpa-onnx is checked on its first {NUM_RECORDINGS} recordings "
-        "(default: noise)",
+        "(default: tones)",
     )
     parser.add_argument("--no-check", action="store_true", help="write the files without comparing them to PyTorch")
     arguments = parser.parse_args()
@@ -74,19 +74,14 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def read_recordings(manifest: Path | None, config: Config) -> dict[str, np.ndarray]:
-    """Name -> samples of a manifest's first recordings, or of noise that swells and fades.
+    """Name -> samples of a manifest's first recordings, or synthetic ones.
 
     Raises:
       ValueError: a line or recording among them is unusable, or there is none.
     """
     rate = config.features.sampling_rate
     if manifest is None:
-        generator = np.random.default_rng(config.seed)
-        noise = {f"noise of {seconds} s": generator.standard_normal(int(seconds * rate)) for seconds in _NOISE_SECONDS}
-        return {
-            name: (0.2 * item * np.sin(np.arange(item.size) * 5 / rate)).astype(np.float32)
-            for name, item in noise.items()
-        }
+        return synthetic_recordings(_SYNTHETIC_SECONDS, rate, config.seed)
     recordings = {}
     if manifest.suffix == ".jsonl":
         for line in islice(read_manifest(manifest), NUM_RECORDINGS):

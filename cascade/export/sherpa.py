@@ -76,6 +76,20 @@ def compare_with_sherpa(
     return SherpaReport(sherpa_onnx.__version__, len(recordings), num_tokens)
 
 
+def synthetic_recordings(seconds: tuple[float, ...], sampling_rate: int, seed: int) -> dict[str, np.ndarray]:
+    """Name -> tones in noise, another pitch and loudness every 100 ms: where there is no speech, something varied."""
+    generator = np.random.default_rng(seed)
+    recordings = {}
+    for duration in seconds:
+        time = np.arange(int(duration * sampling_rate)) / sampling_rate
+        tone = (time * 10).astype(int)
+        pitch = generator.uniform(100, sampling_rate / 2.5, tone[-1] + 1)[tone]  # Hz
+        loudness = generator.choice([0.003, 0.05, 0.5], tone[-1] + 1)[tone]
+        noise = 0.003 * generator.standard_normal(time.size)
+        recordings[f"{duration} s of tones"] = (loudness * np.sin(2 * np.pi * pitch * time) + noise).astype(np.float32)
+    return recordings
+
+
 def _fbank(samples: np.ndarray, config: FeatureConfig) -> Tensor:
     """(T, F), by the library that sherpa-onnx uses too."""
     fbank = StreamingFbank(config)

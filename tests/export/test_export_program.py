@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+import soundfile
+import torch
+
+from cascade.bin import export_onnx
+from cascade.config import ConfigError
+from cascade.export import parity
+from tests.export.conftest import KINDS, make_model_dir
+
+FILES = {
+    "encoder-streaming.onnx", "encoder-look-ahead.onnx", "encoder-full.onnx", "decoder.onnx", "joiner.onnx",
+    "tokens.txt", "export.json",
+}
+SMALL = ("--chunk-ms", 80, "--look-ahead-ms", 160, "--left-context-ms", 240)
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory):
+    return make_model_dir(tmp_path_factory.mktemp("run") / "student", next(iter(KINDS)))
+
+
+def export(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", [export_onnx.__file__, *map(str, arguments)])
+    export_onnx.main()
+
+
+def test_program_writes_checked_files_and_says_what_they_weigh(student, tmp_path, monkeypatch):
+    out = tmp_path / "deep" / "onnx"
+    soundfile.write(tmp_path / "a.wav", 0.1 * torch.randn(9000).numpy(), 8000)
+    (tmp_path / "some.jsonl").write_text(json.dumps({"id": "a", "path": "a.wav", "text": "one"}) + "\n")
+    export(monkeypatch, "--exp-dir", student, "--out", out, *SMALL, "--manifest", tmp_path / "some.jsonl")
+    assert {path.name for path in out.iterdir()} == FILES
+    about = json.loads((out / "export.json").read_text())
+    assert (about["model"], about["chunk_ms"], about["look_ahead_ms"]) == ("student", 80, 160)
+    assert about["bytes"] == {name: (out / name).stat().st_size for name in FILES - {"export.json"}}
+    assert about["total_bytes"] == sum(about["bytes"].values())
+    assert about["bytes_stored_twice"] == 4 * 16 * len((out / "tokens.txt").read_text().splitlines())
+    assert max(about["max_difference"].values()) < 1e-4 and len(about["max_difference"]) == 5
+    if about["sherpa_onnx"] is not None:
+        assert about["sherpa_onnx"]["num_recordings"] == 1
+
+
+def test_files_that_fail_their_check_do_not_appear(student, tmp_path, monkeypatch):
+    (tmp_path / "export.json").write_text("of an earlier run")
+    monkeypatch.setattr(parity, "TOLERANCE", 0.0)
+    with pytest.raises(ValueError, match="differ from PyTorch"):
+        export(monkeypatch, "--exp-dir", student, "--out", tmp_path, *SMALL)
+    assert [path.name for path in tmp_path.iterdir()] == ["export.json"]
+    export(monkeypatch, "--exp-dir", student, "--out", tmp_path, *SMALL, "--no-check")
+    assert {path.name for path in tmp_path.iterdir()} == FILES
+    assert "max_difference" not in json.loads((tmp_path / "export.json").read_text())
+
+
+def test_recurrent_predictor_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+    teacher = make_model_dir(tmp_path / "teacher", "lstm")
+    with pytest.raises(ValueError, match="lstm cannot be exported: .* keep no state; .* tied_reduced or stateless"):
+        export(monkeypatch, "--exp-dir", teacher, "--out", tmp_path / "onnx")
+    assert not (tmp_path / "onnx").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (["--exp-dir", "nowhere"], FileNotFoundError, "no such model directory: nowhere"),
+        (["--look-ahead-ms", "480"], ConfigError, r"--look-ahead-ms must be a multiple of --chunk-ms \(320\), got 480"),
+        (["--chunk-ms", "50"], ConfigError, "--chunk-ms must be a positive multiple of 40 ms, got 50"),
+        (["--left-context-ms", "0"], ConfigError, "--left-context-ms must be a positive multiple of 40 ms, got 0"),
+        (["--avg", "2"], ConfigError, "--avg 2 needs --epoch N"),
+        (["--manifest", "nothing.jsonl"], FileNotFoundError, "--manifest nothing.jsonl not found"),
+    ],
+)
+def test_wrong_options_are_named(student, tmp_path, monkeypatch, arguments, error, message):
+    with pytest.raises(error, match=message):
+        export(monkeypatch, "--exp-dir", student, "--out", tmp_path / "onnx", *arguments)
+    assert not (tmp_path / "onnx").exists()
