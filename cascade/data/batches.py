@@ -82,7 +82,7 @@ def plan_batches(
     The utterances, sorted by length, fall into buckets of equal total length; each bucket is shuffled, then batches
     are cut off in sequence, then shuffled. Step k of rank r is batch k * world_size + r: ranks get neighbours in
     length, each utterance comes exactly once, and every rank has the same number of batches. For that the largest
-    batches are split, or, where each is one utterance, the shortest joined.
+    batches are split, or, where there are too few utterances for that, the shortest joined.
 
     Args:
       num_frames: (num_utterances,) int64 lengths.
@@ -100,11 +100,13 @@ def plan_batches(
     batches = cut_batches(order, num_frames, max_frames)
     if len(num_frames) < world_size:
         raise ValueError(f"{len(num_frames)} training utterances are too few for {world_size} processes")
-    while len(batches) % world_size:
-        largest = max(range(len(batches)), key=lambda index: len(batches[index]))
-        if len(batches[largest]) > 1:
+    surplus = len(batches) % world_size
+    if surplus and len(batches) + world_size - surplus <= len(num_frames):
+        for _ in range(world_size - surplus):
+            largest = max(range(len(batches)), key=lambda index: len(batches[index]))
             batches[largest : largest + 1] = np.array_split(batches[largest], 2)
-        else:
+    else:
+        for _ in range(surplus):
             batches[:2] = [np.concatenate(batches[:2])]
     steps = generator.permutation(len(batches) // world_size)
     return [batches[step * world_size + rank] for step in steps for rank in range(world_size)]

@@ -45,6 +45,13 @@ def test_plan_holds_every_utterance_once_within_the_budget(lengths, budget, buck
     assert all(np.array_equal(one, other) for one, other in zip(plan, again, strict=True))
 
 
+@pytest.mark.parametrize("num_utterances", range(3, 12))
+def test_batches_of_one_utterance_are_shared_out_too(num_utterances):
+    plan = plan_batches(np.full(num_utterances, 100), 100, 1, seed=1, epoch=0, world_size=3)
+    assert len(plan) == num_utterances // 3 * 3
+    assert sorted(np.concatenate(plan).tolist()) == list(range(num_utterances))
+
+
 def test_plan_batches_similar_lengths_and_differs_between_epochs_and_seeds():
     lengths = np.random.default_rng(0).integers(50, 1500, 2000)
     plan = plan_batches(lengths, 20000, 10, seed=1, epoch=0)
