@@ -18,7 +18,7 @@ PYTHON_VERSIONS = ((3, 11), (3, 12), (3, 13))
 UNWANTED = {"torchaudio": "it breaks lhotse: remove it with 'pip uninstall torchaudio'"}
 COMPILED = (
     "torch", "numpy", "scipy.signal", "numba", "omegaconf", "lhotse", "lilcom", "soundfile", "kaldi_native_fbank",
-    "sentencepiece", "matplotlib", "torch.utils.tensorboard",
+    "sentencepiece", "matplotlib", "torch.utils.tensorboard", "onnx", "onnxruntime", "sherpa_onnx",
 )
 
 

@@ -66,6 +66,12 @@ if stage 7 "latency: compute per chunk on one thread, of these models and of the
         --out "$exp/latency_full_size.json" ${quick:+--num-chunks 10}
 fi
 
+if stage 8 "export the student to ONNX, compare it with PyTorch in onnxruntime and sherpa-onnx"; then
+    step export --after fbank student --outputs "$exp/student/export/export.json" -- \
+        python -m cascade.bin.export_onnx --exp-dir "$exp/student" --manifest "$exp/fbank/test_cuts.jsonl.gz" \
+        --out "$exp/student/export"
+fi
+
 if stage 9 "report: results.json, RESULTS.md, plots"; then
     step report --inputs "$exp"/{teacher,student_alone,student}/{train_summary.json,latency.json,decode/*/result.json} \
         --outputs "$results/RESULTS.md" -- \
