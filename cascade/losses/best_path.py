@@ -21,9 +21,21 @@ def one_best_cells(inputs: JoinerInputs, symbols: Tensor, boundary: Tensor, *, b
       the cells of all utterances, in the order of the paths; none for an utterance without a path.
     """
     num_utts, num_frames, _ = inputs.encoder.shape
-    num_symbols = symbols.shape[1]
-    boundary = check_boundary(boundary, num_utts, num_symbols, num_frames, symbols.device)
-    positions = torch.arange(num_symbols + 1, device=symbols.device).expand(num_utts, num_frames, -1)
+    boundary = check_boundary(boundary, num_utts, symbols.shape[1], num_frames, symbols.device)
+    step = max(1, 2**18 // max(1, num_frames * (symbols.shape[1] + 1)))  # a few megabytes per array
+    found = []
+    for begin in range(0, num_utts, step):
+        part = slice(begin, begin + step)
+        some = inputs._replace(encoder=inputs.encoder[part], predictor=inputs.predictor[part])
+        cells = _best_path(*_whole_lattice(some, symbols[part], boundary[part], blank_id), boundary[part])
+        found.append(cells._replace(utts=cells.utts + begin))
+    return Cells(*(torch.cat(columns) for columns in zip(*found, strict=True)))
+
+
+def _whole_lattice(inputs: JoinerInputs, symbols: Tensor, boundary: Tensor, blank_id: int) -> tuple[Tensor, Tensor]:
+    """Log-probs of symbols (N, U, T + 1) and blanks (N, U + 1, T) of the joiner's whole lattice."""
+    num_utts, num_frames, _ = inputs.encoder.shape
+    positions = torch.arange(symbols.shape[1] + 1, device=symbols.device).expand(num_utts, num_frames, -1)
     cells, index = band_cells(positions, boundary)
     joiner = CellJoiner(inputs, cells)
     labels = torch.nn.functional.pad(symbols, (0, 1), value=blank_id)[cells.utts, cells.positions]
@@ -32,7 +44,7 @@ def one_best_cells(inputs: JoinerInputs, symbols: Tensor, boundary: Tensor, *, b
         logits = joiner.logits(joiner.hidden(rows))
         picked[0, index[rows]], picked[1, index[rows]] = gather_log_probs(logits, labels[rows], blank_id)
     px, py = picked.view(2, *positions.shape).transpose(2, 3)  # (N, U+1, T)
-    return _best_path(torch.nn.functional.pad(px[:, :-1], (0, 1), value=-torch.inf), py, boundary)
+    return torch.nn.functional.pad(px[:, :-1], (0, 1), value=-torch.inf), py
 
 
 def _best_path(px: Tensor, py: Tensor, boundary: Tensor) -> Cells:

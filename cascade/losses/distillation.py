@@ -44,25 +44,26 @@ def _all_labels_kl(teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
 def _collapsed_kl(teacher: Tensor, student: Tensor, labels: Tensor, blank_id: int) -> tuple[Tensor, Tensor]:
     """As _all_labels_kl for the classes label, blank, rest; labels equal to blank_id: there is no next label.
 
-    With class probabilities P of the teacher, Q of the student: d KL / d student_k = q_k (1 - P_class(k) / Q_class(k)).
+    Overwrites both, too. With class probabilities P of the teacher, Q of the student: d KL / d student_k = q_k (1 - P_class(k) / Q_class(k)).
     """
     picked = torch.stack([labels, torch.full_like(labels, blank_id)], dim=1)  # (m, 2)
     has_label = labels != blank_id
     tiny = torch.finfo(teacher.dtype).tiny
 
     def classes(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        probs = (logits - logits.amax(dim=1, keepdim=True)).exp_()
+        probs = logits.sub_(logits.amax(dim=1, keepdim=True)).exp_()
         total = probs.sum(dim=1, keepdim=True)
+        two = probs.gather(1, picked)
         # not 1 - label - blank, which leaves nothing but rounding where the two are sure
-        rest = probs.scatter(1, picked, 0.0).sum(dim=1, keepdim=True)
-        label, blank = probs.gather(1, picked).unbind(1)
+        rest = probs.scatter_(1, picked, 0.0).sum(dim=1, keepdim=True)
+        label, blank = two.unbind(1)
         three = torch.stack([label * has_label, blank, rest[:, 0]], dim=1) / total  # (m, 3)
         return probs.div_(total), three, three.clamp(min=tiny).log()
 
     _, p_classes, p_logs = classes(teacher)
     probs, q_classes, q_logs = classes(student)
     kl = (p_classes * (p_logs - q_logs)).sum(dim=1)
-    grad = probs * (1.0 - p_classes[:, 2:] / q_classes[:, 2:].clamp(min=tiny))
+    grad = probs.mul_(1.0 - p_classes[:, 2:] / q_classes[:, 2:].clamp(min=tiny))
     sure = q_classes - p_classes
     grad.scatter_(1, picked[:, 1:], sure[:, 1:2])
     grad.scatter_(1, picked[:, :1], torch.where(has_label, sure[:, 0], sure[:, 1])[:, None])
@@ -83,9 +84,7 @@ class _CellKL(torch.autograd.Function):
         kl = joiner.weight.new_empty(joiner.num_cells)
         for rows in joiner.slices():
             out = None if grads is None else grads[rows]
-            kl[rows], grad = _slice_kl(joiners, joiner.hidden(rows), rows, labels, options, out)
-            if grads is not None and options.collapsed:
-                grads[rows] = grad
+            kl[rows], _ = _slice_kl(joiners, joiner.hidden(rows), rows, labels, options, out)
         for each in joiners:
             each.free_scratch()
         ctx.save_for_backward(*student, labels, grads)
@@ -114,7 +113,7 @@ def _slice_kl(
     joiners: tuple[CellJoiner, CellJoiner], hidden: Tensor, rows: slice, labels: Tensor, options: _Options,
     out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """KL and its gradient by the tempered student logits for one slice; `out` may serve as workspace."""
+    """KL (m,) and its gradient (m, V) by the tempered student logits for one slice; the gradient lies in `out`."""
     student, teacher = joiners
     teacher_logits = teacher.logits(teacher.hidden(rows)).to(student.dtype)
     student_logits = student.logits(hidden, out)

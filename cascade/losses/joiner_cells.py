@@ -93,9 +93,8 @@ class CellJoiner:
     def __init__(self, inputs: JoinerInputs, cells: Cells) -> None:
         encoder, predictor, weight, bias = inputs
         self.dtype = torch.float64 if encoder.dtype == torch.float64 else torch.float32
-        # tanh(x) = 2 sigmoid(2 x) - 1: sigmoid is several times faster than tanh on the CPU
-        self._encoder = encoder.detach().to(self.dtype).flatten(0, 1) * 2.0  # (N T, D)
-        self._predictor = predictor.detach().to(self.dtype).flatten(0, 1) * 2.0  # (N (U+1), D)
+        self._encoder = encoder.detach().to(self.dtype).flatten(0, 1)  # (N T, D)
+        self._predictor = predictor.detach().to(self.dtype).flatten(0, 1)  # (N (U+1), D)
         self.weight, self.bias = weight.detach().to(self.dtype), bias.detach().to(self.dtype)
         self._minus_one = self.weight.new_tensor(-1.0)
         self.num_cells = cells.utts.shape[0]
@@ -140,7 +139,8 @@ class CellJoiner:
         torch.index_select(self._encoder, 0, encoder_rows, out=x)
         other = self.scratch("predictor", num_rows, self.dim)
         x += torch.index_select(self._predictor, 0, predictor_rows, out=other)
-        return torch.add(self._minus_one, x.sigmoid_(), alpha=2.0, out=x)
+        # tanh(x) = 2 sigmoid(2 x) - 1: sigmoid is several times faster than tanh on the CPU
+        return torch.add(self._minus_one, x.mul_(2.0).sigmoid_(), alpha=2.0, out=x)
 
     def logits(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
         """(m, D) -> (m, V), into `out` or a workspace."""
