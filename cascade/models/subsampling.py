@@ -14,7 +14,10 @@ with three frames in front, that is, nothing beyond the four frames it stands fo
 
 
 class ConvSubsampling(nn.Module):
-    """Two stride-2 convolutions over time and frequency, then a linear layer to d_model.
+    """Two stride-2 convolutions over time and frequency, then a linear layer to d_model and a LayerNorm.
+
+    Without the norm what was heard enters the encoder at a twentieth of the size of what its blocks add at the start,
+    and training waits for hundreds of steps before the encoder listens.
 
     The zero state of a new stream equals three frames of zeros in front, so T feature frames give floor(T / 4)
     encoder frames, whole or in chunks of a multiple of four frames.
@@ -26,6 +29,7 @@ class ConvSubsampling(nn.Module):
         self.conv1 = nn.Conv2d(1, channels, kernel_size=3, stride=2, padding=(0, 1))
         self.conv2 = nn.Conv2d(channels, channels, kernel_size=3, stride=2, padding=(0, 1))
         self.out = nn.Linear(channels * (((num_mel_bins + 1) // 2 + 1) // 2), d_model)
+        self.norm = nn.LayerNorm(d_model)
         self.dropout = Dropout(dropout)
 
     def initial_state(self, batch_size: int) -> Tensor:
@@ -52,4 +56,4 @@ class ConvSubsampling(nn.Module):
         x = torch.nn.functional.silu(self.conv1(x.unsqueeze(1)))  # (N, C, T', F')
         x = torch.nn.functional.silu(self.conv2(x))
         x = x.transpose(1, 2).flatten(2)  # (N, C, T'', F'') -> (N, T'', C * F'')
-        return self.dropout(self.out(x)), past
+        return self.dropout(self.norm(self.out(x))), past
