@@ -57,6 +57,8 @@ class DataConfig:
     """Seconds of audio in one training batch, padding included."""
     num_buckets: int = 10
     """Duration buckets of the sampler."""
+    sorted_epochs: int = 0
+    """First epochs that go from short to long batches instead of a random order (SortaGrad, 1512.02595)."""
     num_workers: int = 0
     """Loader processes; 0 loads in the training process."""
 
@@ -342,7 +344,7 @@ _CHOICES = {
 _AT_LEAST = {
     "features.sampling_rate": 8000, "features.num_mel_bins": 4, "tokens.vocab_size": 3,
     "data.min_duration": 0, "data.max_duration": 0.1, "data.max_quarantine_share": 0, "data.batch_duration": 0.1,
-    "data.num_buckets": 1, "data.num_workers": 0,
+    "data.num_buckets": 1, "data.sorted_epochs": 0, "data.num_workers": 0,
     "augment.num_time_masks": 0, "augment.time_mask_frames": 0, "augment.num_freq_masks": 0,
     "augment.freq_mask_bins": 0, "augment.time_warp_frames": 0, "augment.share": 0, "augment.max_time_mask_share": 0,
     "model.d_model": 2, "model.subsampling_channels": 1, "model.joiner_dim": 1,

@@ -75,7 +75,8 @@ def collate(features: Sequence[np.ndarray], tokens: Sequence[Sequence[int]], ids
 
 
 def plan_batches(
-    num_frames: np.ndarray, max_frames: float, num_buckets: int, seed: int, epoch: int, world_size: int = 1
+    num_frames: np.ndarray, max_frames: float, num_buckets: int, seed: int, epoch: int, world_size: int = 1,
+    short_first: bool = False,
 ) -> list[np.ndarray]:
     """Group utterances of similar length, in an order that depends on (seed, epoch) only.
 
@@ -108,7 +109,8 @@ def plan_batches(
     else:
         for _ in range(surplus):
             batches[:2] = [np.concatenate(batches[:2])]
-    steps = generator.permutation(len(batches) // world_size)
+    num_steps = len(batches) // world_size
+    steps = range(num_steps) if short_first else generator.permutation(num_steps)
     return [batches[step * world_size + rank] for step in steps for rank in range(world_size)]
 
 
@@ -189,7 +191,8 @@ class TrainBatches:
         data = self._config.data
         max_frames = data.batch_duration * FRAMES_PER_SECOND
         return plan_batches(
-            self._num_frames, max_frames, data.num_buckets, self._config.seed, epoch, self._world_size
+            self._num_frames, max_frames, data.num_buckets, self._config.seed, epoch, self._world_size,
+            short_first=epoch <= data.sorted_epochs,
         )
 
 
