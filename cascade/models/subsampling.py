@@ -14,10 +14,8 @@ with three frames in front, that is, nothing beyond the four frames it stands fo
 
 
 class ConvSubsampling(nn.Module):
-    """Two stride-2 convolutions over time and frequency, then a linear layer to d_model and a LayerNorm.
-
-    Without the norm what was heard enters the encoder at a twentieth of the size of what its blocks add at the start,
-    and training waits for hundreds of steps before the encoder listens.
+    """Two stride-2 convolutions over time and frequency, then a linear layer to d_model and a LayerNorm, so that
+    the encoder's input has unit size at any level of the features.
 
     The zero state of a new stream equals three frames of zeros in front, so T feature frames give floor(T / 4)
     encoder frames, whole or in chunks of a multiple of four frames.
