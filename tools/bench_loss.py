@@ -29,6 +29,7 @@ SHAPES = {
 }
 NAMES = ("ours", "plain", "k2", "fast_rnnt", "torchaudio")
 FULL_LIMIT_MB = 1000  # the full lattice of larger shapes is not measured
+MARKS = "<!-- bench_loss -->", "<!-- end of bench_loss -->"
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
@@ -243,18 +244,15 @@ def parse_arguments():
     parser.add_argument("--steps", type=int, default=10, help="steps per process, the fastest counts")
     parser.add_argument("--rounds", type=int, default=1, help="measure all rows this many times in turn, keep the best")
     parser.add_argument("--peer-python", nargs="+", default=[], metavar="NAME=PYTHON", help="interpreter of a package")
+    parser.add_argument("--readme", help="file whose part between the bench_loss marks becomes the table")
     parser.add_argument("--skip-full", action="store_true", help="leave the full-lattice loss out")
     parser.add_argument("--measure", choices=NAMES, help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
-def main():
-    args = parse_arguments()
-    if args.measure:
-        print(json.dumps(measure(args.measure, args.shapes[0], args.threads[0], args.steps, not args.skip_full)))
-        return
-    pythons = dict(pair.split("=", 1) for pair in args.peer_python)
-    best, missing = {}, {}
+def collect(args, pythons):
+    """Measure every row, all of them once per round, and keep the fastest; writes --json after each."""
+    best, missing = {}, set()
     for _ in range(args.rounds):
         for shape in args.shapes:
             for threads in args.threads:
@@ -265,21 +263,66 @@ def main():
                                   not args.skip_full)
                     if isinstance(row, str):
                         if "ModuleNotFoundError" in row or "ImportError" in row:
-                            missing[name] = row
+                            missing.add(name)
                         print(f"skipped {name} {shape}, {threads} threads: {row}", file=sys.stderr)
                         continue
                     key = (shape, threads, name)
                     if key not in best or row["total_ms"] < best[key]["total_ms"]:
                         best[key] = row
-    rows = list(best.values())
-    print(f"# {' '.join(sys.argv)}; {processor()}; torch threads as given; commit {git_commit()}")
-    print(f"{'shape':18} {'threads':>7} {'name':10} {'total_ms':>9} {'peak_mb':>8} parts")
-    for row in rows:
-        parts = " ".join(f"{key}={value}" for key, value in row["parts"].items())
-        print(f"{row['shape']:18} {row['threads']:7} {row['name']:10} {row['total_ms']:9} {row['peak_mb']:8} {parts}")
-    if args.json:
-        with open(args.json, "w") as out:
-            json.dump(rows, out, indent=1)
+                    if args.json:
+                        with open(args.json, "w") as out:
+                            json.dump(list(best.values()), out, indent=1)
+    return list(best.values())
+
+
+def markdown(rows, command):
+    """The rows as a table, with command, machine and commit; ratios are to fast_rnnt at the same shape and threads."""
+    base = {(row["shape"], row["threads"]): row for row in rows if row["name"] == "fast_rnnt"}
+    lines = [
+        f"`{command}`, {processor()}, {os.cpu_count()} cores, commit {git_commit()}. Fastest step of each process; "
+        "ratios to fast_rnnt in the same run.",
+        "",
+        "| shape | threads | name | pruned step ms | ratio | peak MB | simple ms | full lattice ms | ratio | peak MB |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in sorted(rows, key=lambda row: (row["shape"], row["threads"], NAMES.index(row["name"]))):
+        parts, other = row["parts"], base.get((row["shape"], row["threads"]))
+
+        def ratio(mine, theirs):
+            return f"{mine / theirs:.2f}" if mine and theirs else ""
+
+        cells = [
+            row["shape"], row["threads"], row["name"], row["total_ms"],
+            ratio(row["total_ms"], other and other["total_ms"]), row["peak_mb"], parts.get("simple_ms", ""),
+            parts.get("full_ms", ""), ratio(parts.get("full_ms"), other and other["parts"].get("full_ms")),
+            parts.get("full_peak_mb", ""),
+        ]
+        lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def update_readme(path, table):
+    """Put the table between the two marks in `path`."""
+    with open(path) as file:
+        before, rest = file.read().split(MARKS[0], 1)
+    after = rest.split(MARKS[1], 1)[1]
+    with open(path, "w") as file:
+        file.write(before + MARKS[0] + "\n" + table + MARKS[1] + after)
+
+
+def main():
+    args = parse_arguments()
+    if args.measure:
+        print(json.dumps(measure(args.measure, args.shapes[0], args.threads[0], args.steps, not args.skip_full)))
+        return
+    rows = collect(args, dict(pair.split("=", 1) for pair in args.peer_python))
+    peers = [pair.split("=", 1)[0] + "=PYTHON" for pair in args.peer_python]
+    words = [word for word in sys.argv[1:] if word not in args.peer_python and word != "--peer-python"]
+    command = " ".join(["python tools/bench_loss.py", *words, *(["--peer-python", *peers] if peers else [])])
+    table = markdown(rows, command)
+    print(table)
+    if args.readme:
+        update_readme(args.readme, table)
 
 
 if __name__ == "__main__":

@@ -44,7 +44,8 @@ def _all_labels_kl(teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
 def _collapsed_kl(teacher: Tensor, student: Tensor, labels: Tensor, blank_id: int) -> tuple[Tensor, Tensor]:
     """As _all_labels_kl for the classes label, blank, rest; labels equal to blank_id: there is no next label.
 
-    Overwrites both, too. With class probabilities P of the teacher, Q of the student: d KL / d student_k = q_k (1 - P_class(k) / Q_class(k)).
+    With class probabilities P of the teacher and Q of the student, d KL / d student_k = q_k (1 - P_c / Q_c), where c is
+    the class of k. Overwrites both, too.
     """
     picked = torch.stack([labels, torch.full_like(labels, blank_id)], dim=1)  # (m, 2)
     has_label = labels != blank_id
