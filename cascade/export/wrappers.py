@@ -117,6 +117,8 @@ class OnlineEncoder(nn.Module):
             state = self._layer_state(layer, *states[first : first + FUSION])
             x, state = layer.forward_chunk(x, state, mask, self._rotation(stack), None, None)
             new_states[first : first + FUSION] = self._common_shapes(state)
+            if layer is stack.layers[-1]:
+                x = stack.norm(x)
         new_states[-1] = processed_lens + chunk_lens
         return [self.joiner.project_encoder(x), *new_states]
 
@@ -128,7 +130,7 @@ class OnlineEncoder(nn.Module):
         return (window >= start) & (window < start + self.left_frames + self.chunk_frames)
 
     def _rotation(self, stack: ConformerEncoder) -> Rotation:
-        like = stack.layers[0].norm.weight
+        like = stack.norm.weight
         return rotary_angles(self.left_frames + self.num_frames, stack.layers[0].attention.head_dim, like)
 
     def _layer_state(self, layer: ConformerLayer, keys: Tensor, values: Tensor, past: Tensor) -> LayerState:

@@ -93,6 +93,7 @@ def init_from_teacher(student: CascadedTransducer, teacher: CascadedTransducer) 
         chosen = evenly_chosen(len(source.layers), len(target.layers))
         picked = nn.ModuleList(source.layers[index] for index in chosen)
         copy(name, target.layers, picked, f", layers {' '.join(str(index) for index in chosen)}")
+        copy(f"{name}'s norm", target.norm, source.norm)
 
     copy("front end", student.encoder.subsampling, teacher.encoder.subsampling)
     copy_encoder("causal encoder", student.encoder.causal, teacher.encoder.causal)
