@@ -35,7 +35,7 @@ KINDS = {
     ],
     "lstm": ["model.noncausal.num_heads=2", "model.predictor.kind=lstm", "model.predictor.hidden_dim=16"],
 }
-BLANK_BIAS = dict(zip(KINDS, (7.0, 3.0, 0.0), strict=True))
+BLANK_BIAS = dict(zip(KINDS, (7.0, 6.0, 0.0), strict=True))
 """So that some frames say something and some do not."""
 
 
