@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -13,6 +14,8 @@ from cascade.decoding.hypothesis import Hypothesis
 from cascade.decoding.modified_beam_search import ModifiedBeamSearch
 from cascade.models.transducer import MODES, CascadedTransducer, Mode
 
+STREAMING_MODES = (*MODES, "two_pass")
+"""Modes of a stream; two_pass shows the streaming pass, then the look-ahead pass, and ends with the full one."""
 METHODS = ("greedy_search", "modified_beam_search")
 DEFAULT_CHUNK_MS = 320
 DEFAULT_LOOK_AHEAD_MS = 640
@@ -28,8 +31,8 @@ class DecodingOptions:
         not a multiple of the chunk, a beam below 1.
     """
 
-    mode: Mode = "full"
-    """streaming | look_ahead | full."""
+    mode: Mode | Literal["two_pass"] = "full"
+    """streaming | look_ahead | full; two_pass for streams only."""
     method: str = "greedy_search"
     """greedy_search | modified_beam_search."""
     beam: int = 4
@@ -37,14 +40,14 @@ class DecodingOptions:
     chunk_ms: int = DEFAULT_CHUNK_MS
     """The causal chunk, in every mode."""
     look_ahead_ms: int = DEFAULT_LOOK_AHEAD_MS
-    """The block of mode look_ahead."""
+    """The block of modes look_ahead and two_pass."""
     left_context_ms: int = DEFAULT_CHUNK_MS * DEFAULT_LEFT_CHUNKS
     """What a chunk or block sees before its start."""
     blank_penalty: float = 0.0
     """Subtracted from the blank's logit."""
 
     def __post_init__(self) -> None:
-        for option, value, choices in (("mode", self.mode, MODES), ("method", self.method, METHODS)):
+        for option, value, choices in (("mode", self.mode, STREAMING_MODES), ("method", self.method, METHODS)):
             if value not in choices:
                 raise ConfigError(f"--{option} must be one of {' | '.join(choices)}, got {value!r}")
         for name in ("chunk_ms", "look_ahead_ms", "left_context_ms"):
@@ -52,7 +55,7 @@ class DecodingOptions:
             if value <= 0 or value % ENCODER_FRAME_MS:
                 option = "--" + name.replace("_", "-")
                 raise ConfigError(f"{option} must be a positive multiple of {ENCODER_FRAME_MS} ms, got {value}")
-        if self.mode == "look_ahead" and self.look_ahead_ms % self.chunk_ms:
+        if self.mode in ("look_ahead", "two_pass") and self.look_ahead_ms % self.chunk_ms:
             raise ConfigError(
                 f"--look-ahead-ms must be a multiple of --chunk-ms ({self.chunk_ms}), got {self.look_ahead_ms}"
             )

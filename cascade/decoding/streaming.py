@@ -1,0 +1,190 @@
+"""Decode speech while it comes in: packets of samples to words with times, in every mode of `stream_batch`.
+
+    decoder = StreamingDecoder(model, tokenizer, config, DecodingOptions(mode="two_pass"), EndpointOptions())
+    for samples in packets:
+        partial = decoder.accept(samples, 16000)
+    final = decoder.finish()
+
+What comes out depends on the audio alone, not on its packets. Decoders that share a StreamBatch advance together:
+`push` their packets, call `batch.run()` once, read every `partial`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor
+
+from cascade.config import Config
+from cascade.decoding.audio import AudioInput
+from cascade.decoding.endpoint import EndpointOptions
+from cascade.decoding.hypothesis import Hypothesis
+from cascade.decoding.methods import DecodingOptions
+from cascade.decoding.stream_batch import EndedSegment, StreamBatch
+from cascade.decoding.words import Word, frame_seconds, words_of
+from cascade.models.transducer import CascadedTransducer
+from cascade.tokens import Tokenizer
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stretch of audio between two endpoints and its final text; times in seconds from the stream's start."""
+
+    start: float
+    end: float
+    text: str
+    words: tuple[Word, ...]
+    first_frame: int
+    """The 40 ms frame from which the hypotheses' timestamps count."""
+    hypotheses: tuple[Hypothesis, ...]
+    """Of the last pass, best first (greedy search has one); the text is the first one's."""
+    rule: str
+    """What ended it: silence_after_speech | late_pause | longest_segment | silence_from_start | end_of_stream."""
+
+
+@dataclass(frozen=True)
+class Partial:
+    """What is known now."""
+
+    segments: tuple[Segment, ...]
+    """Final, with this call; each is handed out once."""
+    text: str
+    """Of the open segment, so far; always empty in mode full."""
+    stable_text: str
+    """The beginning of `text` that only the full pass can still change; the last word of it may grow."""
+    words: tuple[Word, ...]
+    """Of `text`."""
+
+
+@dataclass(frozen=True)
+class Final:
+    """The end of a stream."""
+
+    segments: tuple[Segment, ...]
+    """All of the stream; with keep_segments=False those that became final with this call."""
+    text: str
+    """Of these segments."""
+    num_frames: int
+    """40 ms encoder frames decoded; 0: the audio was too short to say anything."""
+    duration: float
+    """Seconds of audio."""
+    num_changed_words: int
+    """Words that were shown and then changed or taken back, by the same pass (beam search) or a later one: flicker."""
+
+
+class StreamingDecoder:
+    """One stream of audio.
+
+    Args:
+      model, tokenizer, config: what `load_model` returns.
+      options: how to decode; the mode may be two_pass.
+      endpoint: rules that end segments; None: the stream is one segment, decoded as `decode_batch` decodes a whole
+        utterance, and memory grows with it.
+      batch: a StreamBatch to share; `options` and `endpoint` are then the batch's, and are not given.
+      keep_segments: False for endless streams: every segment is handed out once, and forgotten.
+    """
+
+    def __init__(
+        self, model: CascadedTransducer, tokenizer: Tokenizer, config: Config, options: DecodingOptions | None = None,
+        endpoint: EndpointOptions | None = None, *, batch: StreamBatch | None = None, keep_segments: bool = True,
+    ) -> None:  # fmt: skip
+        if batch is None:
+            batch = StreamBatch(model, tokenizer, options or DecodingOptions(mode="two_pass"), endpoint)
+        elif options is not None or endpoint is not None:
+            raise ValueError("options and endpoint belong to the batch: give them to StreamBatch, not to its decoders")
+        self.batch = batch
+        self._tokenizer, self._features, self._keep = tokenizer, config.features, keep_segments
+        self._start()
+
+    def accept(self, samples: np.ndarray | Tensor, sampling_rate: int) -> Partial:
+        """Hear (num_samples,) floating-point samples in [-1, 1] at `sampling_rate` Hz and decode what is complete.
+
+        Raises:
+          ValueError: samples of another kind, a sampling rate that is none or changes, or the stream has ended.
+        """
+        self.push(samples, sampling_rate)
+        self.batch.run()
+        return self.partial()
+
+    def finish(self) -> Final:
+        """Decode what is left, to the last frame. Calling it again gives the same."""
+        self.end()
+        self.batch.run()
+        return self.final()
+
+    def push(self, samples: np.ndarray | Tensor, sampling_rate: int) -> None:
+        """Hear samples, decode nothing yet."""
+        if self._stream.finished:
+            raise ValueError("the stream has ended: reset() starts a new one")
+        self.batch.accept(self._stream, self._audio.accept(samples, sampling_rate))
+
+    def end(self) -> None:
+        """No more audio will come; the batch's next run decodes the rest."""
+        if not self._stream.finished:
+            self.batch.accept(self._stream, self._audio.finish())
+            self.batch.finish(self._stream)
+
+    def partial(self) -> Partial:
+        """What is known now, as far as the batch has run."""
+        stream = self._stream
+        new = self._fetch()
+        if new or self._seen_steps != stream.num_steps:
+            self._seen_steps = stream.num_steps
+            words = words_of(stream.shown, self._tokenizer, stream.first_frame, self._audio.duration)
+            stable = self._tokenizer.decode(self.batch.stable_tokens(stream)) if words else ""
+            self._open = Partial((), " ".join(word.word for word in words), stable, words)
+        return Partial(new, self._open.text, self._open.stable_text, self._open.words) if new else self._open
+
+    def final(self) -> Final:
+        """The whole stream, after `end` and a run of the batch."""
+        if not self._stream.closed:
+            raise ValueError("the stream is not decoded to its end: call finish(), or end() and the batch's run()")
+        new = self._fetch()
+        if not self._keep:
+            self._last += new
+        segments = tuple(self._segments) if self._keep else self._last
+        return Final(
+            segments, " ".join(segment.text for segment in segments), self._stream.first_frame, self._audio.duration,
+            self._stream.num_changed_words,
+        )  # fmt: skip
+
+    def leave(self) -> None:
+        """Break the stream off: it leaves the batch, what was not final is lost."""
+        if not self._stream.closed:
+            self._stream.finished = self._stream.closed = True
+            self.batch.leave(self._stream)
+
+    def reset(self) -> None:
+        """Forget everything and start a new stream."""
+        self.leave()
+        self._start()
+
+    def _start(self) -> None:
+        self._audio = AudioInput(self._features)
+        self._stream = self.batch.join()
+        self._segments: list[Segment] = []
+        self._last: tuple[Segment, ...] = ()
+        self._open = Partial((), "", "", ())
+        self._seen_steps = 0
+
+    def _fetch(self) -> tuple[Segment, ...]:
+        """The segments that became final since the last call."""
+        new = tuple(self._segment(ended) for ended in self._stream.segments)
+        self._stream.segments.clear()
+        if self._keep:
+            self._segments.extend(new)
+        return new
+
+    def _segment(self, ended: EndedSegment) -> Segment:
+        duration = self._audio.duration
+        words = words_of(ended.hypotheses[0], self._tokenizer, ended.first_frame, duration)
+        return Segment(
+            start=frame_seconds(ended.first_frame),
+            end=min(frame_seconds(ended.first_frame + ended.num_frames), duration),
+            text=" ".join(word.word for word in words),
+            words=words,
+            first_frame=ended.first_frame,
+            hypotheses=ended.hypotheses,
+            rule=ended.rule,
+        )

@@ -1,0 +1,433 @@
+import random
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from cascade.checkpoint import load_model
+from cascade.config import ConfigError
+from cascade.decoding.audio import StreamingResampler
+from cascade.decoding.endpoint import EndpointOptions, find_endpoint
+from cascade.decoding.hypothesis import Hypothesis
+from cascade.decoding.methods import METHODS, STREAMING_MODES, DecodingOptions, build_search, decode_batch
+from cascade.decoding.stream_batch import StreamBatch
+from cascade.decoding.streaming import StreamingDecoder
+from cascade.decoding.words import NOTHING, count_changed, words_of
+from cascade.features import StreamingFbank, resample
+from cascade.tokens import Tokenizer
+from tests.decoding.tiny_run import make_model_dir
+
+RATE = 16000
+SHORT = EndpointOptions(longest_segment=0.7, late_pause=0.2, silence_after_speech=0.3)
+
+
+@pytest.fixture(scope="module", params=["tied_reduced", "lstm"])
+def loaded(request, tmp_path_factory):
+    """A model in float64, its tokenizer and config, in the order of StreamingDecoder."""
+    folder = make_model_dir(tmp_path_factory.mktemp("run") / "model", request.param, epochs=1)
+    model, config, tokenizer = load_model(folder)
+    return model.double().requires_grad_(False), tokenizer, config
+
+
+@pytest.fixture(scope="module")
+def student(tmp_path_factory):
+    folder = make_model_dir(tmp_path_factory.mktemp("run") / "model", epochs=1)
+    model, config, tokenizer = load_model(folder)
+    return model.double().requires_grad_(False), tokenizer, config
+
+
+def noise(seconds, seed=0, rate=RATE):
+    time = np.arange(round(seconds * rate))
+    samples = 0.2 * np.random.default_rng(seed).standard_normal(len(time)) * np.sin(time / 3000)
+    return samples.astype(np.float32)
+
+
+def packets(samples, rng, largest=9000):
+    start = 0
+    while start < len(samples):
+        size = rng.choice([1, 7, rng.randint(0, 600), rng.randint(0, largest)])
+        yield samples[start : start + size]
+        start += size
+
+
+def features_of(samples, config):
+    fbank = StreamingFbank(config.features)
+    return torch.cat((fbank.accept(samples), fbank.finish())).double()
+
+
+def simulate(loaded, samples, options):
+    """The whole utterance under the masks of streaming."""
+    model, tokenizer, config = loaded
+    options = replace(options, mode="full" if options.mode == "two_pass" else options.mode)
+    features = features_of(samples, config)
+    search = build_search(model, options, tokenizer.unk_id)
+    return decode_batch(model, search, features[None], torch.tensor([len(features)]), options)[0]
+
+
+def said(final):
+    """(token, frame from the start of the stream) of a stream, over its segments."""
+    return [
+        (token, segment.first_frame + frame)
+        for segment in final.segments
+        for token, frame in zip(segment.hypotheses[0].tokens, segment.hypotheses[0].timestamps, strict=True)
+    ]
+
+
+def decode(loaded, samples, options, endpoint=None, cuts=None):
+    decoder = StreamingDecoder(*loaded, options, endpoint)
+    for packet in [samples] if cuts is None else cuts:
+        decoder.accept(packet, RATE)
+    return decoder.finish()
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("mode", STREAMING_MODES)
+def test_streamed_tokens_and_times_equal_the_simulated_ones(loaded, mode, method, seed):
+    rng = random.Random(f"{mode} {method} {seed}")
+    chunk = rng.choice([80, 160, 320])
+    options = DecodingOptions(
+        mode=mode, method=method, chunk_ms=chunk, look_ahead_ms=chunk * rng.randint(1, 3),
+        left_context_ms=rng.choice([320, 640, 1280]),
+    )  # fmt: skip
+    samples = noise(rng.uniform(0.9, 2.2), seed)
+    expected = simulate(loaded, samples, options)
+    final = decode(loaded, samples, options, cuts=packets(samples, rng))
+    assert len(expected.tokens) > 5
+    assert said(final) == list(zip(expected.tokens, expected.timestamps, strict=True))
+    hypothesis = final.segments[0].hypotheses[0]
+    assert hypothesis.log_prob == pytest.approx(expected.log_prob, abs=1e-9)
+    assert hypothesis.token_log_probs == pytest.approx(expected.token_log_probs, abs=1e-9)
+    assert final.text == loaded[1].decode(expected.tokens)
+    assert final.num_frames == len(features_of(samples, loaded[2])) // 4
+
+
+@pytest.mark.parametrize("rest", [0, 1, 79, 80, 400, 560, 640, 700, 5119])
+@pytest.mark.parametrize("mode", ["streaming", "look_ahead"])
+def test_no_length_loses_its_last_frames(student, mode, rest):
+    options = DecodingOptions(mode=mode, left_context_ms=640)
+    samples = noise((10240 + rest) / RATE, 3)
+    expected = simulate(student, samples, options)
+    assert said(decode(student, samples, options)) == list(zip(expected.tokens, expected.timestamps, strict=True))
+
+
+@pytest.mark.parametrize("endpoint", [None, SHORT])
+@pytest.mark.parametrize("mode", STREAMING_MODES)
+def test_packets_of_one_sample_and_of_minutes_give_the_same(student, mode, endpoint):
+    options = DecodingOptions(mode=mode, chunk_ms=80, look_ahead_ms=160, left_context_ms=320)
+    samples = noise(0.83, 4)
+    at_once = decode(student, samples, options, endpoint)
+    assert decode(student, samples, options, endpoint, np.split(samples, len(samples))) == at_once
+    assert decode(student, samples, options, endpoint, packets(samples, random.Random(5))) == at_once
+    assert (len(at_once.segments) > 1) == (endpoint is not None)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_complete_block_shows_what_the_look_ahead_pass_says(student, method):
+    options = DecodingOptions(mode="two_pass", method=method, chunk_ms=160, look_ahead_ms=320, left_context_ms=320)
+    features = features_of(noise(1.6, 6), student[2])
+    batches = [StreamBatch(student[0], student[1], replace(options, mode=mode)) for mode in ("two_pass", "look_ahead")]
+    streams = [batch.join() for batch in batches]
+    for start in range(0, len(features) - 16, 16):
+        for batch, stream in zip(batches, streams, strict=True):
+            batch.accept(stream, features[start : start + 16])
+            batch.run()
+        if start % 32 == 0:  # between two blocks the streaming pass goes on from the look-ahead pass
+            stable = batches[0].stable_tokens(streams[0])
+            assert streams[0].shown.tokens[: len(stable)] == stable == batches[1].stable_tokens(streams[1])
+        else:
+            assert streams[0].shown == streams[1].shown
+    assert streams[0].num_changed_words > 0
+
+
+def test_the_causal_output_is_computed_once(student, monkeypatch):
+    model, tokenizer, config = student
+    counts, forward = [], model.encoder.forward_chunk
+    monkeypatch.setattr(model.encoder, "forward_chunk", lambda x, *rest: counts.append(x.shape[1]) or forward(x, *rest))
+    monkeypatch.setattr(model.encoder, "forward_causal", None)
+    samples = noise(1.3, 7)
+    decode(student, samples, DecodingOptions(mode="two_pass"), SHORT, packets(samples, random.Random(7)))
+    num_frames = len(features_of(samples, config))
+    assert num_frames - 4 < sum(counts) <= num_frames
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("mode", STREAMING_MODES)
+def test_streams_that_share_a_batch_do_not_disturb_each_other(loaded, mode, method):
+    rng = random.Random(8)
+    options = DecodingOptions(mode=mode, method=method, chunk_ms=160, look_ahead_ms=320, left_context_ms=320)
+    recordings = [noise(seconds, seed) for seed, seconds in enumerate((1.1, 0.3, 0.9, 0.012, 1.3, 0.7))]
+    batch = StreamBatch(loaded[0], loaded[1], options, SHORT)
+    waiting = list(enumerate(recordings))
+    active, finals = [], {}
+    broken_off = StreamingDecoder(*loaded, batch=batch)
+    while waiting or active:
+        if waiting and rng.random() < 0.4:
+            place, samples = waiting.pop(0)
+            active.append((place, StreamingDecoder(*loaded, batch=batch), packets(samples, rng)))
+        if broken_off is not None:
+            broken_off.push(noise(0.1, 9), RATE)
+            if len(finals) >= 2:
+                broken_off.leave()
+                broken_off = None
+        for entry in list(active):
+            place, decoder, parts = entry
+            if rng.random() < 0.3:
+                continue
+            packet = next(parts, None)
+            if packet is not None:
+                decoder.push(packet, RATE)
+                continue
+            decoder.end()
+            batch.run()
+            finals[place] = decoder.final()
+            active.remove(entry)
+        batch.run()
+    assert len(batch) == 0
+    for place, samples in enumerate(recordings):
+        alone = decode(loaded, samples, options, SHORT)
+        assert said(finals[place]) == said(alone)
+        assert finals[place].text == alone.text and finals[place].num_changed_words == alone.num_changed_words
+        assert [segment.start for segment in finals[place].segments] == [segment.start for segment in alone.segments]
+
+
+def test_reset_forgets_everything(student):
+    options = DecodingOptions(mode="two_pass", left_context_ms=640)
+    decoder = StreamingDecoder(*student, options, SHORT)
+    samples = noise(1.2, 10)
+    expected = decode(student, samples, options, SHORT)
+    decoder.accept(noise(0.9, 11), RATE)
+    decoder.reset()
+    assert decoder.partial().text == ""
+    decoder.accept(samples, RATE)
+    assert decoder.finish() == expected == decoder.finish()
+    decoder.reset()
+    decoder.accept(resample(samples, RATE, 8000), 8000)  # another rate, in another stream
+    assert decoder.finish().num_frames == expected.num_frames
+
+
+@pytest.mark.parametrize("rate", [8000, 11025, 16000, 22050, 44100, 48000])
+def test_streamed_resampling_equals_whole_resampling(rate):
+    rng = random.Random(rate)
+    for seconds in (0.001, 0.02, 0.31):
+        samples = noise(seconds, 12, rate)
+        resampler = StreamingResampler(rate, RATE)
+        parts = [resampler.accept(packet) for packet in packets(samples, rng, 3000)]
+        streamed = np.concatenate([*parts, resampler.finish()])
+        whole = resample(samples, rate, RATE)
+        assert streamed.shape == whole.shape and streamed.dtype == np.float32
+        np.testing.assert_allclose(streamed, whole, atol=1e-6)
+        assert len(np.concatenate(parts)) >= len(whole) - RATE * (10 * max(1, rate / RATE) / rate + 0.011) - 1
+
+
+def test_another_sampling_rate_decodes_as_the_resampled_recording(student):
+    options = DecodingOptions(mode="look_ahead", left_context_ms=640)
+    samples = noise(1.1, 13, 8000)
+    decoder = StreamingDecoder(*student, options)
+    for packet in packets(samples, random.Random(14)):
+        decoder.accept(packet, 8000)
+    final = decoder.finish()
+    assert said(final) == said(decode(student, resample(samples, 8000, RATE), options))
+    assert final.duration == pytest.approx(1.1)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("mode", STREAMING_MODES)
+def test_the_stable_beginning_of_a_partial_stays(student, mode, method):
+    options = DecodingOptions(mode=mode, method=method, chunk_ms=80, look_ahead_ms=320, left_context_ms=320)
+    decoder = StreamingDecoder(*student, options)
+    stable, texts = "", []
+    for packet in np.array_split(noise(1.5, 15), 40):
+        partial = decoder.accept(packet, RATE)
+        assert partial.text.startswith(stable) and partial.text.startswith(partial.stable_text)
+        assert partial.text == " ".join(word.word for word in partial.words)
+        stable = partial.stable_text
+        texts.append(partial.text)
+    final = decoder.finish()
+    assert (texts[-1] == "") == (mode == "full")
+    if method == "greedy_search" and mode != "two_pass":
+        assert stable == texts[-1] and final.num_changed_words == 0
+    if mode == "two_pass":
+        assert final.num_changed_words > 0
+
+
+def test_words_have_ordered_times_inside_their_segments(student):
+    final = decode(student, noise(2.0, 16), DecodingOptions(mode="two_pass", left_context_ms=640), SHORT)
+    assert len(final.segments) > 2 and final.segments[0].start == 0.0
+    assert final.text == " ".join(segment.text for segment in final.segments)
+    for segment, following in zip(final.segments, (*final.segments[1:], None), strict=True):
+        assert segment.start < segment.end <= (final.duration if following is None else following.start)
+        assert segment.end - segment.start <= 0.7
+        assert segment.text == " ".join(word.word for word in segment.words)
+        times = [time for word in segment.words for time in (word.start, word.end)]
+        assert times == sorted(times) and segment.start <= times[0] and times[-1] <= segment.end
+        assert all(0 < word.confidence <= 1 for word in segment.words)
+
+
+def test_the_full_pass_sees_its_segment_and_nothing_else(student):
+    model, tokenizer, config = student
+    options = DecodingOptions(mode="two_pass", left_context_ms=640, chunk_ms=160, look_ahead_ms=320)
+    samples = noise(1.9, 17)
+    features = features_of(samples, config)
+    causal, _ = model.encoder.forward_causal(features[None], torch.tensor([len(features)]), 4, 16)
+    final = decode(student, samples, options, SHORT)
+    ends = [segment.first_frame for segment in final.segments[1:]] + [final.num_frames]
+    search = build_search(model, options, tokenizer.unk_id)
+    assert len(ends) > 2
+    for segment, end in zip(final.segments, ends, strict=True):
+        part = causal[:, segment.first_frame : end]
+        lens = torch.tensor([part.shape[1]])
+        out = model.joiner.project_encoder(model.encoder.forward_noncausal(part, lens, None, None))
+        expected = search.results(search.advance(search.init(1), out, lens))[0]
+        assert segment.hypotheses[0].tokens == expected.tokens
+        assert segment.hypotheses[0].timestamps == expected.timestamps
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_endpoint_keeps_the_encoder_and_the_last_labels(loaded, method):
+    model, tokenizer, config = loaded
+    options = DecodingOptions(mode="streaming", method=method, left_context_ms=640, chunk_ms=160)
+    samples = noise(1.9, 18)
+    features = features_of(samples, config)
+    out, _ = model.encode(features[None], torch.tensor([len(features)]), "streaming", 4, 16)
+    final = decode(loaded, samples, options, SHORT)
+    search, labels = build_search(model, options, tokenizer.unk_id), [0]
+    ends = [segment.first_frame for segment in final.segments[1:]] + [final.num_frames]
+    assert len(ends) > 2
+    for segment, end in zip(final.segments, ends, strict=True):
+        predictor_state = model.predictor.initial_state(1)
+        for label in labels:
+            predictor_out, predictor_state = model.predictor.step(torch.tensor([label]), predictor_state)
+        state = search.init(1)
+        if method == "modified_beam_search":
+            predictor_out = predictor_out.expand(4, -1)[None].clone()
+            predictor_state = type(predictor_state)(
+                *(tensor.expand(4, *tensor.shape[1:])[None].clone() for tensor in predictor_state)
+            )
+        state = state._replace(predictor_out=predictor_out, predictor_state=predictor_state)
+        part = out[:, segment.first_frame : end]
+        expected = search.results(search.advance(state, part, torch.tensor([part.shape[1]])))[0]
+        assert segment.hypotheses[0].tokens == expected.tokens
+        labels += expected.tokens
+
+
+def scripted(student, says, endpoint, mode="streaming"):
+    """A batch whose search says symbol 3 at the frames (of a segment) for which `says` holds."""
+    batch = StreamBatch(student[0], student[1], DecodingOptions(mode=mode), endpoint)
+    batch._step_search.choose = lambda log_probs, frames: (log_probs[..., 3], 3 * says(frames).long())
+    return batch
+
+
+def test_silence_after_speech_ends_a_segment_and_silence_alone_is_dropped(student):
+    features = features_of(noise(8.0, 19), student[2])
+    batch = scripted(student, lambda frames: frames < 10, EndpointOptions(silence_after_speech=1.2))
+    stream = batch.join()
+    batch.accept(stream, features)
+    batch.finish(stream)
+    batch.run()
+    # The last word ends at frame 9; 30 frames of silence are complete with frame 39, the end of chunk 5.
+    assert [(segment.first_frame, segment.num_frames) for segment in stream.segments] == [
+        (start, 40) for start in range(0, 200, 40)
+    ]
+    assert {segment.rule for segment in stream.segments} == {"silence_after_speech"}
+    batch = scripted(student, lambda frames: frames < 0, EndpointOptions(silence_from_start=2.0), "two_pass")
+    stream = batch.join()
+    for start in range(0, 800, 32):
+        batch.accept(stream, features[start : start + 32])
+        batch.run()
+        assert stream.num_frames == sum(map(len, stream.causal_out)) < 56 and stream.num_waiting == 0
+    assert stream.first_frame == 168
+
+
+@pytest.mark.parametrize(("num_frames", "last_token", "rule"), [
+    (59, None, None), (60, None, "silence_from_start"), (60, 40, None), (70, 40, None),
+    (71, 40, "silence_after_speech"), (260, 249, "late_pause"), (260, 250, None), (249, 238, None),
+    (492, 491, None), (493, 492, "longest_segment"), (493, 481, "late_pause"),
+])  # fmt: skip
+def test_endpoint_rules(num_frames, last_token, rule):
+    options = EndpointOptions()
+    assert find_endpoint(options, num_frames, last_token, step_frames=8) == rule
+
+
+@pytest.mark.parametrize("mode", STREAMING_MODES)
+def test_memory_does_not_grow_with_the_stream(student, mode):
+    options = DecodingOptions(mode=mode, chunk_ms=160, look_ahead_ms=320, left_context_ms=320)
+    decoder = StreamingDecoder(*student, options, SHORT, keep_segments=False)
+    sizes = []
+    for _ in range(12):
+        decoder.accept(noise(0.8, 20), RATE)
+        stream = decoder._stream
+        kept = [*stream.block, *stream.causal_out, stream.features[stream.num_taken :], stream.state.history]
+        sizes.append(sum(tensor.numel() for tensor in kept))
+        assert stream.segments == [] and decoder._segments == []
+    assert max(sizes[6:]) <= 1.3 * max(sizes[:6])
+
+
+def test_words_are_made_of_pieces():
+    tokenizer = Tokenizer("bpe", "keep", ["<blk>", "<unk>", "\u2581he", "llo", "\u2581", "\u2581w", "orld"])
+    hypothesis = Hypothesis((2, 3, 4, 5, 6), (1, 2, 4, 5, 9), (-0.1, -0.3, -1.0, -0.2, -0.4), -3.0)
+    hello, world = words_of(hypothesis, tokenizer, first_frame=10, duration=0.79)
+    assert (hello.word, hello.start, hello.end) == ("hello", 0.44, 0.52)
+    assert (world.word, world.start, world.end) == ("world", 0.6, 0.79)
+    assert hello.confidence == pytest.approx(np.exp(-0.2)) and world.confidence == pytest.approx(np.exp(-0.3))
+    assert words_of(NOTHING, tokenizer) == ()
+
+
+@pytest.mark.parametrize(("now", "changed"), [
+    ((2, 3, 4), 0), ((2, 3, 4, 5), 0), ((2, 6, 4), 1), ((6, 2, 3, 4), 0), ((2, 4), 1), ((), 3), ((2, 3), 1),
+    ((5, 6), 3), ((2, 5, 6), 2),
+])  # fmt: skip
+def test_flicker_counts_the_words_that_were_taken_back(now, changed):
+    tokenizer = Tokenizer("word", "keep", ["<blk>", "<unk>", *(f"\u2581{letter}" for letter in "abcde")])
+
+    def hypothesis(tokens):
+        return Hypothesis(tuple(tokens), tuple(range(len(tokens))), (0.0,) * len(tokens), 0.0)
+
+    assert count_changed(hypothesis((2, 3, 4)), hypothesis(now), tokenizer) == changed
+
+
+def test_wrong_audio_is_named(student):
+    decoder = StreamingDecoder(*student, DecodingOptions(mode="streaming"))
+    for samples, message in (
+        (np.zeros((2, 100), np.float32), r"mix channels down.*got float32 of shape \(2, 100\)"),
+        (np.zeros(100, np.int16), "divide 16-bit integers by 32768.*got int16"),
+        (np.array([0.0, np.nan]), "samples must be finite numbers"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            decoder.accept(samples, RATE)
+    with pytest.raises(ValueError, match="sampling_rate must be a whole number of at least 1000 Hz, got 0"):
+        decoder.accept(noise(0.1), 0)
+    decoder.accept(noise(0.1), RATE)
+    with pytest.raises(ValueError, match="sampling_rate must stay 16000 Hz within a stream, got 8000"):
+        decoder.accept(noise(0.1), 8000)
+    with pytest.raises(ValueError, match="not decoded to its end"):
+        decoder.final()
+    decoder.finish()
+    with pytest.raises(ValueError, match=r"the stream has ended: reset\(\)"):
+        decoder.accept(noise(0.1), RATE)
+
+
+def test_audio_too_short_to_say_anything_is_no_error(student):
+    for mode in STREAMING_MODES:
+        for seconds in (0.0, 0.001, 0.03):
+            final = decode(student, noise(seconds), DecodingOptions(mode=mode), SHORT)
+            assert (final.segments, final.text, final.num_frames) == ((), "", 0)
+
+
+@pytest.mark.parametrize(("values", "message"), [
+    ({"silence_after_speech": 0}, "silence_after_speech must be positive"),
+    ({"longest_segment": 31}, "longest_segment must lie between late_pause .0.4 s. and 30 s, got 31"),
+    ({"longest_segment": 0.3}, "longest_segment must lie between"),
+])  # fmt: skip
+def test_wrong_endpoint_options_are_named(values, message):
+    with pytest.raises(ConfigError, match=message):
+        EndpointOptions(**values)
+
+
+def test_a_step_longer_than_a_segment_is_refused(student):
+    options = DecodingOptions(mode="look_ahead", look_ahead_ms=1280)
+    with pytest.raises(ConfigError, match="longest_segment must be at least one decoding step of 1280 ms, got 0.7 s"):
+        StreamingDecoder(*student, options, SHORT)
+    with pytest.raises(ValueError, match="options and endpoint belong to the batch"):
+        StreamingDecoder(*student, options, batch=StreamBatch(student[0], student[1], options))
