@@ -109,8 +109,6 @@ def lock_step(stamp: Path) -> int:
         holder = os.read(handle, 32).decode().strip() or "another process"
         os.close(handle)
         raise StageError(f"step {stamp.name} is still running ({holder}): wait for it or end it") from error
-    os.ftruncate(handle, 0)
-    os.write(handle, f"process {os.getpid()}".encode())
     return handle
 
 
@@ -133,13 +131,16 @@ def run_command(command: list[str], lock: int) -> int:
             signal.signal(number, pass_on)
     try:
         child = subprocess.Popen(command, pass_fds=(lock,), process_group=0, stdin=subprocess.DEVNULL)
-        os.pwrite(lock, f"process {child.pid}".ljust(20).encode(), 0)
+        os.pwrite(lock, f"process {child.pid}".encode(), 0)
     except OSError as error:
         print(f"error: {command[0]} cannot be run: {error.strerror}", file=sys.stderr)
         return EXIT_NOT_FOUND
     for number in passed_on:  # what came before there was a child
         child.send_signal(number)
     code = child.wait()
+    os.ftruncate(lock, 0)
+    for number in passed_on:
+        print(f"passed {signal.Signals(number).name} on to the step, which ended with {code}", file=sys.stderr)
     if code and passed_on and (code < 0 or code == 128 + max(passed_on)):
         return EXIT_INTERRUPTED
     return 128 - code if code < 0 else code
@@ -197,6 +198,7 @@ def main() -> None:
     try:
         sys.exit(run_step(arguments))
     except KeyboardInterrupt:
+        print("stopped before the step began", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
     except StageError as error:
         print(f"error: {error}", file=sys.stderr)
