@@ -1,0 +1,319 @@
+"""Transcribe recordings, or raw audio from a pipe while it comes in.
+
+FILE is anything libsndfile reads (wav, flac, ogg, opus, mp3); other sampling rates are resampled, channels mixed down,
+with a note. `-` reads raw signed 16-bit little-endian mono samples at --sampling-rate from standard input:
+
+    arecord -q -t raw -f S16_LE -r 16000 | python -m cascade.bin.transcribe --exp-dir DIR -
+
+On a terminal the text appears while it is decoded. A bad file is reported in one sentence, the others still run, and
+the exit code is 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import shutil
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+
+from cascade.bin.cli import EXIT_FAILED, run_program
+from cascade.checkpoint import load_model
+from cascade.config import Config, ConfigError
+from cascade.decoding.endpoint import EndpointOptions
+from cascade.decoding.methods import (
+    DEFAULT_CHUNK_MS,
+    DEFAULT_LOOK_AHEAD_MS,
+    METHODS,
+    STREAMING_MODES,
+    DecodingOptions,
+    default_left_context_ms,
+)
+from cascade.decoding.stream_batch import StreamBatch
+from cascade.decoding.streaming import Segment, StreamingDecoder
+from cascade.decoding.subtitles import clock, format_srt, format_vtt
+from cascade.features import read_audio
+
+PIPE = "-"
+_PACKET_SECONDS = 1.0
+_PIPE_SECONDS = 0.1
+
+
+@dataclass
+class Transcript:
+    """What became of one input."""
+
+    path: str
+    segments: list[Segment] = field(default_factory=list)
+    error: str | None = None
+
+    def as_json(self, mode: str) -> dict[str, Any]:
+        return {
+            "path": self.path,
+            "mode": mode,
+            "text": " ".join(segment.text for segment in self.segments),
+            "segments": [
+                {
+                    "start": round(segment.start, 3),
+                    "end": round(segment.end, 3),
+                    "text": segment.text,
+                    "words": [
+                        {
+                            "word": word.word, "start": round(word.start, 3), "end": round(word.end, 3),
+                            "confidence": round(word.confidence, 4),
+                        }
+                        for word in segment.words
+                    ],
+                }
+                for segment in self.segments
+            ],
+            "error": self.error,
+        }  # fmt: skip
+
+
+@dataclass
+class _Job:
+    place: int
+    transcript: Transcript
+    packets: Iterator[np.ndarray]
+    rate: int
+    decoder: StreamingDecoder
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", nargs="+", metavar="FILE", help="recordings, or - for raw samples from a pipe")
+    parser.add_argument("--exp-dir", type=Path, required=True, metavar="DIR", help="model directory, of one training")
+    parser.add_argument("--epoch", type=int, metavar="N", help="use this epoch (default: the averaged final model)")
+    parser.add_argument("--avg", type=int, default=1, metavar="K", help="average K epochs up to --epoch (default 1)")
+    parser.add_argument(
+        "--mode", choices=STREAMING_MODES, default="two_pass",
+        help="two_pass (default) shows first results at once, corrects them, and ends as full",
+    )
+    parser.add_argument("--method", choices=METHODS, default="greedy_search")
+    parser.add_argument("--beam", type=int, default=4, metavar="B", help="of modified_beam_search (default 4)")
+    parser.add_argument("--blank-penalty", type=float, default=0.0, metavar="P", help="off the blank's logit (0)")
+    parser.add_argument("--chunk-ms", type=int, default=DEFAULT_CHUNK_MS, metavar="MS", help="causal chunk (320)")
+    parser.add_argument(
+        "--look-ahead-ms", type=int, default=DEFAULT_LOOK_AHEAD_MS, metavar="MS", help="look-ahead block (640)"
+    )
+    parser.add_argument(
+        "--left-context-ms", type=int, metavar="MS", help="left context (default: the longest finite one in training)"
+    )
+    parser.add_argument("--sampling-rate", type=int, metavar="HZ", help="of the pipe (default: the model's)")
+    ends = EndpointOptions()
+    for name, what in (
+        ("silence-after-speech", "a segment ends after this silence"),
+        ("silence-from-start", "a segment without words is dropped after this"),
+        ("longest-segment", "a segment ends here at the latest, 30 at most"),
+    ):
+        default = getattr(ends, name.replace("-", "_"))
+        parser.add_argument(f"--{name}", type=float, default=default, metavar="S", help=f"{what} ({default:g} s)")
+    formats = parser.add_mutually_exclusive_group()
+    for name, what in (("json", "one JSON object per file, in a line"), ("srt", "subtitles"), ("vtt", "subtitles")):
+        formats.add_argument(f"--{name}", dest="format", action="store_const", const=name, help=what)
+    parser.add_argument("--out", type=Path, metavar="DIR", help="one file per input there, not standard output")
+    parser.add_argument("--num-streams", type=int, default=8, metavar="N", help="files decoded together (default 8)")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
+    arguments = parser.parse_args()
+    check_arguments(arguments)
+    return arguments
+
+
+def check_arguments(arguments: argparse.Namespace) -> None:
+    for name, minimum in (("num_streams", 1), ("threads", 1), ("epoch", 1), ("avg", 1), ("sampling_rate", 1000)):
+        value = getattr(arguments, name)
+        if value is not None and value < minimum:
+            raise ConfigError(f"--{name.replace('_', '-')} must be at least {minimum}, got {value}")
+    if arguments.epoch is None and arguments.avg != 1:
+        raise ConfigError(f"--avg {arguments.avg} needs --epoch N")
+    if arguments.files.count(PIPE) > 1:
+        raise ConfigError("standard input can be read once: name - once")
+    if arguments.sampling_rate is not None and PIPE not in arguments.files:
+        raise ConfigError("--sampling-rate is that of the pipe (-); a file says its own")
+    if arguments.format in ("srt", "vtt") and len(arguments.files) > 1 and arguments.out is None:
+        raise ConfigError(f"--{arguments.format} of several files needs --out DIR, one file for each")
+    if arguments.out is not None:
+        names = [_stem(path) for path in arguments.files]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ConfigError(f"--out DIR needs inputs of different names, got {', '.join(twice)} more than once")
+
+
+def file_packets(path: str, sampling_rate: int) -> Iterator[np.ndarray]:
+    """A recording's samples, a second at a time; it is read when the first one is asked for."""
+    samples, note = read_audio(path, sampling_rate)
+    if note:
+        logging.info("%s: %s", path, note)
+    size = round(_PACKET_SECONDS * sampling_rate)
+    for start in range(0, len(samples), size):
+        yield samples[start : start + size]
+
+
+def pipe_packets(pipe: BinaryIO, sampling_rate: int) -> Iterator[np.ndarray]:
+    """Raw 16-bit samples as they come in."""
+    size, rest = 2 * round(_PIPE_SECONDS * sampling_rate), b""
+    while data := pipe.read1(size):
+        data = rest + data
+        whole = len(data) // 2 * 2
+        rest = data[whole:]
+        yield np.frombuffer(data[:whole], dtype="<i2").astype(np.float32) / 32768
+    if rest:
+        logging.warning("standard input ends within a sample: its last byte is left out")
+
+
+def transcribe(
+    paths: list[str], config: Config, new_decoder: Callable[[], StreamingDecoder], num_streams: int,
+    pipe_rate: int | None, watch: Callable[[_Job], None],
+) -> Iterator[Transcript]:  # fmt: skip
+    """Decode all inputs, `num_streams` of them together, and yield them in their order.
+
+    Args:
+      new_decoder: makes decoders of one batch.
+      watch: called with every job after each run of the batch.
+    """
+    model_rate = config.features.sampling_rate
+    waiting, active, done, following = deque(enumerate(paths)), [], {}, 0
+    while waiting or active:
+        while waiting and len(active) < num_streams:
+            place, path = waiting.popleft()
+            rate = (pipe_rate or model_rate) if path == PIPE else model_rate
+            packets = pipe_packets(sys.stdin.buffer, rate) if path == PIPE else file_packets(path, rate)
+            if rate != model_rate:
+                logging.info("standard input: resampled from %d Hz", rate)
+            active.append(_Job(place, Transcript(path), packets, rate, new_decoder()))
+        ended = [job for job in active if not _feed(job)]
+        active[0].decoder.batch.run()
+        for job in active:
+            if job.transcript.error is None:
+                watch(job)
+        for job in ended:
+            _conclude(job)
+            done[job.place] = job.transcript
+            active.remove(job)
+        while following in done:
+            yield done.pop(following)
+            following += 1
+
+
+def _feed(job: _Job) -> bool:
+    """Let a job's decoder hear its next packet; False at the end or at an error."""
+    try:
+        packet = next(job.packets, None)
+    except (ValueError, OSError) as error:
+        message = " ".join(str(error).split())
+        job.transcript.error = message if job.transcript.path in message else f"{job.transcript.path}: {message}"
+        job.decoder.leave()
+        return False
+    if packet is None:
+        job.decoder.end()
+        return False
+    job.decoder.push(packet, job.rate)
+    return True
+
+
+def _conclude(job: _Job) -> None:
+    if job.transcript.error is not None:
+        return
+    final = job.decoder.final()
+    job.transcript.segments = list(final.segments)
+    if final.num_frames == 0:
+        name = "standard input" if job.transcript.path == PIPE else job.transcript.path
+        job.transcript.error = f"{name}: {final.duration:.3f} s of audio is too short, the shortest is 0.04 s"
+
+
+class LiveText:
+    """Text on a terminal: segments stay, what may still change is in the last line."""
+
+    def __init__(self) -> None:
+        self._width = 0
+
+    def show(self, job: _Job) -> None:
+        partial = job.decoder.partial()
+        for segment in partial.segments:
+            self._clear()
+            print(segment_line(segment))
+        columns = max(10, shutil.get_terminal_size().columns - 1)
+        self._clear()
+        print(partial.text[-columns:], end="", flush=True)
+        self._width = min(len(partial.text), columns)
+
+    def _clear(self) -> None:
+        if self._width:
+            print("\r" + " " * self._width + "\r", end="")
+        self._width = 0
+
+
+def segment_line(segment: Segment) -> str:
+    return f"{clock(segment.start)} - {clock(segment.end)}  {segment.text}"
+
+
+def formatted(transcript: Transcript, arguments: argparse.Namespace) -> str:
+    """What is written about one input, with its line ends."""
+    if arguments.format == "json":
+        return json.dumps(transcript.as_json(arguments.mode), ensure_ascii=False) + "\n"
+    if arguments.format is not None:
+        return {"srt": format_srt, "vtt": format_vtt}[arguments.format](transcript.segments)
+    heading = f"# {transcript.path}\n" if len(arguments.files) > 1 and arguments.out is None else ""
+    return heading + "".join(f"{segment_line(segment)}\n" for segment in transcript.segments)
+
+
+def _stem(path: str) -> str:
+    return "stdin" if path == PIPE else Path(path).stem
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    if arguments.threads is not None:
+        torch.set_num_threads(arguments.threads)
+    torch.set_flush_denormal(True)
+    endpoint = EndpointOptions(
+        silence_from_start=arguments.silence_from_start, silence_after_speech=arguments.silence_after_speech,
+        longest_segment=arguments.longest_segment,
+    )
+    left_context_ms = arguments.left_context_ms
+    options = DecodingOptions(
+        mode=arguments.mode, method=arguments.method, beam=arguments.beam, chunk_ms=arguments.chunk_ms,
+        look_ahead_ms=arguments.look_ahead_ms, blank_penalty=arguments.blank_penalty,
+        left_context_ms=arguments.chunk_ms if left_context_ms is None else left_context_ms,
+    )
+    model, config, tokenizer = load_model(arguments.exp_dir, arguments.epoch, arguments.avg)
+    if left_context_ms is None:
+        options = replace(options, left_context_ms=default_left_context_ms(config, arguments.chunk_ms))
+    batch = StreamBatch(model, tokenizer, options, endpoint)
+    is_live = arguments.format is None and arguments.out is None and sys.stdout.isatty()
+    live = LiveText()
+    transcripts = transcribe(
+        arguments.files, config, lambda: StreamingDecoder(model, tokenizer, config, batch=batch),
+        1 if is_live else arguments.num_streams, arguments.sampling_rate,
+        live.show if is_live else lambda job: None,
+    )
+    if arguments.out is not None:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+    num_failed = 0
+    for transcript in transcripts:
+        if transcript.error is not None:
+            num_failed += 1
+            print(f"error: {transcript.error}", file=sys.stderr, flush=True)
+        if is_live or (transcript.error is not None and arguments.format != "json"):
+            continue
+        text = formatted(transcript, arguments)
+        if arguments.out is None:
+            print(text, end="", flush=True)
+        else:
+            name = f"{_stem(transcript.path)}.{arguments.format or 'txt'}"
+            (arguments.out / name).write_text(text, encoding="utf-8")
+    if num_failed:
+        sys.exit(EXIT_FAILED)
+
+
+if __name__ == "__main__":
+    run_program(main)
