@@ -11,7 +11,9 @@ import torch
 from cascade.checkpoint import load_model, model_values, save_file
 from cascade.config import Config, load_config, save_config
 from cascade.export.onnx import build_graphs, write_files
+from cascade.export.sherpa import synthetic_recordings
 from cascade.export.wrappers import Geometry
+from cascade.features import StreamingFbank
 from cascade.models.build import build_model
 from cascade.models.transducer import CascadedTransducer
 from cascade.tokens import Tokenizer, train_tokenizer
@@ -35,8 +37,6 @@ KINDS = {
     ],
     "lstm": ["model.noncausal.num_heads=2", "model.predictor.kind=lstm", "model.predictor.hidden_dim=16"],
 }
-BLANK_BIAS = dict(zip(KINDS, (7.0, 6.0, 0.0), strict=True))
-"""So that some frames say something and some do not."""
 
 
 class Exported(NamedTuple):
@@ -55,10 +55,17 @@ def make_model_dir(folder: Path, kind: str) -> Path:
     save_config(config, folder / "config.yaml")
     torch.manual_seed(1)
     model = build_model(config, tokenizer.vocab_size)
+    fbank = StreamingFbank(config.features)
+    features = fbank.accept(synthetic_recordings((3.0,), 16000, seed=2).popitem()[1])
+    model.encoder.set_feature_stats(features.mean(dim=0), features.std(dim=0))
     model.joiner.encoder_proj.weight.data *= 4.0  # so that the best symbol changes from frame to frame
     model.joiner.output.weight.data *= 4.0
-    model.joiner.output.bias.data[:2] += torch.tensor([BLANK_BIAS[kind], -20.0])  # <unk> would count as blank
-    model.encoder.set_feature_stats(torch.full((80,), -6.5), torch.ones(80))
+    model.joiner.output.bias.data[1] -= 20.0  # <unk> would count as blank
+    with torch.no_grad():
+        frames = model.eval().encode(features[None], torch.tensor([len(features)]), "full", 2, 6)[0]
+        logits = model.joiner(frames, model.predictor(torch.zeros(1, 0, dtype=torch.int64)))[0]
+        # Half of the first symbols are blanks.
+        model.joiner.output.bias[0] += (logits[:, 1:].amax(dim=1) - logits[:, 0]).median()
     save_file(model_values(model, config, 1), folder / "averaged.pt")
     return folder
 

@@ -25,7 +25,7 @@ def test_sherpa_onnx_finds_our_tokens_and_timestamps(exported):
     report = compare(exported, exported.model, 1.613, 0.05, 2.2, 0.025)
     assert report.num_recordings == 4 and set(report.num_tokens) == {STREAMING, LOOK_AHEAD, FULL}
     num_frames = 25 * (1.6 + 2.2)
-    assert all(10 < count < 0.95 * num_frames for count in report.num_tokens.values()), report
+    assert all(4 < count < num_frames for count in report.num_tokens.values()), report
 
 
 def test_another_model_is_noticed(exported):
