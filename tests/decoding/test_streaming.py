@@ -7,15 +7,11 @@ import torch
 
 from cascade.checkpoint import load_model
 from cascade.config import ConfigError
-from cascade.decoding.audio import StreamingResampler
-from cascade.decoding.endpoint import EndpointOptions, find_endpoint
-from cascade.decoding.hypothesis import Hypothesis
+from cascade.decoding.endpoint import EndpointOptions
 from cascade.decoding.methods import METHODS, STREAMING_MODES, DecodingOptions, build_search, decode_batch
 from cascade.decoding.stream_batch import StreamBatch
 from cascade.decoding.streaming import StreamingDecoder
-from cascade.decoding.words import NOTHING, count_changed, words_of
 from cascade.features import StreamingFbank, resample
-from cascade.tokens import Tokenizer
 from tests.decoding.tiny_run import make_model_dir
 
 RATE = 16000
@@ -207,20 +203,6 @@ def test_reset_forgets_everything(student):
     assert decoder.finish().num_frames == expected.num_frames
 
 
-@pytest.mark.parametrize("rate", [8000, 11025, 16000, 22050, 44100, 48000])
-def test_streamed_resampling_equals_whole_resampling(rate):
-    rng = random.Random(rate)
-    for seconds in (0.001, 0.02, 0.31):
-        samples = noise(seconds, 12, rate)
-        resampler = StreamingResampler(rate, RATE)
-        parts = [resampler.accept(packet) for packet in packets(samples, rng, 3000)]
-        streamed = np.concatenate([*parts, resampler.finish()])
-        whole = resample(samples, rate, RATE)
-        assert streamed.shape == whole.shape and streamed.dtype == np.float32
-        np.testing.assert_allclose(streamed, whole, atol=1e-6)
-        assert len(np.concatenate(parts)) >= len(whole) - RATE * (10 * max(1, rate / RATE) / rate + 0.011) - 1
-
-
 def test_another_sampling_rate_decodes_as_the_resampled_recording(student):
     options = DecodingOptions(mode="look_ahead", left_context_ms=640)
     samples = noise(1.1, 13, 8000)
@@ -340,16 +322,6 @@ def test_silence_after_speech_ends_a_segment_and_silence_alone_is_dropped(studen
     assert stream.first_frame == 168
 
 
-@pytest.mark.parametrize(("num_frames", "last_token", "rule"), [
-    (59, None, None), (60, None, "silence_from_start"), (60, 40, None), (70, 40, None),
-    (71, 40, "silence_after_speech"), (260, 249, "late_pause"), (260, 250, None), (249, 238, None),
-    (492, 491, None), (493, 492, "longest_segment"), (493, 481, "late_pause"),
-])  # fmt: skip
-def test_endpoint_rules(num_frames, last_token, rule):
-    options = EndpointOptions()
-    assert find_endpoint(options, num_frames, last_token, step_frames=8) == rule
-
-
 @pytest.mark.parametrize("mode", STREAMING_MODES)
 def test_memory_does_not_grow_with_the_stream(student, mode):
     options = DecodingOptions(mode=mode, chunk_ms=160, look_ahead_ms=320, left_context_ms=320)
@@ -362,29 +334,6 @@ def test_memory_does_not_grow_with_the_stream(student, mode):
         sizes.append(sum(tensor.numel() for tensor in kept))
         assert stream.segments == [] and decoder._segments == []
     assert max(sizes[6:]) <= 1.3 * max(sizes[:6])
-
-
-def test_words_are_made_of_pieces():
-    tokenizer = Tokenizer("bpe", "keep", ["<blk>", "<unk>", "\u2581he", "llo", "\u2581", "\u2581w", "orld"])
-    hypothesis = Hypothesis((2, 3, 4, 5, 6), (1, 2, 4, 5, 9), (-0.1, -0.3, -1.0, -0.2, -0.4), -3.0)
-    hello, world = words_of(hypothesis, tokenizer, first_frame=10, duration=0.79)
-    assert (hello.word, hello.start, hello.end) == ("hello", 0.44, 0.52)
-    assert (world.word, world.start, world.end) == ("world", 0.6, 0.79)
-    assert hello.confidence == pytest.approx(np.exp(-0.2)) and world.confidence == pytest.approx(np.exp(-0.3))
-    assert words_of(NOTHING, tokenizer) == ()
-
-
-@pytest.mark.parametrize(("now", "changed"), [
-    ((2, 3, 4), 0), ((2, 3, 4, 5), 0), ((2, 6, 4), 1), ((6, 2, 3, 4), 0), ((2, 4), 1), ((), 3), ((2, 3), 1),
-    ((5, 6), 3), ((2, 5, 6), 2),
-])  # fmt: skip
-def test_flicker_counts_the_words_that_were_taken_back(now, changed):
-    tokenizer = Tokenizer("word", "keep", ["<blk>", "<unk>", *(f"\u2581{letter}" for letter in "abcde")])
-
-    def hypothesis(tokens):
-        return Hypothesis(tuple(tokens), tuple(range(len(tokens))), (0.0,) * len(tokens), 0.0)
-
-    assert count_changed(hypothesis((2, 3, 4)), hypothesis(now), tokenizer) == changed
 
 
 def test_wrong_audio_is_named(student):
@@ -413,16 +362,6 @@ def test_audio_too_short_to_say_anything_is_no_error(student):
         for seconds in (0.0, 0.001, 0.03):
             final = decode(student, noise(seconds), DecodingOptions(mode=mode), SHORT)
             assert (final.segments, final.text, final.num_frames) == ((), "", 0)
-
-
-@pytest.mark.parametrize(("values", "message"), [
-    ({"silence_after_speech": 0}, "silence_after_speech must be positive"),
-    ({"longest_segment": 31}, "longest_segment must lie between late_pause .0.4 s. and 30 s, got 31"),
-    ({"longest_segment": 0.3}, "longest_segment must lie between"),
-])  # fmt: skip
-def test_wrong_endpoint_options_are_named(values, message):
-    with pytest.raises(ConfigError, match=message):
-        EndpointOptions(**values)
 
 
 def test_a_step_longer_than_a_segment_is_refused(student):
