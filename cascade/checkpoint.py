@@ -99,10 +99,17 @@ def last_epochs(model_dir: str | Path, epoch: int, count: int) -> list[Path]:
 
 
 def restore_model(values: dict[str, Any]) -> tuple[CascadedTransducer, Config]:
-    """A model in eval mode out of a checkpoint's values."""
+    """A model in eval mode out of a checkpoint's values.
+
+    Raises:
+      ValueError: weights of another version of the code.
+    """
     config = config_from_dict(values["config"])
     model = build_model(config, values["vocab_size"])
-    model.load_state_dict(values["model"])
+    try:
+        model.load_state_dict(values["model"])
+    except RuntimeError as error:
+        raise ValueError("the checkpoint's weights do not fit this version of the model: train again") from error
     return model.eval(), config
 
 

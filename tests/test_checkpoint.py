@@ -70,3 +70,12 @@ def test_a_model_and_foreign_tokens_are_told_apart(tmp_path):
         file.write("▁MORE 7\n")
     with pytest.raises(ValueError, match="they belong to different runs"):
         load_model(model_dir)
+
+
+def test_weights_of_another_version_are_refused_in_one_sentence(tmp_path):
+    model_dir = make_model_dir(tmp_path / "model")
+    values = load_file(model_dir / "averaged.pt")
+    del values["model"]["encoder.causal.norm.weight"]
+    save_file(values, model_dir / "averaged.pt")
+    with pytest.raises(ValueError, match="do not fit this version"):
+        load_model(model_dir)
