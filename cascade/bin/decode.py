@@ -12,26 +12,22 @@ import json
 import logging
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from cascade.bin.cli import run_program
-from cascade.checkpoint import load_model
+from cascade.bin.model_arguments import add_model_arguments, add_search_arguments, check_at_least, load_for_decoding
 from cascade.config import ENCODER_FRAME_MS, ConfigError
 from cascade.data.decode_batches import decode_batches
 from cascade.data.quarantine import Problem
 from cascade.decoding.hypothesis import Hypothesis
 from cascade.decoding.methods import (
-    DEFAULT_CHUNK_MS,
-    DEFAULT_LOOK_AHEAD_MS,
     METHODS,
     DecodingOptions,
     build_search,
     decode_batch,
-    default_left_context_ms,
 )
 from cascade.log import progress
 from cascade.models.transducer import MODES
@@ -43,31 +39,16 @@ from cascade.tokens import Tokenizer
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--exp-dir", type=Path, required=True, metavar="DIR", help="model directory, of one training")
-    parser.add_argument("--epoch", type=int, metavar="N", help="use this epoch (default: the averaged final model)")
-    parser.add_argument("--avg", type=int, default=1, metavar="K", help="average K epochs up to --epoch (default 1)")
+    add_model_arguments(parser)
     parser.add_argument("--manifest", type=Path, required=True, metavar="FILE", help="CUTS.jsonl.gz or MANIFEST.jsonl")
     parser.add_argument("--mode", choices=MODES, required=True)
     parser.add_argument("--method", choices=METHODS, required=True)
-    parser.add_argument("--beam", type=int, default=4, metavar="B", help="of modified_beam_search (default 4)")
-    parser.add_argument("--blank-penalty", type=float, default=0.0, metavar="P", help="off the blank's logit (0)")
-    parser.add_argument("--chunk-ms", type=int, default=DEFAULT_CHUNK_MS, metavar="MS", help="causal chunk (320)")
-    parser.add_argument(
-        "--look-ahead-ms", type=int, default=DEFAULT_LOOK_AHEAD_MS, metavar="MS", help="look-ahead block (640)"
-    )
-    parser.add_argument(
-        "--left-context-ms", type=int, metavar="MS", help="left context (default: the longest finite one in training)"
-    )
+    add_search_arguments(parser)
     parser.add_argument("--max-seconds", type=float, default=200.0, metavar="S", help="audio per batch (default 200)")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the results go")
     arguments = parser.parse_args()
-    if arguments.epoch is None and arguments.avg != 1:
-        raise ConfigError(f"--avg {arguments.avg} needs --epoch N")
-    for name, minimum in (("epoch", 1), ("threads", 1), ("avg", 1)):
-        value = getattr(arguments, name)
-        if value is not None and value < minimum:
-            raise ConfigError(f"--{name} must be at least {minimum}, got {value}")
+    check_at_least(arguments, epoch=1, threads=1, avg=1)
     if not arguments.max_seconds > 0:
         raise ConfigError(f"--max-seconds must be positive, got {arguments.max_seconds}")
     if not arguments.manifest.is_file():
@@ -132,15 +113,9 @@ def main() -> None:
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     torch.set_flush_denormal(True)
-    left_context_ms = arguments.left_context_ms
-    options = DecodingOptions(
-        mode=arguments.mode, method=arguments.method, beam=arguments.beam, chunk_ms=arguments.chunk_ms,
-        look_ahead_ms=arguments.look_ahead_ms, blank_penalty=arguments.blank_penalty,
-        left_context_ms=arguments.chunk_ms if left_context_ms is None else left_context_ms,
+    model, config, tokenizer, options = load_for_decoding(
+        arguments, arguments.mode, method=arguments.method, beam=arguments.beam, blank_penalty=arguments.blank_penalty
     )
-    model, config, tokenizer = load_model(arguments.exp_dir, arguments.epoch, arguments.avg)
-    if left_context_ms is None:
-        options = replace(options, left_context_ms=default_left_context_ms(config, arguments.chunk_ms))
     search = build_search(model, options, tokenizer.unk_id)
     batches = decode_batches(arguments.manifest, config, arguments.max_seconds)
     start, lines = time.perf_counter(), []

@@ -19,16 +19,10 @@ import numpy as np
 import torch
 
 from cascade.bin.cli import run_program
-from cascade.checkpoint import load_model
-from cascade.config import Config, ConfigError
+from cascade.bin.model_arguments import add_model_arguments, check_at_least, load_for_decoding
+from cascade.config import Config
 from cascade.data.cuts import load_samples, read_cuts
 from cascade.data.manifests import Utterance, read_manifest
-from cascade.decoding.methods import (
-    DEFAULT_CHUNK_MS,
-    DEFAULT_LOOK_AHEAD_MS,
-    DecodingOptions,
-    default_left_context_ms,
-)
 from cascade.export.onnx import DECODER, JOINER, OPSET, build_graphs, write_files
 from cascade.export.parity import graph_differences
 from cascade.export.sherpa import compare_with_sherpa, synthetic_recordings
@@ -44,17 +38,8 @@ _SYNTHETIC_SECONDS = (2.3, 0.9, 3.1)
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--exp-dir", type=Path, required=True, metavar="DIR", help="model directory, of one training")
-    parser.add_argument("--epoch", type=int, metavar="N", help="use this epoch (default: the averaged final model)")
-    parser.add_argument("--avg", type=int, default=1, metavar="K", help="average K epochs up to --epoch (default 1)")
+    add_model_arguments(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the files go")
-    parser.add_argument("--chunk-ms", type=int, default=DEFAULT_CHUNK_MS, metavar="MS", help="causal chunk (320)")
-    parser.add_argument(
-        "--look-ahead-ms", type=int, default=DEFAULT_LOOK_AHEAD_MS, metavar="MS", help="look-ahead block (640)"
-    )
-    parser.add_argument(
-        "--left-context-ms", type=int, metavar="MS", help="left context (default: the longest finite one in training)"
-    )
     parser.add_argument(
         "--manifest", type=Path, metavar="FILE",
         help=f"CUTS.jsonl.gz or MANIFEST.jsonl: sherpa-onnx is checked on its first {NUM_RECORDINGS} recordings "
@@ -62,12 +47,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--no-check", action="store_true", help="write the files without comparing them to PyTorch")
     arguments = parser.parse_args()
-    if arguments.epoch is None and arguments.avg != 1:
-        raise ConfigError(f"--avg {arguments.avg} needs --epoch N")
-    for name in ("epoch", "avg"):
-        value = getattr(arguments, name)
-        if value is not None and value < 1:
-            raise ConfigError(f"--{name} must be at least 1, got {value}")
+    check_at_least(arguments, epoch=1, avg=1)
     if arguments.manifest is not None and not arguments.manifest.is_file():
         raise FileNotFoundError(f"--manifest {arguments.manifest} not found")
     return arguments
@@ -128,20 +108,13 @@ def log_sizes(sizes: dict[str, int], tied_bytes: int) -> None:
 
 def main() -> None:
     arguments = parse_arguments()
-    left_context_ms = arguments.left_context_ms
-    # Checks the three times.
-    DecodingOptions(
-        mode="look_ahead", chunk_ms=arguments.chunk_ms, look_ahead_ms=arguments.look_ahead_ms,
-        left_context_ms=arguments.chunk_ms if left_context_ms is None else left_context_ms,
-    )
-    model, config, tokenizer = load_model(arguments.exp_dir, arguments.epoch, arguments.avg)
-    if left_context_ms is None:
-        left_context_ms = default_left_context_ms(config, arguments.chunk_ms)
-    geometry = Geometry.from_ms(arguments.chunk_ms, arguments.look_ahead_ms, left_context_ms)
-    recordings = {} if arguments.no_check else read_recordings(arguments.manifest, config)
+    model, config, tokenizer, options = load_for_decoding(arguments, "look_ahead")
     times = {
-        "chunk_ms": arguments.chunk_ms, "look_ahead_ms": arguments.look_ahead_ms, "left_context_ms": left_context_ms,
+        "chunk_ms": options.chunk_ms, "look_ahead_ms": options.look_ahead_ms,
+        "left_context_ms": options.left_context_ms,
     }
+    geometry = Geometry.from_ms(**times)
+    recordings = {} if arguments.no_check else read_recordings(arguments.manifest, config)
     graphs = build_graphs(model, geometry)
     arguments.out.mkdir(parents=True, exist_ok=True)
     about_file = arguments.out / "export.json"

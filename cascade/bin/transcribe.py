@@ -18,7 +18,7 @@ import shutil
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -26,16 +26,12 @@ import numpy as np
 import torch
 
 from cascade.bin.cli import EXIT_FAILED, run_program
-from cascade.checkpoint import load_model
+from cascade.bin.model_arguments import add_model_arguments, add_search_arguments, check_at_least, load_for_decoding
 from cascade.config import Config, ConfigError
 from cascade.decoding.endpoint import EndpointOptions
 from cascade.decoding.methods import (
-    DEFAULT_CHUNK_MS,
-    DEFAULT_LOOK_AHEAD_MS,
     METHODS,
     STREAMING_MODES,
-    DecodingOptions,
-    default_left_context_ms,
 )
 from cascade.decoding.stream_batch import StreamBatch
 from cascade.decoding.streaming import Segment, StreamingDecoder
@@ -91,23 +87,13 @@ class _Job:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", metavar="FILE", help="recordings, or - for raw samples from a pipe")
-    parser.add_argument("--exp-dir", type=Path, required=True, metavar="DIR", help="model directory, of one training")
-    parser.add_argument("--epoch", type=int, metavar="N", help="use this epoch (default: the averaged final model)")
-    parser.add_argument("--avg", type=int, default=1, metavar="K", help="average K epochs up to --epoch (default 1)")
+    add_model_arguments(parser)
     parser.add_argument(
         "--mode", choices=STREAMING_MODES, default="two_pass",
         help="two_pass (default) shows first results at once, corrects them, and ends as full",
     )
     parser.add_argument("--method", choices=METHODS, default="greedy_search")
-    parser.add_argument("--beam", type=int, default=4, metavar="B", help="of modified_beam_search (default 4)")
-    parser.add_argument("--blank-penalty", type=float, default=0.0, metavar="P", help="off the blank's logit (0)")
-    parser.add_argument("--chunk-ms", type=int, default=DEFAULT_CHUNK_MS, metavar="MS", help="causal chunk (320)")
-    parser.add_argument(
-        "--look-ahead-ms", type=int, default=DEFAULT_LOOK_AHEAD_MS, metavar="MS", help="look-ahead block (640)"
-    )
-    parser.add_argument(
-        "--left-context-ms", type=int, metavar="MS", help="left context (default: the longest finite one in training)"
-    )
+    add_search_arguments(parser)
     parser.add_argument("--sampling-rate", type=int, metavar="HZ", help="of the pipe (default: the model's)")
     ends = EndpointOptions()
     for name, what in (
@@ -129,12 +115,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def check_arguments(arguments: argparse.Namespace) -> None:
-    for name, minimum in (("num_streams", 1), ("threads", 1), ("epoch", 1), ("avg", 1), ("sampling_rate", 1000)):
-        value = getattr(arguments, name)
-        if value is not None and value < minimum:
-            raise ConfigError(f"--{name.replace('_', '-')} must be at least {minimum}, got {value}")
-    if arguments.epoch is None and arguments.avg != 1:
-        raise ConfigError(f"--avg {arguments.avg} needs --epoch N")
+    check_at_least(arguments, num_streams=1, threads=1, epoch=1, avg=1, sampling_rate=1000)
     if arguments.files.count(PIPE) > 1:
         raise ConfigError("standard input can be read once: name - once")
     if arguments.sampling_rate is not None and PIPE not in arguments.files:
@@ -279,15 +260,9 @@ def main() -> None:
         silence_from_start=arguments.silence_from_start, silence_after_speech=arguments.silence_after_speech,
         longest_segment=arguments.longest_segment,
     )
-    left_context_ms = arguments.left_context_ms
-    options = DecodingOptions(
-        mode=arguments.mode, method=arguments.method, beam=arguments.beam, chunk_ms=arguments.chunk_ms,
-        look_ahead_ms=arguments.look_ahead_ms, blank_penalty=arguments.blank_penalty,
-        left_context_ms=arguments.chunk_ms if left_context_ms is None else left_context_ms,
+    model, config, tokenizer, options = load_for_decoding(
+        arguments, arguments.mode, method=arguments.method, beam=arguments.beam, blank_penalty=arguments.blank_penalty
     )
-    model, config, tokenizer = load_model(arguments.exp_dir, arguments.epoch, arguments.avg)
-    if left_context_ms is None:
-        options = replace(options, left_context_ms=default_left_context_ms(config, arguments.chunk_ms))
     batch = StreamBatch(model, tokenizer, options, endpoint)
     is_live = arguments.format is None and arguments.out is None and sys.stdout.isatty()
     live = LiveText()

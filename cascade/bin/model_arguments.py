@@ -1,0 +1,70 @@
+"""The options of programs that run a trained model: which one, with which context, by which search."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+from cascade.checkpoint import load_model
+from cascade.config import Config, ConfigError
+from cascade.decoding.methods import (
+    DEFAULT_CHUNK_MS,
+    DEFAULT_LOOK_AHEAD_MS,
+    DecodingOptions,
+    default_left_context_ms,
+)
+from cascade.models.transducer import CascadedTransducer
+from cascade.tokens import Tokenizer
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add --exp-dir, --epoch, --avg, --chunk-ms, --look-ahead-ms and --left-context-ms."""
+    parser.add_argument("--exp-dir", type=Path, required=True, metavar="DIR", help="model directory, of one training")
+    parser.add_argument("--epoch", type=int, metavar="N", help="use this epoch (default: the averaged final model)")
+    parser.add_argument("--avg", type=int, default=1, metavar="K", help="average K epochs up to --epoch (default 1)")
+    parser.add_argument("--chunk-ms", type=int, default=DEFAULT_CHUNK_MS, metavar="MS", help="causal chunk (320)")
+    parser.add_argument(
+        "--look-ahead-ms", type=int, default=DEFAULT_LOOK_AHEAD_MS, metavar="MS", help="look-ahead block (640)"
+    )
+    parser.add_argument(
+        "--left-context-ms", type=int, metavar="MS", help="left context (default: the longest finite one in training)"
+    )
+
+
+def add_search_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add --beam and --blank-penalty."""
+    parser.add_argument("--beam", type=int, default=4, metavar="B", help="of modified_beam_search (default 4)")
+    parser.add_argument("--blank-penalty", type=float, default=0.0, metavar="P", help="off the blank's logit (0)")
+
+
+def check_at_least(arguments: argparse.Namespace, **minimum: int) -> None:
+    """Raise a ConfigError for an option that is given and below its minimum, or for --avg without --epoch."""
+    for name, least in minimum.items():
+        value = getattr(arguments, name)
+        if value is not None and value < least:
+            raise ConfigError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
+    if arguments.epoch is None and arguments.avg != 1:
+        raise ConfigError(f"--avg {arguments.avg} needs --epoch N")
+
+
+def load_for_decoding(
+    arguments: argparse.Namespace, mode: str, **search: object
+) -> tuple[CascadedTransducer, Config, Tokenizer, DecodingOptions]:
+    """The model that the options name, and how to decode with it.
+
+    Args:
+      mode: the pass; search: `method`, `beam` and `blank_penalty` of DecodingOptions, where they matter.
+    Raises:
+      ConfigError: options that do not fit together, found before the model is read.
+      FileNotFoundError, ValueError: as `load_model`.
+    """
+    left_context_ms = arguments.left_context_ms
+    options = DecodingOptions(
+        mode=mode, chunk_ms=arguments.chunk_ms, look_ahead_ms=arguments.look_ahead_ms,
+        left_context_ms=arguments.chunk_ms if left_context_ms is None else left_context_ms, **search,
+    )
+    model, config, tokenizer = load_model(arguments.exp_dir, arguments.epoch, arguments.avg)
+    if left_context_ms is None:
+        options = replace(options, left_context_ms=default_left_context_ms(config, arguments.chunk_ms))
+    return model, config, tokenizer, options
