@@ -14,6 +14,8 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from cascade.config_rules import first_problem
+
 FRAME_SHIFT_MS = 10
 SUBSAMPLING = 4
 ENCODER_FRAME_MS = FRAME_SHIFT_MS * SUBSAMPLING
@@ -307,7 +309,9 @@ def _checked(merged: Any) -> Config:
     except OmegaConfBaseException as error:
         raise ConfigError(_first_line(error)) from error
     config = _tuples(config)
-    _validate(config)
+    error = first_problem(config)
+    if error:
+        raise ConfigError(error)
     return config
 
 
@@ -327,89 +331,3 @@ def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     key = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("full_key:")), "")
     return f"{lines[0] if lines else type(error).__name__}" + (f" (at {key})" if key else "")
-
-
-_CHOICES = {
-    "tokens.kind": ("bpe", "char", "word"),
-    "tokens.case": ("keep", "lower", "upper"),
-    "model.causal.convolution": ("left",),
-    "model.noncausal.convolution": ("left", "centred"),
-    "model.predictor.kind": ("lstm", "stateless", "tied_reduced"),
-    "loss.rnnt_type": ("regular", "modified", "constrained"),
-    "distillation.kind": ("pruned", "collapsed", "one_best"),
-    "distillation.ranges": ("teacher", "student"),
-    "distillation.cell_weight": ("uniform", "teacher_occupancy"),
-}
-
-_AT_LEAST = {
-    "features.sampling_rate": 8000, "features.num_mel_bins": 4, "tokens.vocab_size": 3,
-    "data.min_duration": 0, "data.max_duration": 0.1, "data.max_quarantine_share": 0, "data.batch_duration": 0.1,
-    "data.num_buckets": 1, "data.sorted_epochs": 0, "data.num_workers": 0,
-    "augment.num_time_masks": 0, "augment.time_mask_frames": 0, "augment.num_freq_masks": 0,
-    "augment.freq_mask_bins": 0, "augment.time_warp_frames": 0, "augment.share": 0, "augment.max_time_mask_share": 0,
-    "model.d_model": 2, "model.subsampling_channels": 1, "model.joiner_dim": 1,
-    "model.causal.num_layers": 1, "model.causal.num_heads": 1, "model.causal.feedforward_dim": 1,
-    "model.causal.dropout": 0, "model.noncausal.num_layers": 1, "model.noncausal.num_heads": 1,
-    "model.noncausal.feedforward_dim": 1, "model.noncausal.dropout": 0, "model.predictor.context_size": 1,
-    "model.predictor.num_heads": 1, "model.predictor.num_layers": 1, "model.predictor.dropout": 0,
-    "loss.prune_range": 2, "loss.lm_scale": 0, "loss.am_scale": 0, "loss.simple_scale": 0, "loss.warmup_steps": 0,
-    "loss.delay_penalty": 0, "loss.causal_weight": 0, "loss.ctc_scale": 0,
-    "distillation.weight": 0, "distillation.temperature": 1e-3,
-    "training.num_epochs": 1, "training.learning_rate": 0, "training.warmup_steps": 0, "training.average_last": 1,
-    "training.keep_epochs": 1, "training.log_every_steps": 1, "training.max_grad_norm": 0,
-    "training.validate_every_epochs": 1,
-}
-
-_AT_MOST = {
-    "data.max_quarantine_share": 1, "augment.share": 1, "augment.max_time_mask_share": 1, "model.causal.dropout": 0.9,
-    "model.noncausal.dropout": 0.9, "model.predictor.dropout": 0.9, "loss.lm_scale": 1, "loss.am_scale": 1,
-    "loss.causal_weight": 1, "training.final_lr_share": 1,
-}
-
-
-def _get(config: Config, name: str) -> Any:
-    value: Any = config
-    for part in name.split("."):
-        value = getattr(value, part, None)
-    return value
-
-
-def _validate(config: Config) -> None:
-    for name, choices in _CHOICES.items():
-        value = _get(config, name)
-        if value is not None and value not in choices:
-            raise ConfigError(f"{name} must be one of {' | '.join(choices)}, got {value!r}")
-    for name, bound in _AT_LEAST.items():
-        value = _get(config, name)
-        if value is not None and not value >= bound:
-            raise ConfigError(f"{name} must be at least {bound}, got {value}")
-    for name, bound in _AT_MOST.items():
-        value = _get(config, name)
-        if value is not None and not value <= bound:
-            raise ConfigError(f"{name} must be at most {bound}, got {value}")
-    for name in ("causal", "noncausal"):
-        encoder = getattr(config.model, name)
-        head_dim, rest = divmod(config.model.d_model, encoder.num_heads)
-        if rest or head_dim % 2:
-            raise ConfigError(
-                f"model.d_model / model.{name}.num_heads must be an even whole number, "
-                f"got {config.model.d_model} / {encoder.num_heads}"
-            )
-        if encoder.kernel_size < 1 or encoder.kernel_size % 2 == 0:
-            raise ConfigError(f"model.{name}.kernel_size must be odd, got {encoder.kernel_size}")
-    for name in ("chunk_frames", "left_chunks", "block_chunks"):
-        values = getattr(config.context, name)
-        if not values:
-            raise ConfigError(f"context.{name} must list at least one value")
-        all_allowed = name != "chunk_frames"
-        if any(value < 1 and not (value == -1 and all_allowed) for value in values):
-            raise ConfigError(f"context.{name} must hold positive numbers{' or -1' * all_allowed}, got {values}")
-    if -1 not in config.context.block_chunks:
-        raise ConfigError("context.block_chunks must include -1 (the whole utterance), the full mode needs it")
-    if not config.data.speed_factors or any(not 0.5 <= factor <= 2.0 for factor in config.data.speed_factors):
-        raise ConfigError(f"data.speed_factors must lie between 0.5 and 2.0, got {config.data.speed_factors}")
-    if config.training.keep_epochs < config.training.average_last:
-        raise ConfigError(
-            f"training.keep_epochs ({config.training.keep_epochs}) must be at least "
-            f"training.average_last ({config.training.average_last})"
-        )

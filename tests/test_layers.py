@@ -17,7 +17,8 @@ FRONT = BASE | {"features", "tokens"}
 MIDDLE = FRONT | {"data", "models", "losses"}
 # Room -> the other rooms of cascade/ that it may import.
 MAY_IMPORT = {
-    "config": set(),
+    "config": {"config_rules"},
+    "config_rules": set(),
     "log": set(),
     "provenance": set(),
     "features": BASE,

@@ -1,0 +1,95 @@
+"""What the options of an experiment may be: choices, bounds, and how they must fit together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_CHOICES = {
+    "tokens.kind": ("bpe", "char", "word"),
+    "tokens.case": ("keep", "lower", "upper"),
+    "model.causal.convolution": ("left",),
+    "model.noncausal.convolution": ("left", "centred"),
+    "model.predictor.kind": ("lstm", "stateless", "tied_reduced"),
+    "loss.rnnt_type": ("regular", "modified", "constrained"),
+    "distillation.kind": ("pruned", "collapsed", "one_best"),
+    "distillation.ranges": ("teacher", "student"),
+    "distillation.cell_weight": ("uniform", "teacher_occupancy"),
+}
+
+_AT_LEAST = {
+    "features.sampling_rate": 8000, "features.num_mel_bins": 4, "tokens.vocab_size": 3,
+    "data.min_duration": 0, "data.max_duration": 0.1, "data.max_quarantine_share": 0, "data.batch_duration": 0.1,
+    "data.num_buckets": 1, "data.sorted_epochs": 0, "data.num_workers": 0,
+    "augment.num_time_masks": 0, "augment.time_mask_frames": 0, "augment.num_freq_masks": 0,
+    "augment.freq_mask_bins": 0, "augment.time_warp_frames": 0, "augment.share": 0, "augment.max_time_mask_share": 0,
+    "model.d_model": 2, "model.subsampling_channels": 1, "model.joiner_dim": 1,
+    "model.causal.num_layers": 1, "model.causal.num_heads": 1, "model.causal.feedforward_dim": 1,
+    "model.causal.dropout": 0, "model.noncausal.num_layers": 1, "model.noncausal.num_heads": 1,
+    "model.noncausal.feedforward_dim": 1, "model.noncausal.dropout": 0, "model.predictor.context_size": 1,
+    "model.predictor.num_heads": 1, "model.predictor.num_layers": 1, "model.predictor.dropout": 0,
+    "loss.prune_range": 2, "loss.lm_scale": 0, "loss.am_scale": 0, "loss.simple_scale": 0, "loss.warmup_steps": 0,
+    "loss.delay_penalty": 0, "loss.causal_weight": 0, "loss.ctc_scale": 0,
+    "distillation.weight": 0, "distillation.temperature": 1e-3,
+    "training.num_epochs": 1, "training.learning_rate": 0, "training.warmup_steps": 0, "training.average_last": 1,
+    "training.keep_epochs": 1, "training.log_every_steps": 1, "training.max_grad_norm": 0,
+    "training.validate_every_epochs": 1,
+}
+
+_AT_MOST = {
+    "data.max_quarantine_share": 1, "augment.share": 1, "augment.max_time_mask_share": 1, "model.causal.dropout": 0.9,
+    "model.noncausal.dropout": 0.9, "model.predictor.dropout": 0.9, "loss.lm_scale": 1, "loss.am_scale": 1,
+    "loss.causal_weight": 1, "training.final_lr_share": 1,
+}
+
+
+def _get(config: Any, name: str) -> Any:
+    value = config
+    for part in name.split("."):
+        value = getattr(value, part, None)
+    return value
+
+
+def first_problem(config: Any) -> str | None:
+    """One sentence that names an option, its value and what is allowed; None when all is well.
+
+    config: a `cascade.config.Config`.
+    """
+    for name, choices in _CHOICES.items():
+        value = _get(config, name)
+        if value is not None and value not in choices:
+            return f"{name} must be one of {' | '.join(choices)}, got {value!r}"
+    for name, bound in _AT_LEAST.items():
+        value = _get(config, name)
+        if value is not None and not value >= bound:
+            return f"{name} must be at least {bound}, got {value}"
+    for name, bound in _AT_MOST.items():
+        value = _get(config, name)
+        if value is not None and not value <= bound:
+            return f"{name} must be at most {bound}, got {value}"
+    for name in ("causal", "noncausal"):
+        encoder = getattr(config.model, name)
+        head_dim, rest = divmod(config.model.d_model, encoder.num_heads)
+        if rest or head_dim % 2:
+            return (
+                f"model.d_model / model.{name}.num_heads must be an even whole number, "
+                f"got {config.model.d_model} / {encoder.num_heads}"
+            )
+        if encoder.kernel_size < 1 or encoder.kernel_size % 2 == 0:
+            return f"model.{name}.kernel_size must be odd, got {encoder.kernel_size}"
+    for name in ("chunk_frames", "left_chunks", "block_chunks"):
+        values = getattr(config.context, name)
+        if not values:
+            return f"context.{name} must list at least one value"
+        all_allowed = name != "chunk_frames"
+        if any(value < 1 and not (value == -1 and all_allowed) for value in values):
+            return f"context.{name} must hold positive numbers{' or -1' * all_allowed}, got {values}"
+    if -1 not in config.context.block_chunks:
+        return "context.block_chunks must include -1 (the whole utterance), the full mode needs it"
+    if not config.data.speed_factors or any(not 0.5 <= factor <= 2.0 for factor in config.data.speed_factors):
+        return f"data.speed_factors must lie between 0.5 and 2.0, got {config.data.speed_factors}"
+    if config.training.keep_epochs < config.training.average_last:
+        return (
+            f"training.keep_epochs ({config.training.keep_epochs}) must be at least "
+            f"training.average_last ({config.training.average_last})"
+        )
+    return None
