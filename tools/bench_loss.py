@@ -1,12 +1,14 @@
 #!/usr/bin/env python
-"""Time and memory of the transducer losses beside other packages': python tools/bench_loss.py --json FILE.
+"""Time and memory of the transducer losses beside other packages: python tools/bench_loss.py --json FILE.
 
 Every row is measured in a fresh process: one warm-up step, then `--steps` steps, of which the fastest counts (a busy
 machine only ever adds time); with --rounds the rows are measured in turn several times. total_ms is the pruned step:
 joiner, pruned loss and their gradients on a given band, as every package does it; torchaudio has no pruned loss, so
 that its row is the joiner on the full lattice and its loss. parts: forward_ms, backward_ms; simple_ms, the smoothed
 simple loss with its gradients and the prune ranges; full_ms and full_peak_mb, rnnt_loss on full-lattice logits with
-their gradient (where they fit). peak_mb: peak resident set above the state before the step, MB = 10^6 bytes.
+their gradient (where they fit); of ours also kd_KIND_ms and kd_KIND_peak_mb, the distillation loss with its gradients
+on the same band (one_best: on the teacher's best path). peak_mb: peak resident set above the state before the step, MB
+= 10^6 bytes.
 
 A peer that lives in another Python (k2's wheels need an old one) is named by --peer-python k2=/path/to/python.
 """
@@ -86,6 +88,16 @@ class Ours(K2Like):
         return pruned_loss(
             x["encoder"], x["predictor"], x["weight"], x["bias"], x["symbols"], self.ranges, x["boundary"]
         )[0].sum()
+
+    def distil(self, kind, teacher):
+        from cascade.losses.distillation import JoinerInputs, distillation_loss
+
+        x = self.x
+        student = JoinerInputs(x["encoder"], x["predictor"], x["weight"], x["bias"])
+        kl, _ = distillation_loss(
+            student, JoinerInputs(*teacher), x["symbols"], x["boundary"], self.ranges, kind=kind, temperature=1.0
+        )
+        return kl.sum()
 
 
 class Torchaudio:
@@ -181,11 +193,36 @@ def measure(name, shape, threads, steps, full):
     if name != "torchaudio":
         parts["simple_ms"] = round(min(simple_step() for _ in range(steps)), 2)
     clear()
+    if name == "ours":
+        parts.update(measure_distillation(torch, package, sizes, steps, clear))
     logits_mb = sizes["n"] * sizes["t"] * (sizes["s"] + 1) * sizes["v"] * 4 / 1e6
     if full and logits_mb <= FULL_LIMIT_MB:
         parts.update(measure_full(torch, package, sizes, steps))
     return {"name": name, "shape": shape, "threads": threads, "total_ms": round(total_ms, 2), "parts": parts,
             "peak_mb": round(peak_mb, 1)}
+
+
+def measure_distillation(torch, package, sizes, steps, clear):
+    """kd_KIND_ms and kd_KIND_peak_mb, against a teacher of the same sizes."""
+    gen = torch.Generator().manual_seed(2)
+    n, t, s, v, d = (sizes[key] for key in "ntsvd")
+    shapes = (n, t, d), (n, s + 1, d), (v, d), (v,)
+    teacher = [torch.randn(*shape, generator=gen) * (0.05 if shape == (v, d) else 1.0) for shape in shapes]
+    parts = {}
+    for kind in ("pruned", "collapsed", "one_best"):
+
+        def step(kind=kind):
+            clear()
+            begin = time.perf_counter()
+            package.distil(kind, teacher).backward()
+            return (time.perf_counter() - begin) * 1e3
+
+        step()
+        clear()
+        parts[f"kd_{kind}_peak_mb"] = round(measure_peak(step), 1)
+        parts[f"kd_{kind}_ms"] = round(min(step() for _ in range(max(2, steps // 4))), 2)
+    clear()
+    return parts
 
 
 def measure_full(torch, package, sizes, steps):
@@ -298,7 +335,24 @@ def markdown(rows, command):
             parts.get("full_peak_mb", ""),
         ]
         lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
+    lines += distillation_table(rows)
     return "\n".join(lines) + "\n"
+
+
+def distillation_table(rows):
+    """Lines of a second table: the distillation losses of ours beside its pruned step."""
+    ours = [row for row in rows if row["name"] == "ours"]
+    if not ours:
+        return []
+    kinds = ("pruned", "collapsed", "one_best")
+    header = "".join(f" KL {kind} ms | peak MB |" for kind in kinds)
+    lines = ["", f"| shape | threads | pruned step ms | peak MB |{header}", "|---" * (4 + 2 * len(kinds)) + "|"]
+    for row in sorted(ours, key=lambda row: (row["shape"], row["threads"])):
+        cells = [row["shape"], row["threads"], row["total_ms"], row["peak_mb"]]
+        for kind in kinds:
+            cells += [row["parts"][f"kd_{kind}_ms"], row["parts"][f"kd_{kind}_peak_mb"]]
+        lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
+    return lines
 
 
 def update_readme(path, table):
