@@ -52,8 +52,8 @@ def test_script_is_sound_shell(recipe):
     assert checked.returncode == 0 and checked.stderr == "", checked.stderr
     assert "tools/recipe.sh" in script(recipe), "options, set-up and steps come from tools/recipe.sh"
     for line in script(recipe).splitlines():
-        # A folder with a space in its name must stay one word.
-        code = re.sub(r'\$\{(quick|force|corpus_dir):\+|"\$\(.*\)[^"]*"|"[^"]*"|#.*', "", line)
+        # A folder with a space in its name must stay one word; ${option:+"words if it is given"} does so too.
+        code = re.sub(r'\$\{\w+:\+|"\$\(.*\)[^"]*"|"[^"]*"|#.*', "", line)
         bare = re.findall(r"\$\{?(\w+)", code)
         assert not bare, f"{path}: put ${bare[0]} into double quotes: {line.strip()}"
 

@@ -1,5 +1,6 @@
 # What every recipe's run.sh shares; run.sh sources this file, then lists its stages:
 #
+#     own_options=("--noise-dir DIR|a folder of noises" "--mini|the small subset")     # if it has any
 #     . "$(dirname "${BASH_SOURCE[0]}")/../../tools/recipe.sh"
 #     if stage 0 "data"; then
 #         step manifests --outputs "$exp/manifests" -- python "$recipe/local/prepare.py" "${corpus[@]}" --out "$exp/manifests"
@@ -12,6 +13,7 @@
 #   exp         where the run's outputs go     results     where its report goes
 #   corpus_dir  --corpus-dir or empty          corpus      what local/prepare.py is told about it
 #   quick       1 with --quick, else empty     PYTHON      the interpreter; a step's `python` means this one
+# and, of the recipe's own options, noise_dir to the absolute folder and mini to 1, both empty when not given.
 set -euo pipefail
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -24,60 +26,97 @@ say() { printf '%s\n' "$*" >&2; }
 usage_error() { say "error: $*"; exit 2; }
 elapsed() { printf '%02d:%02d:%02d' $((SECONDS / 3600)) $((SECONDS / 60 % 60)) $((SECONDS % 60)); }
 
+# Options, "--name|what it does" or "--name VALUE|what it does"; the recipe's own ones follow in own_options. A value that
+# is called FILE or DIR must exist and is made absolute, N is a whole number.
+shared_options=(
+    "--stage N|begin with stage N"
+    "--stop-stage N|end with stage N"
+    "--corpus-dir DIR|take the corpus from here instead of downloading it"
+    "--exp-dir DIR|put everything this run makes here, results included
+                    (otherwise: $recipe/exp, results in $recipe itself)"
+    "--quick|few utterances, tiny models, few epochs: a check that all works (otherwise into $recipe/exp/quick)"
+    "--force|run the chosen stages again even if nothing changed"
+    "--help|show this"
+)
+[ -n "${own_options+set}" ] || own_options=()
+
+# Give every option's variable its value: --noise-dir sets noise_dir, a switch sets 1, what is not given is empty.
 read_options() {
-    first=0 final=$last_stage corpus_dir="" exp="" quick="" force="" help=""
-    local option value
-    while [ $# -gt 0 ]; do
-        option="$1"
-        shift
-        case "$option" in
-            --quick) quick=1 ;;
-            --force) force=1 ;;
-            --help | -h) help=1 ;;
-            --stage | --stop-stage | --corpus-dir | --exp-dir)
-                [ $# -gt 0 ] || usage_error "$option needs a value, --help shows all options"
-                value="$1"
-                shift
-                set_option "$option" "$value"
-                ;;
-            --stage=* | --stop-stage=* | --corpus-dir=* | --exp-dir=*) set_option "${option%%=*}" "${option#*=}" ;;
-            *) usage_error "unknown option '$option', --help shows all options" ;;
-        esac
+    local entry option value
+    for entry in "${shared_options[@]}" "${own_options[@]}"; do
+        find_option "${entry%%[ |]*}"
+        printf -v "$variable" ""
     done
+    while [ $# -gt 0 ]; do
+        [ "$1" != -h ] || set -- --help "${@:2}"
+        option="${1%%=*}"
+        find_option "$option" || usage_error "unknown option '$1', --help shows all options"
+        if [ -z "$kind" ]; then
+            [ "$option" = "$1" ] || usage_error "$option takes no value, got '$1'"
+            value=1
+        elif [ "$option" != "$1" ]; then
+            value="${1#*=}"
+        else
+            [ $# -gt 1 ] || usage_error "$option needs a value, --help shows all options"
+            value="$2"
+            shift
+        fi
+        shift
+        set_option "$option" "$value"
+    done
+    first=$((10#${stage:-0})) final=$((10#${stop_stage:-$last_stage})) exp="$exp_dir"
     [ "$first" -le "$final" ] || usage_error "--stage $first lies after --stop-stage $final"
 }
 
+# find_option OPTION: false if there is none; sets `variable` and `kind`, the name of its value (empty for a switch).
+find_option() {
+    local entry
+    for entry in "${shared_options[@]}" "${own_options[@]}"; do
+        entry="${entry%%|*}"
+        if [ "${entry%% *}" = "$1" ]; then
+            variable="${1#--}" kind="${entry#"$1"}"
+            variable="${variable//-/_}" kind="${kind# }"
+            return
+        fi
+    done
+    return 1
+}
+
+# set_option OPTION VALUE: check and store the value of the option that find_option found.
 set_option() {
-    case "$1" in
-        --stage | --stop-stage)
-            [[ "$2" =~ ^[0-9]{1,3}$ ]] && [ "$((10#$2))" -le "$last_stage" ] ||
-                usage_error "$1 must be a number from 0 to $last_stage, got '$2'"
-            if [ "$1" = --stage ]; then first=$((10#$2)); else final=$((10#$2)); fi
+    local value="$2"
+    case "$1:$kind" in
+        --stage:* | --stop-stage:*)
+            [[ "$value" =~ ^[0-9]{1,3}$ ]] && [ "$((10#$value))" -le "$last_stage" ] ||
+                usage_error "$1 must be a number from 0 to $last_stage, got '$value'"
             ;;
-        --corpus-dir)
-            [ -d "$2" ] || usage_error "--corpus-dir must be an existing folder, got '$2'"
-            corpus_dir="$(cd "$2" && pwd)" || usage_error "--corpus-dir '$2' cannot be entered"
+        --exp-dir:*)
+            [ -n "$value" ] || usage_error "--exp-dir must name a folder, got ''"
+            if [ -e "$value" ] && [ ! -d "$value" ]; then usage_error "--exp-dir must name a folder, '$value' is a file"; fi
             ;;
-        --exp-dir)
-            [ -n "$2" ] || usage_error "--exp-dir must name a folder, got ''"
-            if [ -e "$2" ] && [ ! -d "$2" ]; then usage_error "--exp-dir must name a folder, '$2' is a file"; fi
-            exp="$2"
+        *:DIR)
+            [ -d "$value" ] || usage_error "$1 must be an existing folder, got '$value'"
+            value="$(cd -- "$value" && pwd)" || usage_error "$1 '$2' cannot be entered"
             ;;
+        *:FILE)
+            [ -f "$value" ] || usage_error "$1 must be an existing file, got '$value'"
+            value="$(cd -- "$(dirname -- "$value")" && pwd)/$(basename -- "$value")" || usage_error "$1 '$2' cannot be read"
+            ;;
+        *:N) [[ "$value" =~ ^[0-9]+$ ]] || usage_error "$1 must be a whole number, got '$value'" ;;
+        *) [ -n "$value" ] || usage_error "$1 needs a value, got ''" ;;
     esac
+    printf -v "$variable" %s "$value"
 }
 
 show_help() {
+    local entry
+    printf 'usage: %s' "$0"
+    for entry in "${shared_options[@]}" "${own_options[@]}"; do printf ' [%s]' "${entry%%|*}"; done
+    printf '\n\n'
+    for entry in "${shared_options[@]}"; do printf '  %-17s %s\n' "${entry%%|*}" "${entry#*|}"; done
+    [ "${#own_options[@]}" -eq 0 ] || printf '\nof this recipe:\n'
+    for entry in "${own_options[@]}"; do printf '  %-17s %s\n' "${entry%%|*}" "${entry#*|}"; done
     cat <<HELP
-usage: $0 [--stage N] [--stop-stage N] [--corpus-dir DIR] [--exp-dir DIR] [--quick] [--force] [--help]
-
-  --stage N         begin with stage N
-  --stop-stage N    end with stage N
-  --corpus-dir DIR  take the corpus from here instead of downloading it
-  --exp-dir DIR     put everything this run makes here, results included
-                    (otherwise: $recipe/exp, results in $recipe itself)
-  --quick           few utterances, tiny models, few epochs: a check that all works (otherwise into $recipe/exp/quick)
-  --force           run the chosen stages again even if nothing changed
-  --help            show this
 
 A finished stage is skipped unless its inputs changed; an interrupted one goes on when run again. Exit codes: 0 done,
 1 failed, 2 wrong usage, 75 interrupted (run the same command again to go on, without --force).

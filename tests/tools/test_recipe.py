@@ -12,6 +12,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN = f"""#!/usr/bin/env bash
+own_options=("--noise-dir DIR|a folder of noises" "--table FILE|a table" "--mini|a small part" "--num-parts N|parts"
+    "--word TEXT|any text")
 . "{ROOT}/tools/recipe.sh"
 log="$exp/log"
 if stage 0 "data"; then
@@ -21,7 +23,8 @@ if stage 3 "train"; then
     step teacher --after data --outputs "$log" -- python "$recipe/note.py" "$log" "teacher $results" ${{force:+--force}}
 fi
 if stage 9 "report"; then
-    step report --after data teacher --outputs "$log" -- python "$recipe/note.py" "$log" report
+    step report --after data teacher --outputs "$log" -- python "$recipe/note.py" "$log" \\
+        "report $noise_dir|$table|${{mini:+small}}|$num_parts|$word"
 fi
 recipe_end
 """
@@ -64,7 +67,10 @@ def log(recipe: Path, exp: str = "exp") -> list[str]:
         ("--stage -1", "'-1'"), ("--stage 1.5", "'1.5'"), ("--stage 10", "'10'"), ("--stop-stage three", "'three'"),
         ("--stage 3 --stop-stage 2", "--stop-stage 2"), ("--corpus-dir", "--corpus-dir"), ("--exp-dir=", "--exp-dir"),
         ("--corpus-dir no/such/folder", "'no/such/folder'"), ("--exp-dir my\0recipe/note.py", "note.py"),
-        ("--stage 99999999999999999999", "--stage"),
+        ("--stage 99999999999999999999", "--stage"), ("--quick=1", "--quick takes no value"), ("--stag 1", "'--stag'"),
+        ("--noise-dir", "--noise-dir"), ("--noise-dir no/folder", "'no/folder'"), ("--noise-dir=", "--noise-dir"),
+        ("--table my\0recipe", "'my recipe'"), ("--table=no.tsv", "'no.tsv'"), ("--mini=yes", "--mini takes no value"),
+        ("--num-parts 1.5", "'1.5'"), ("--word=", "--word"),
     ],
 )
 def test_wrong_option_is_one_sentence_that_names_it_and_exits_with_2(recipe, options, named):
@@ -78,8 +84,10 @@ def test_help_lists_every_option_and_stage_and_runs_nothing(recipe):
     done = run(recipe, "--help")
     assert done.returncode == 0 and done.stderr == ""
     options = ("--stage N", "--stop-stage N", "--corpus-dir DIR", "--exp-dir DIR", "--quick", "--force", "--help")
-    for text in (*options, "  0  data\n", "  3  train\n", "  9  report\n"):
+    own = ("--noise-dir DIR   a folder of noises\n", "--mini            a small part\n")
+    for text in (*options, *own, "  0  data\n", "  3  train\n", "  9  report\n"):
         assert text in done.stdout
+    assert done.stdout.index("--help ") < done.stdout.index("--noise-dir DIR  ") < done.stdout.index("  0  data")
     assert not (recipe / "exp").exists()
 
 
@@ -115,6 +123,23 @@ def test_folders_are_relative_to_where_the_user_stands(recipe):
     lines = (recipe.parent / "an exp" / "log").read_text().splitlines()
     assert lines[0] == f"data --corpus-dir {recipe.parent / 'the corpus'} quick=1"
     assert lines[1] == f"teacher {recipe.parent / 'an exp'}"
+
+
+@pytest.mark.parametrize("form", ["--{}\0{}", "--{}={}"])
+def test_own_options_become_variables_and_paths_absolute(recipe, form):
+    (recipe.parent / "the noises").mkdir()
+    (recipe.parent / "a table.tsv").write_text("")
+    values = {"noise-dir": "the noises", "table": "a table.tsv", "num-parts": "3", "word": "--a b=c"}
+    options = [word for item in values.items() for word in form.format(*item).split("\0")]
+    done = run(recipe, *options, "--mini")
+    assert done.returncode == 0, done.stderr
+    last = (recipe / "exp" / "log").read_text().splitlines()[-1]
+    assert last == f"report {recipe.parent}/the noises|{recipe.parent}/a table.tsv|small|3|--a b=c"
+
+
+def test_own_options_not_given_are_empty_whatever_the_environment_says(recipe):
+    assert run(recipe, mini="1", noise_dir="/", own_options="x").returncode == 0
+    assert (recipe / "exp" / "log").read_text().splitlines()[-1] == "report ||||"
 
 
 def test_quick_run_stays_away_from_the_results_of_the_real_one(recipe):
