@@ -31,6 +31,8 @@ class FeatureConfig:
     """Hz; recordings at another rate are resampled."""
     num_mel_bins: int = 80
     """Mel bins F of the Kaldi-style log-mel fbank (25 ms window, 10 ms shift)."""
+    extractor: str = "lhotse"
+    """lhotse | kaldifeat: computes the fbank of whole files, equally; tools/install_kaldifeat.sh builds the latter."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,10 @@ class TokenConfig:
     """Spell characters that the training text lacks as UTF-8 bytes (bpe and char)."""
     case: str = "keep"
     """keep | lower | upper: applied to every transcript."""
+    normal_form: str = "nfc"
+    """nfc | nfkc: Unicode form of every transcript; nfkc also makes full-width letters and digits plain ones."""
+    strip_punctuation: bool = False
+    """Take punctuation out of every transcript: not the apostrophe inside a word, the comma inside a number, % or &."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +87,12 @@ class AugmentConfig:
     """SpecAugment: largest shift of the time warp in 10 ms frames; 0 turns it off."""
     share: float = 0.9
     """Share of training utterances that SpecAugment touches."""
+    noise_share: float = 0.5
+    """Share of training utterances that get noise, drawn anew in each epoch; without noise (--noise-dir) none does."""
+    noise_snr_db: tuple[float, float] = (10.0, 20.0)
+    """Lowest and highest ratio of speech to noise in dB, drawn uniformly for each utterance."""
+    rir_share: float = 0.3
+    """Share of training copies put into a room in stage 1; without room impulse responses (--rir-dir) none is."""
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 _CHOICES = {
+    "features.extractor": ("lhotse", "kaldifeat"),
     "tokens.kind": ("bpe", "char", "word"),
     "tokens.case": ("keep", "lower", "upper"),
+    "tokens.normal_form": ("nfc", "nfkc"),
     "model.causal.convolution": ("left",),
     "model.noncausal.convolution": ("left", "centred"),
     "model.predictor.kind": ("lstm", "stateless", "tied_reduced"),
@@ -22,6 +24,7 @@ _AT_LEAST = {
     "data.num_buckets": 1, "data.sorted_epochs": 0, "data.num_workers": 0,
     "augment.num_time_masks": 0, "augment.time_mask_frames": 0, "augment.num_freq_masks": 0,
     "augment.freq_mask_bins": 0, "augment.time_warp_frames": 0, "augment.share": 0, "augment.max_time_mask_share": 0,
+    "augment.noise_share": 0, "augment.rir_share": 0,
     "model.d_model": 2, "model.subsampling_channels": 1, "model.joiner_dim": 1,
     "model.causal.num_layers": 1, "model.causal.num_heads": 1, "model.causal.feedforward_dim": 1,
     "model.causal.dropout": 0, "model.noncausal.num_layers": 1, "model.noncausal.num_heads": 1,
@@ -36,9 +39,9 @@ _AT_LEAST = {
 }
 
 _AT_MOST = {
-    "data.max_quarantine_share": 1, "augment.share": 1, "augment.max_time_mask_share": 1, "model.causal.dropout": 0.9,
-    "model.noncausal.dropout": 0.9, "model.predictor.dropout": 0.9, "loss.lm_scale": 1, "loss.am_scale": 1,
-    "loss.causal_weight": 1, "training.final_lr_share": 1,
+    "data.max_quarantine_share": 1, "augment.share": 1, "augment.max_time_mask_share": 1, "augment.noise_share": 1,
+    "augment.rir_share": 1, "model.causal.dropout": 0.9, "model.noncausal.dropout": 0.9, "model.predictor.dropout": 0.9,
+    "loss.lm_scale": 1, "loss.am_scale": 1, "loss.causal_weight": 1, "training.final_lr_share": 1,
 }
 
 
@@ -87,6 +90,9 @@ def first_problem(config: Any) -> str | None:
         return "context.block_chunks must include -1 (the whole utterance), the full mode needs it"
     if not config.data.speed_factors or any(not 0.5 <= factor <= 2.0 for factor in config.data.speed_factors):
         return f"data.speed_factors must lie between 0.5 and 2.0, got {config.data.speed_factors}"
+    snr = config.augment.noise_snr_db
+    if len(snr) != 2 or not -40 <= snr[0] <= snr[1] <= 80:
+        return f"augment.noise_snr_db must be two numbers from -40 to 80, the lower one first, got {snr}"
     if config.training.keep_epochs < config.training.average_last:
         return (
             f"training.keep_epochs ({config.training.keep_epochs}) must be at least "

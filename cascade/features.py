@@ -1,6 +1,6 @@
-"""Audio samples and their log-mel fbank: lhotse's Fbank for whole files, kaldi-native-fbank for streams.
+"""Audio samples and their log-mel fbank: lhotse's (or kaldifeat's) for whole files, kaldi-native-fbank for streams.
 
-Both are Kaldi's fbank: 25 ms Povey window every 10 ms, 20 Hz to 400 Hz below half the sampling rate, no dither,
+All are Kaldi's fbank: 25 ms Povey window every 10 ms, 20 Hz to 400 Hz below half the sampling rate, no dither,
 snip_edges=False (the edges are mirrored, so that T = round(num_samples / hop)), power spectrum, natural log, float32.
 They agree within 2e-4 (1 + |value|): only bins near the floor of a loud frame, where float32 itself ends, come near it.
 Samples lie in [-1, 1]. Normalisation is part of the model, not of the features.
@@ -8,9 +8,11 @@ Samples lie in [-1, 1]. Normalisation is part of the model, not of the features.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from math import gcd
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -42,25 +44,56 @@ def compute_fbank(samples: Tensor | np.ndarray, config: FeatureConfig) -> Tensor
       (T, F) float32.
     Raises:
       ValueError: fewer samples than one window.
+      ImportError: config.extractor is not installed.
     """
     samples = torch.as_tensor(samples, dtype=torch.float32)
     assert samples.ndim == 1, samples.shape
     window = config.sampling_rate * WINDOW_MS // 1000
     if samples.numel() < window:
         raise ValueError(f"audio must have at least {window} samples ({WINDOW_MS} ms), got {samples.numel()}")
-    features = _extractor(config).extract(samples[None], config.sampling_rate)
-    return torch.as_tensor(features).reshape(-1, config.num_mel_bins)
+    return _extractor(config)(samples).reshape(-1, config.num_mel_bins)
 
 
 @lru_cache(maxsize=4)
-def _extractor(config: FeatureConfig):
+def _extractor(config: FeatureConfig) -> Callable[[Tensor], Tensor]:
+    """(num_samples,) float32 samples -> (T, F) float32 features."""
+    return {"lhotse": _lhotse_fbank, "kaldifeat": _kaldifeat_fbank}[config.extractor](config)
+
+
+def _lhotse_fbank(config: FeatureConfig) -> Callable[[Tensor], Tensor]:
     from lhotse import Fbank, FbankConfig
 
-    return Fbank(FbankConfig(
+    fbank = Fbank(FbankConfig(
         sampling_rate=config.sampling_rate, num_filters=config.num_mel_bins, frame_length=WINDOW_MS / 1000,
         frame_shift=FRAME_SHIFT_MS / 1000, snip_edges=False, dither=0.0, window_type="povey",
         low_freq=LOW_FREQUENCY, high_freq=HIGH_FREQUENCY,
     ))
+    return lambda samples: torch.as_tensor(fbank.extract(samples[None], config.sampling_rate))
+
+
+def _kaldifeat_fbank(config: FeatureConfig) -> Callable[[Tensor], Tensor]:
+    try:
+        import kaldifeat
+    except ImportError as error:
+        raise ImportError(
+            f"features.extractor=kaldifeat cannot be loaded ({' '.join(str(error).split())}): run "
+            "tools/install_kaldifeat.sh, or set features.extractor=lhotse, which gives the same features"
+        ) from error
+    return kaldifeat.Fbank(_set_fbank_options(kaldifeat.FbankOptions(), config))
+
+
+def _set_fbank_options(options: Any, config: FeatureConfig) -> Any:
+    """Kaldi's options, as kaldifeat and kaldi-native-fbank name them alike; returns them."""
+    options.frame_opts.samp_freq = config.sampling_rate
+    options.frame_opts.frame_length_ms = WINDOW_MS
+    options.frame_opts.frame_shift_ms = FRAME_SHIFT_MS
+    options.frame_opts.dither = 0.0  # its default is not 0
+    options.frame_opts.snip_edges = False
+    options.frame_opts.window_type = "povey"
+    options.mel_opts.num_bins = config.num_mel_bins
+    options.mel_opts.low_freq = LOW_FREQUENCY
+    options.mel_opts.high_freq = HIGH_FREQUENCY
+    return options
 
 
 class StreamingFbank:
@@ -74,18 +107,8 @@ class StreamingFbank:
             import kaldi_native_fbank as knf
         except ImportError as error:
             raise ImportError("streaming features need kaldi-native-fbank: pip install kaldi-native-fbank") from error
-        options = knf.FbankOptions()
-        options.frame_opts.samp_freq = config.sampling_rate
-        options.frame_opts.frame_length_ms = WINDOW_MS
-        options.frame_opts.frame_shift_ms = FRAME_SHIFT_MS
-        options.frame_opts.dither = 0.0  # its default is not 0
-        options.frame_opts.snip_edges = False
-        options.frame_opts.window_type = "povey"
-        options.mel_opts.num_bins = config.num_mel_bins
-        options.mel_opts.low_freq = LOW_FREQUENCY
-        options.mel_opts.high_freq = HIGH_FREQUENCY
         self._config = config
-        self._fbank = knf.OnlineFbank(options)
+        self._fbank = knf.OnlineFbank(_set_fbank_options(knf.FbankOptions(), config))
         self._num_taken = 0
         self._num_samples = 0
         self._finished = False

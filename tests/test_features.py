@@ -1,3 +1,5 @@
+import sys
+
 import numpy as np
 import pytest
 import soundfile
@@ -48,6 +50,20 @@ def test_streamed_fbank_equals_whole_fbank_on_real_speech():
         samples, _ = read_audio(path, 16000)
         streamed = stream(samples, CONFIG, range(777, len(samples), 777))
         torch.testing.assert_close(streamed, compute_fbank(samples, CONFIG), **NEAR)
+
+
+def test_extractors_give_equal_features():
+    pytest.importorskip("kaldifeat", reason="kaldifeat is not installed (tools/install_kaldifeat.sh builds it)")
+    for rate, bins, num_samples in ((16000, 80, 16123), (8000, 23, 999), (16000, 80, 400)):
+        samples = tone(1.2, rate)[:num_samples]
+        whole = compute_fbank(samples, FeatureConfig(rate, bins))
+        torch.testing.assert_close(compute_fbank(samples, FeatureConfig(rate, bins, "kaldifeat")), whole, **NEAR)
+
+
+def test_a_missing_extractor_says_how_to_get_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "kaldifeat", None)
+    with pytest.raises(ImportError, match=r"features.extractor=kaldifeat .* run tools/install_kaldifeat.sh"):
+        compute_fbank(tone(0.1), FeatureConfig(num_mel_bins=33, extractor="kaldifeat"))
 
 
 def test_frames_come_as_soon_as_their_window_is_in():

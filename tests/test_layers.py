@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 BASE = {"config", "log", "provenance"}
-FRONT = BASE | {"features", "tokens"}
+FRONT = BASE | {"features", "text", "tokens"}
 MIDDLE = FRONT | {"data", "models", "losses"}
 # Room -> the other rooms of cascade/ that it may import.
 MAY_IMPORT = {
@@ -22,7 +22,8 @@ MAY_IMPORT = {
     "log": set(),
     "provenance": set(),
     "features": BASE,
-    "tokens": BASE,
+    "text": BASE,
+    "tokens": BASE | {"text"},
     "data": FRONT,
     "models": BASE,
     "losses": BASE,
@@ -40,6 +41,7 @@ DOORS = {
     "lhotse": ("data", "features"),
     "lilcom": ("data",),
     "kaldi_native_fbank": ("features",),
+    "kaldifeat": ("features",),
     "soundfile": ("data", "features"),
     "sentencepiece": ("tokens",),
     "omegaconf": ("config",),
