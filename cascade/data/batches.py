@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 from cascade.config import FRAME_SHIFT_MS, SUBSAMPLING, Config
 from cascade.data.augment import spec_augment, utterance_generator
 from cascade.data.cuts import read_cuts
+from cascade.data.noise import Noise, add_noise, open_noise
 from cascade.data.quarantine import token_problem
 from cascade.data.storage import Stored, read_features, read_stats, stored
 from cascade.tokens import Tokenizer
@@ -143,10 +144,12 @@ class TrainBatches:
           stats: {"mean": (F,)} that SpecAugment fills with; stats.pt beside the cuts when None.
         Raises:
           ValueError, OSError: no cuts, no features in them, another number of mel bins.
+
+        `left_out` is {utterance id: reason} of what cannot be used; `kept_bytes` what features take in memory.
         """
         assert 0 <= rank < world_size, (rank, world_size)
         self._rank, self._world_size, self._config, self._epoch = rank, world_size, config, 0
-        self._items = _usable(_read_items(cuts_path, tokenizer, config), tokenizer, config)
+        self._items, self.left_out = _usable(_read_items(cuts_path, tokenizer, config), tokenizer, config)
         if not self._items:
             raise ValueError(f"{cuts_path} holds no utterance that can be trained on")
         self._num_frames = np.array([item.num_frames for item in self._items], dtype=np.int64)
@@ -159,7 +162,14 @@ class TrainBatches:
             len(self._items), self._num_frames.sum() / FRAMES_PER_SECOND / 3600, num_bytes / 1e6,
             "are kept in memory" if keep else "are read from disk for each batch",
         )
-        self._dataset = _Dataset(self._items, config, fill, keep)
+        self.kept_bytes = num_bytes if keep else 0
+        noise = open_noise(Path(cuts_path).parent, config.features.num_mel_bins) if config.augment.noise_share else None
+        if noise is not None:
+            log.info(
+                "mixing %.2f hours of noise from %d files into %g %% of the utterances, at %g to %g dB",
+                noise.hours, noise.num_files, 100 * config.augment.noise_share, *config.augment.noise_snr_db,
+            )
+        self._dataset = _Dataset(self._items, config, fill, noise, keep)
         self._plan = lru_cache(maxsize=2)(self._make_plan)
 
     def set_epoch(self, epoch: int) -> None:
@@ -178,14 +188,25 @@ class TrainBatches:
 
     def iterate(self, skip: int = 0) -> Iterator[Batch]:
         """Yield this rank's batches of the epoch, without the first `skip`, which are not even read."""
-        epoch = self._epoch
-        mine = self._plan(epoch)[self._rank :: self._world_size][skip:]
-        tasks = [(epoch, indices) for indices in mine]
+        tasks = [(self._epoch, indices) for indices in self.plan()[skip:]]
         generator = torch.Generator()  # otherwise the loader draws from torch's own, which resuming must find unmoved
         yield from DataLoader(
             self._dataset, batch_size=None, sampler=tasks, num_workers=self._config.data.num_workers,
             generator=generator,
         )
+
+    @property
+    def items(self) -> list[Item]:
+        """The utterances, speed copies included, that training goes through."""
+        return self._items
+
+    def plan(self) -> list[np.ndarray]:
+        """This rank's batches of the epoch, as indices into `items`."""
+        return self._plan(self._epoch)[self._rank :: self._world_size]
+
+    def load(self, indices: np.ndarray) -> Batch:
+        """The batch of these utterances, as this epoch augments them."""
+        return self._dataset[self._epoch, indices]
 
     def _make_plan(self, epoch: int) -> list[np.ndarray]:
         data = self._config.data
@@ -199,8 +220,10 @@ class TrainBatches:
 class _Dataset(Dataset):
     """(epoch, indices) -> Batch, in whichever process asks."""
 
-    def __init__(self, items: list[Item], config: Config, fill: np.ndarray, keep: bool) -> None:
-        self._items, self._config, self._fill = items, config, fill
+    def __init__(
+        self, items: list[Item], config: Config, fill: np.ndarray, noise: Noise | None, keep: bool
+    ) -> None:
+        self._items, self._config, self._fill, self._noise = items, config, fill, noise
         self._kept: dict[int, np.ndarray] | None = {} if keep else None
 
     def __getitem__(self, task: tuple[int, np.ndarray]) -> Batch:
@@ -208,8 +231,12 @@ class _Dataset(Dataset):
         items = [self._items[index] for index in indices]
         features = []
         for index, item in zip(indices, items, strict=True):
+            matrix = self._read(int(index))
+            if self._noise is not None:
+                generator = utterance_generator(self._config.seed, epoch, item.id, "noise")
+                matrix = add_noise(matrix, self._noise, self._config.augment, generator)
             generator = utterance_generator(self._config.seed, epoch, item.id)
-            features.append(spec_augment(self._read(int(index)), self._config.augment, self._fill, generator))
+            features.append(spec_augment(matrix, self._config.augment, self._fill, generator))
         return collate(features, [item.tokens for item in items], [item.id for item in items], [x.text for x in items])
 
     def _read(self, index: int) -> np.ndarray:
@@ -256,16 +283,20 @@ def _read_items(cuts_path: str | Path, tokenizer: Tokenizer, config: Config) -> 
         yield item, (custom.get("utterance", cut.id), round(cut.num_samples * custom.get("speed", 1.0)))
 
 
-def _usable(items: Iterator[tuple[Item, tuple[str, int]]], tokenizer: Tokenizer, config: Config) -> list[Item]:
+def _usable(
+    items: Iterator[tuple[Item, tuple[str, int]]], tokenizer: Tokenizer, config: Config
+) -> tuple[list[Item], dict[str, str]]:
+    """What can be trained on, and {utterance id: reason} of what cannot, which goes with all its speed copies."""
     kept: list[tuple[str, Item]] = []
-    bad: set[str] = set()
+    bad: dict[str, str] = {}
     for item, (utterance, num_samples) in items:
         kept.append((utterance, item))
         rate, speeds = config.features.sampling_rate, config.data.speed_factors
-        if token_problem(item.text, num_samples, rate, speeds, tokenizer) is not None:
-            bad.add(utterance)
+        problem = token_problem(item.text, num_samples, rate, speeds, tokenizer)
+        if problem is not None:
+            bad[utterance] = problem
     if bad:
         log.warning("%d training utterances do not fit the tokenizer and are left out, as stage 2 has listed", len(bad))
     usable = [item for utterance, item in kept if utterance not in bad]
     assert all(len(item.tokens) <= item.num_frames // SUBSAMPLING for item in usable)
-    return usable
+    return usable, bad

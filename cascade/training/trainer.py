@@ -69,7 +69,8 @@ class Trainer:
         self.state = TrainState()
         self.metrics = Metrics()
         self.train_batches = TrainBatches(
-            data_dir / "train_cuts.jsonl.gz", tokenizer, config, processes.rank, processes.world_size
+            data_dir / "train_cuts.jsonl.gz", tokenizer, config, processes.rank, processes.world_size,
+            stats={"mean": model.encoder.feature_mean.cpu()},  # so that what SpecAugment masks is 0 after normalising
         )
         self.dev = lambda: dev_batches(data_dir / "dev_cuts.jsonl.gz", tokenizer, config)
         self.set_aside: set[str] = set()
@@ -131,7 +132,7 @@ class Trainer:
         batches = iter(self.train_batches.iterate(skip=self.state.batch))
         bar = progress(range(self.state.batch, total), f"epoch {epoch}/{training.num_epochs}")
         for _ in bar:
-            self._step(next(batches, None), (epoch - 1 + self.state.batch / total) / training.num_epochs)
+            self.step(next(batches, None), (epoch - 1 + self.state.batch / total) / training.num_epochs)
             self.state.batch += 1
             self.state.seconds = seconds_before + time.monotonic() - started
             if self.state.step % training.log_every_steps == 0:
@@ -153,7 +154,7 @@ class Trainer:
         self.save()
         return True
 
-    def _step(self, batch: Batch | None, run_share: float) -> None:
+    def step(self, batch: Batch | None, run_share: float) -> None:
         """One optimizer step. A rank without a batch takes part with zeros."""
         step, training = self.state.step, self.config.training
         torch.manual_seed((self.config.seed * 1_000_003 + step) * 4096 + self.processes.rank)

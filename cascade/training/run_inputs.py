@@ -1,0 +1,118 @@
+"""What a training run is made from: its folders, what is read from them, whether the parts fit together."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from cascade.checkpoint import load_file, restore_model
+from cascade.config import Config, ConfigError
+from cascade.data.storage import read_stats
+from cascade.models.build import build_model
+from cascade.models.transducer import CascadedTransducer
+from cascade.tokens import Tokenizer
+from cascade.training.distributed import Processes
+from cascade.training.init_from import Source, checkpoint_file, read_source, take_feature_stats
+from cascade.training.trainer import Trainer
+
+
+class RunPaths(NamedTuple):
+    """The folders of a run."""
+
+    data: Path
+    """Features, what stage 1 wrote."""
+    tokens: Path
+    """The tokenizer, what stage 2 wrote."""
+    exp_dir: Path
+    """Where the model goes."""
+    teacher: Path | None = None
+    """The teacher's model directory, for distillation."""
+    init_from: Path | None = None
+    """The model to start from: a model directory or a checkpoint in one."""
+
+
+class RunInputs(NamedTuple):
+    """What was read from the folders of a run."""
+
+    tokenizer: Tokenizer
+    stats: dict[str, torch.Tensor]
+    teacher: CascadedTransducer | None
+    source: Source | None
+
+
+def check_options(config: Config, paths: RunPaths) -> None:
+    """Raises:
+      ConfigError: flags and config contradict each other.
+    """
+    if (config.distillation is None) != (paths.teacher is None):
+        raise ConfigError(
+            "the config has a distillation section: name the teacher with --teacher DIR, or switch it off with "
+            "distillation=null" if paths.teacher is None else
+            "--teacher is of use only with a distillation section in the config"
+        )
+    if paths.init_from is None:
+        return
+    if config.distillation is not None and config.distillation.init_from_teacher:
+        raise ConfigError(
+            "--init-from and distillation.init_from_teacher=true both say where the student starts: set "
+            "distillation.init_from_teacher=false, or leave --init-from out"
+        )
+    if paths.exp_dir.resolve() in (paths.init_from.resolve(), *paths.init_from.resolve().parents):
+        raise ConfigError(f"--init-from {paths.init_from} lies in --exp-dir {paths.exp_dir}: choose another --exp-dir")
+
+
+def load_teacher(teacher_dir: Path, tokens_dir: Path, config: Config) -> CascadedTransducer:
+    """The trained teacher, after checking that its posteriors can be compared with the student's.
+
+    Raises:
+      FileNotFoundError, ValueError: no finished training there; other tokens or features than the student's.
+    """
+    path = teacher_dir / "averaged.pt"
+    if not path.is_file():
+        raise FileNotFoundError(f"--teacher {teacher_dir} holds no finished model; train it first (stage 3)")
+    teacher, teacher_config = restore_model(load_file(path))
+    if (teacher_dir / "tokens" / "tokens.txt").read_bytes() != (tokens_dir / "tokens.txt").read_bytes():
+        raise ValueError(f"--teacher {teacher_dir} was trained with other tokens than {tokens_dir}: retrain it")
+    if teacher_config.features != config.features:
+        raise ValueError(f"--teacher {teacher_dir} was trained with other features: {teacher_config.features}")
+    return teacher
+
+
+def read_inputs(paths: RunPaths, config: Config) -> RunInputs:
+    """Read and check everything but the cuts.
+
+    Raises:
+      ValueError, OSError: something is missing, damaged, or does not fit the rest.
+    """
+    tokenizer = Tokenizer.load(paths.tokens)
+    stats = read_stats(paths.data / "stats.pt")
+    teacher = load_teacher(paths.teacher, paths.tokens, config) if paths.teacher is not None else None
+    source = read_source(paths.init_from, config) if paths.init_from is not None else None
+    return RunInputs(tokenizer, stats, teacher, source)
+
+
+def fingerprint(config: Config, paths: RunPaths) -> str:
+    """What a run depends on: config, tokens, data statistics, teacher, the weights it starts from."""
+    digest = hashlib.sha256(repr(config).encode())
+    files = [paths.tokens / "tokens.txt", paths.data / "stats.pt"]
+    if paths.teacher is not None:
+        files.append(paths.teacher / "averaged.pt")
+    if paths.init_from is not None:
+        files.append(checkpoint_file(paths.init_from))
+    for path in files:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def build_trainer(config: Config, paths: RunPaths, inputs: RunInputs, mark: str, processes: Processes) -> Trainer:
+    """A trainer with a model of random weights that normalises features as it will to the end. Writes nothing."""
+    torch.manual_seed(config.seed)
+    model = build_model(config, inputs.tokenizer.vocab_size)
+    if inputs.source is not None:
+        take_feature_stats(model, inputs.source)
+    else:
+        model.encoder.set_feature_stats(inputs.stats["mean"], inputs.stats["std"])
+    return Trainer(model, inputs.teacher, config, inputs.tokenizer, paths.data, paths.exp_dir, mark, processes)

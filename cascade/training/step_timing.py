@@ -1,0 +1,134 @@
+"""Time, memory and disk of a training, from some of its real steps."""
+
+from __future__ import annotations
+
+import math
+import resource
+import time
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from cascade.config import FRAME_SHIFT_MS, Config
+from cascade.training.objective import VALIDATION_CONTEXT
+from cascade.training.trainer import Trainer
+
+NUM_STEPS = 12
+SECONDS_FOR_STEPS = 120.0
+FRAMES_PER_SECOND = 1000 // FRAME_SHIFT_MS
+
+
+class Measured(NamedTuple):
+    """What the steps took."""
+
+    seconds: np.ndarray
+    """(num_steps,) of the steps that count."""
+    frames: np.ndarray
+    """(num_steps,) feature frames of their batches, padding included."""
+    dev_seconds: float
+    """Validation once, estimated from some dev batches."""
+    peak_bytes: int
+    """Device memory, or this process's resident set on a CPU, the largest batches included."""
+    non_finite: list[str]
+    """Ids of utterances without a finite loss."""
+
+
+def spread_order(count: int) -> list[int]:
+    """0 .. count - 1 so that every beginning of the list is spread evenly (van der Corput's sequence).
+
+    A measurement that runs out of time has then still seen short and long batches.
+    """
+    bits = max(1, (count - 1).bit_length())
+    order = [int(f"{number:0{bits}b}"[::-1], 2) for number in range(2**bits)]
+    return [number for number in order if number < count]
+
+
+def padded_frames(trainer: Trainer, plan: list[np.ndarray]) -> np.ndarray:
+    """(num_batches,) feature frames of each batch, padding included."""
+    lengths = np.array([item.num_frames for item in trainer.train_batches.items])
+    return np.array([len(indices) * lengths[indices].max() for indices in plan])
+
+
+def measure(trainer: Trainer, plan: list[np.ndarray], num_steps: int = NUM_STEPS) -> Measured:
+    """Real optimizer steps on batches spread over all lengths, then on the largest and the longest batch.
+
+    The first step, which compiles and allocates, does not count. Stops after SECONDS_FOR_STEPS, with one step at least.
+
+    Raises:
+      MemoryError: a batch does not fit.
+    """
+    batches, device = trainer.train_batches, trainer.device
+    sizes = padded_frames(trainer, plan)
+    by_size = np.argsort(sizes, kind="stable")
+    ranks = np.linspace(0, len(plan) - 1, min(num_steps, len(plan))).round().astype(int)
+    chosen = [int(by_size[ranks[position]]) for position in spread_order(len(ranks))]
+    longest = max(range(len(plan)), key=lambda index: max(batches.items[item].num_frames for item in plan[index]))
+    largest = int(by_size[-1])
+    seconds, frames = [], []
+    trainer.model.train()
+
+    def step(index: int) -> float:
+        batch = batches.load(plan[index])
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        start = time.monotonic()
+        try:
+            trainer.step(batch, 0.0)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            raise MemoryError(f"{len(batch.ids)} utterances of {batch.features.shape[1] / FRAMES_PER_SECOND:.1f} s "
+                              f"do not fit into the memory of {device}") from error
+        return time.monotonic() - start
+
+    step(chosen[0])
+    begin = time.monotonic()
+    for index in chosen:
+        seconds.append(step(index))
+        frames.append(int(sizes[index]))
+        late = float(time.monotonic() - begin > SECONDS_FOR_STEPS)
+        if trainer.processes.sum([late], device)[0] > 0:  # all ranks stop at the same step
+            break
+    for index in {largest, longest}:
+        step(index)
+    dev_seconds = _measure_dev(trainer)
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_reserved(device)
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return Measured(np.array(seconds), np.array(frames), dev_seconds, peak, sorted(trainer.set_aside))
+
+
+@torch.no_grad()
+def _measure_dev(trainer: Trainer) -> float:
+    """Seconds of one validation, from its shortest, middle and longest batch."""
+    batches = list(trainer.dev())
+    total = sum(batch.features.shape[0] * batch.features.shape[1] for batch in batches)
+    chosen = [batches[index] for index in sorted({0, len(batches) // 2, len(batches) - 1})]
+    trainer.model.eval()
+    start = time.monotonic()
+    for batch in chosen:
+        trainer.objective(batch.to(trainer.device), trainer.state.step, VALIDATION_CONTEXT)
+    seconds = time.monotonic() - start
+    trainer.model.train()
+    return seconds * total / sum(batch.features.shape[0] * batch.features.shape[1] for batch in chosen)
+
+
+def estimate_seconds(measured: Measured, epoch_frames: float, config: Config) -> float:
+    """Seconds of the whole run: steps in proportion to their padded frames, plus the validations."""
+    training = config.training
+    steps = measured.seconds.sum() / measured.frames.sum() * epoch_frames * training.num_epochs
+    return float(steps + measured.dev_seconds * math.ceil(training.num_epochs / training.validate_every_epochs))
+
+
+def checkpoint_bytes(trainer: Trainer) -> tuple[int, int]:
+    """(an epoch's file, the largest sum on disk of a run): kept epochs, the final model, and two resumable ones.
+
+    The resumable checkpoint holds AdamW's two moments too, and is written beside the old one before it replaces it.
+    """
+    epoch = sum(tensor.numel() * tensor.element_size() for tensor in trainer.model.state_dict().values())
+    moments = 2 * sum(p.numel() * p.element_size() for p in trainer.model.parameters() if p.requires_grad)
+    training = trainer.config.training
+    kept = min(training.keep_epochs + 1, training.num_epochs)  # a new one comes before the oldest goes
+    return epoch, (kept + 1) * epoch + 2 * (epoch + moments)
