@@ -6,6 +6,7 @@ MANIFEST.jsonl, UTF-8, one object per line:
   text     string, the transcript
   speaker  string, optional
   start, end   seconds, optional: the part of the file that the utterance is
+  words    optional: [start, end] in seconds from the utterance's start, one pair for each word of text (an alignment)
 Other keys are ignored, blank lines are skipped.
 """
 
@@ -33,6 +34,7 @@ class Utterance:
     speaker: str | None = None
     start: float | None = None
     end: float | None = None
+    words: list[list[float]] | None = None
 
 
 def read_manifest(manifest: str | Path, split: str | None = None) -> Iterator[Utterance | Problem]:
@@ -78,6 +80,10 @@ def _parse(line: bytes, folder: Path) -> Utterance:
     for key in ("id", "path", "text"):
         if not isinstance(values.get(key), str):
             raise ValueError(f"{key} must be a string, got {values.get(key)!r}")
+        try:
+            values[key].encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ValueError(f"{key} holds half a character (a lone surrogate) at {error.start}") from error
     for key in ("id", "path"):
         if not values[key].strip():
             raise ValueError(f"{key} must not be empty")
@@ -85,11 +91,27 @@ def _parse(line: bytes, folder: Path) -> Utterance:
     if speaker is not None and not isinstance(speaker, str):
         raise ValueError(f"speaker must be a string, got {speaker!r}")
     for key in ("start", "end"):
-        value = values.get(key)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or value != value):
-            raise ValueError(f"{key} must be a number of seconds, got {value!r}")
-    path = folder / values["path"]
-    return Utterance(values["id"], path, values["text"], speaker, values.get("start"), values.get("end"))
+        if values.get(key) is not None and not _is_number(values[key]):
+            raise ValueError(f"{key} must be a number of seconds, got {values[key]!r}")
+    words = values.get("words")
+    if words is not None:
+        _check_words(words, len(values["text"].split()))
+    return Utterance(
+        values["id"], folder / values["path"], values["text"], speaker, values.get("start"), values.get("end"), words
+    )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value == value
+
+
+def _check_words(words: object, num_words: int) -> None:
+    if not isinstance(words, list) or len(words) != num_words:
+        found = f"{len(words)}" if isinstance(words, list) else repr(words)
+        raise ValueError(f"words must have a pair [start, end] for each of the {num_words} words of text, got {found}")
+    for pair in words:
+        if not (isinstance(pair, list) and len(pair) == 2 and all(map(_is_number, pair)) and 0 <= pair[0] <= pair[1]):
+            raise ValueError(f"words must hold pairs [start, end] of seconds, start before end, got {pair!r}")
 
 
 def write_manifest(manifest: str | Path, utterances: Iterable[Utterance]) -> None:
