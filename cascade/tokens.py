@@ -3,36 +3,35 @@
 Every kind has the blank `<blk>` as id 0 and `<unk>`; a token that begins a word carries the mark U+2581, so that
 joining the symbols and turning the marks into spaces gives the text (as sherpa-onnx does with tokens.txt).
 
-A tokenizer's folder holds tokens.txt ("symbol id" per line), tokenizer.json (kind and case), for bpe and char
-tokens.model (SentencePiece), for bpe also bpe.vocab (piece<TAB>score, which sherpa-onnx needs for hotwords).
+A tokenizer's folder holds tokens.txt ("symbol id" per line), tokenizer.json (kind and the form of the text), for bpe
+and char tokens.model (SentencePiece), for bpe also bpe.vocab (piece<TAB>score, which sherpa-onnx needs for hotwords).
 """
 
 from __future__ import annotations
 
+import codecs
 import json
 import re
 import tempfile
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 from cascade.config import ConfigError, TokenConfig
+from cascade.text import INVISIBLE, WORD_MARK, drop_idle_spaces, normalize_text, normalizer
 
-BLANK, UNKNOWN, WORD_MARK = "<blk>", "<unk>", "\u2581"
+BLANK, UNKNOWN = "<blk>", "<unk>"
 BLANK_ID, UNKNOWN_ID = 0, 1
 UNKNOWN_SURFACE = "\u2047"  # what <unk> decodes to
 
 
-def normalize_text(text: str, case: str = "keep") -> str:
-    """The form in which text is tokenised, and in which references are scored.
+class Character(NamedTuple):
+    """One decoded character, and the places in the ids of the first and the last token that it is made of."""
 
-    Unicode NFC, runs of white space (and the word mark) become one space, `case` is keep | lower | upper.
-    """
-    text = " ".join(unicodedata.normalize("NFC", text).replace(WORD_MARK, " ").split())
-    if case == "lower":
-        return text.lower()
-    return text.upper() if case == "upper" else text
+    character: str
+    first: int
+    last: int
 
 
 class Tokenizer:
@@ -41,9 +40,14 @@ class Tokenizer:
     blank_id = BLANK_ID
     unk_id = UNKNOWN_ID
 
-    def __init__(self, kind: str, case: str, symbols: list[str], model_file: Path | None = None) -> None:
+    def __init__(
+        self, kind: str, case: str, symbols: list[str], model_file: Path | None = None, normal_form: str = "nfc",
+        strip_punctuation: bool = False,
+    ) -> None:
         self.kind = kind
         self.case = case
+        self.normal_form = normal_form
+        self.strip_punctuation = strip_punctuation
         self._symbols = symbols
         self._ids = {symbol: index for index, symbol in enumerate(symbols)}
         self._processor = None
@@ -51,6 +55,12 @@ class Tokenizer:
             from sentencepiece import SentencePieceProcessor
 
             self._processor = SentencePieceProcessor(model_file=str(model_file))
+        pieces = self._processor
+        self._bytes = {
+            index: bytes([int(symbols[index][3:5], 16)])
+            for index in range(0 if pieces is None else min(len(pieces), len(symbols)))
+            if pieces.is_byte(index)
+        }
 
     @classmethod
     def load(cls, directory: str | Path) -> Tokenizer:
@@ -66,13 +76,14 @@ class Tokenizer:
         try:
             about = json.loads((directory / "tokenizer.json").read_text(encoding="utf-8"))
             kind, case = about["kind"], about["case"]
+            form = {name: about[name] for name in ("normal_form", "strip_punctuation") if name in about}
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"{directory / 'tokenizer.json'} must hold kind and case ({error})") from error
         symbols = _read_symbols(directory / "tokens.txt")
         model_file = None if kind == "word" else directory / "tokens.model"
         if model_file is not None and not model_file.is_file():
             raise ValueError(f"{model_file} not found: kind {kind} needs it; copy the tokenizer's whole folder")
-        tokenizer = cls(kind, case, symbols, model_file)
+        tokenizer = cls(kind, case, symbols, model_file, **form)
         pieces = tokenizer._processor
         if pieces is not None and len(pieces) != len(symbols):
             raise ValueError(f"{model_file} has {len(pieces)} pieces, tokens.txt {len(symbols)}: not of one tokenizer")
@@ -85,7 +96,9 @@ class Tokenizer:
 
     def normalize(self, text: str) -> str:
         """`text` as it is tokenised and scored."""
-        return normalize_text(text, self.case)
+        return normalize_text(
+            text, self.case, self.normal_form, self.strip_punctuation, keep_spaces=self.kind == "word"
+        )
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`; what the vocabulary lacks becomes unk_id."""
@@ -103,18 +116,49 @@ class Tokenizer:
             return set()
         return {character for character in set(text) if UNKNOWN_ID in self._processor.encode(character)}
 
-    def decode(self, ids: Iterable[int]) -> str:
-        """Text of token ids; blanks are left out, <unk> shows as \u2047, broken byte sequences as U+FFFD."""
-        text = bytearray()
-        for index in ids:
-            symbol = self._symbols[index]
+    def decode(self, ids: Iterable[int], complete: bool = True) -> str:
+        """Text of token ids; blanks are left out, <unk> shows as \u2047, bytes that are no UTF-8 show as U+FFFD.
+
+        Args:
+          complete: False while more ids may come: the bytes of a last character that is not whole yet are left out.
+        """
+        text = "".join(item.character for item in self.characters(ids, complete)).replace(WORD_MARK, " ")
+        text = " ".join(text.split())
+        return text if self.kind == "word" else drop_idle_spaces(text)
+
+    def characters(self, ids: Iterable[int], complete: bool = True) -> list[Character]:
+        """What `decode` makes its text of: every character, word marks included, with the tokens it comes from."""
+        found: list[Character] = []
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        started: int | None = None  # the place of the first byte of a character that is not whole yet
+
+        def take(data: bytes, place: int, final: bool) -> None:
+            nonlocal started
+            started = place if started is None else started
+            text = decoder.decode(data, final)
+            found.extend(Character(character, started, place) for character in text if ord(character) not in INVISIBLE)
+            if not decoder.getstate()[0]:
+                started = None
+            elif text:
+                started = place
+
+        last = -1
+        for place, index in enumerate(ids):
             if index == BLANK_ID:
                 continue
+            if index in self._bytes:
+                take(self._bytes[index], place, False)
+                last = place
+                continue
+            if started is not None:
+                take(b"", last, True)
+            symbol = self._symbols[index]
             if index == UNKNOWN_ID:
                 symbol = f"{WORD_MARK}{UNKNOWN_SURFACE}" if self._processor is None else UNKNOWN_SURFACE
-            is_byte = self._processor is not None and self._processor.is_byte(index)
-            text += bytes([int(symbol[3:5], 16)]) if is_byte else symbol.encode("utf-8")
-        return " ".join(text.decode("utf-8", errors="replace").replace(WORD_MARK, " ").split())
+            found.extend(Character(character, place, place) for character in symbol)
+        if started is not None and complete:
+            take(b"", last, True)
+        return found
 
     def id_to_symbol(self, index: int) -> str:
         return self._symbols[index]
@@ -127,7 +171,7 @@ def train_tokenizer(texts: Iterable[str], config: TokenConfig, out_dir: str | Pa
       ConfigError: tokens.vocab_size does not fit the text.
       ValueError: no text.
     """
-    texts = [text for text in (normalize_text(text, config.case) for text in texts) if text]
+    texts = [text for text in map(normalizer(config), texts) if text]
     if not texts:
         raise ValueError("no text to train the tokenizer on: check the transcripts of the train split")
     out_dir = Path(out_dir)
@@ -140,7 +184,10 @@ def train_tokenizer(texts: Iterable[str], config: TokenConfig, out_dir: str | Pa
             symbols = _train_sentencepiece(texts, config, temporary)
         lines = [f"{symbol} {index}\n" for index, symbol in enumerate(symbols)]
         (temporary / "tokens.txt").write_text("".join(lines), encoding="utf-8")
-        about = {"kind": config.kind, "case": config.case, "vocab_size": len(symbols)}
+        about = {
+            "kind": config.kind, "case": config.case, "normal_form": config.normal_form,
+            "strip_punctuation": config.strip_punctuation, "vocab_size": len(symbols),
+        }
         (temporary / "tokenizer.json").write_text(json.dumps(about) + "\n", encoding="utf-8")
         for name in ("tokenizer.json", "tokens.model", "bpe.vocab"):
             (out_dir / name).unlink(missing_ok=True)  # of an earlier tokenizer, perhaps of another kind

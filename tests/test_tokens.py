@@ -5,7 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cascade.config import ConfigError, TokenConfig
-from cascade.tokens import Tokenizer, normalize_text, train_tokenizer
+from cascade.text import normalize_text
+from cascade.tokens import Tokenizer, train_tokenizer
 
 TEXTS = ["turn the light on", "turn the radio off", "call zoë", "play music in the kitchen", "größer 12 你好"] * 3
 KINDS = {
@@ -45,6 +46,40 @@ def test_any_text_survives_with_byte_fallback(tokenizers, name):
 
     check()
     assert tokenizer.decode(tokenizer.encode("<0x41> <blk> <unk> ñ")) == "<0x41> <blk> <unk> ñ"
+
+
+@pytest.mark.parametrize("name", ["bpe_bytes", "char_bytes"])
+def test_a_character_that_is_not_whole_yet_is_left_out_while_more_may_come(tokenizers, name):
+    tokenizer = tokenizers[0][name]
+    text = "naïve 漢字 😀 x"  # characters of one to four bytes, none of them in the training text but x
+    ids = tokenizer.encode(text)
+    assert len(ids) > len(text)
+    for count in range(len(ids) + 1):
+        partial = tokenizer.decode(ids[:count], complete=False)
+        assert text.startswith(partial) and "\ufffd" not in partial
+        whole = tokenizer.decode(ids[:count])
+        assert whole.rstrip("\ufffd").rstrip() == partial, "at the end, a broken character shows, once"
+        assert whole.count("\ufffd") <= 1
+
+
+def test_characters_name_the_tokens_they_are_made_of(tokenizers):
+    tokenizer = tokenizers[0]["char_bytes"]
+    ids = [0, *tokenizer.encode("n漢n")]
+    ids.insert(4, 0)  # a blank between the bytes of one character
+    found = tokenizer.characters(ids)
+    assert [(item.character, item.first, item.last) for item in found] == [
+        ("\u2581", 1, 1), ("n", 2, 2), ("漢", 3, 6), ("n", 7, 7),
+    ]
+
+
+def test_bytes_that_are_no_text_neither_raise_nor_hide(tokenizers):
+    tokenizer = tokenizers[0]["char_bytes"]
+    byte = {tokenizer.id_to_symbol(index): index for index in range(tokenizer.vocab_size)}
+    for names, text in (
+        (("<0xE4>", "n", "<0xBD>"), "\ufffdn\ufffd"), (("<0xE4>", "<0xE4>", "<0xBD>", "<0xA0>"), "\ufffd你"),
+        (("<0xFF>", "<0x07>", "<0x1B>", "n"), "\ufffdn"), (("n", "<0xE2>", "<0x96>", "<0x81>", "n"), "n n"),
+    ):
+        assert tokenizer.decode([byte[name] for name in names]) == text
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -118,6 +153,17 @@ def test_case_applies_to_encoding_and_references_alike(tmp_path, case, text):
     loaded = Tokenizer.load(tmp_path)
     assert loaded.normalize("Zoe\u0308  Straße\n") == normalize_text("Zoë Straße", case) == text
     assert loaded.decode(loaded.encode("Zoë Straße")) == text == tokenizer.decode(tokenizer.encode("Zoe\u0308 Straße"))
+
+
+def test_the_form_of_the_text_is_kept_with_the_tokens(tmp_path):
+    config = TokenConfig(kind="char", vocab_size=40, case="lower", normal_form="nfkc", strip_punctuation=True)
+    train_tokenizer(["Zoë, ist das Ｑ1?"], config, tmp_path)
+    loaded = Tokenizer.load(tmp_path)
+    assert loaded.normalize("ZOË… IST: DAS „Q１“") == "zoë ist das q1"
+    assert loaded.decode(loaded.encode("Zoë ist das Q1!")) == "zoë ist das q1"
+    about = json.loads((tmp_path / "tokenizer.json").read_text())
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"kind": about["kind"], "case": about["case"]}))
+    assert Tokenizer.load(tmp_path).normalize("A, Ｂ") == "a, ｂ", "folders made before these options existed"
 
 
 @pytest.mark.parametrize("config, message", [

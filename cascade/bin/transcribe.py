@@ -37,6 +37,7 @@ from cascade.decoding.stream_batch import StreamBatch
 from cascade.decoding.streaming import Segment, StreamingDecoder
 from cascade.decoding.subtitles import clock, format_srt, format_vtt
 from cascade.features import read_audio
+from cascade.text import join_texts
 
 PIPE = "-"
 _PACKET_SECONDS = 1.0
@@ -55,7 +56,7 @@ class Transcript:
         return {
             "path": self.path,
             "mode": mode,
-            "text": " ".join(segment.text for segment in self.segments),
+            "text": join_texts(segment.text for segment in self.segments),
             "segments": [
                 {
                     "start": round(segment.start, 3),

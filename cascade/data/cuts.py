@@ -10,6 +10,7 @@ import soundfile
 from lhotse import CutSet, MonoCut, MultiCut, Recording, SupervisionSegment
 from lhotse.audio import AudioSource
 from lhotse.augmentation import Speed
+from lhotse.supervision import AlignmentItem
 from lhotse.utils import fastcopy
 
 from cascade.config import SUBSAMPLING, Config
@@ -17,6 +18,7 @@ from cascade.data.files import replacing
 from cascade.data.manifests import Utterance
 from cascade.data.quarantine import DURATION, EMPTY_TEXT, UNREADABLE, Problem
 from cascade.features import MARGIN_SECONDS, num_feature_frames, read_audio, resample
+from cascade.text import normalizer
 
 Cut = MonoCut | MultiCut
 
@@ -33,8 +35,9 @@ def validate(utterance: Utterance, split: str, config: Config) -> tuple[Cut, str
 
     rate, limits = config.features.sampling_rate, config.data
     text = " ".join(utterance.text.split())
-    if not text:
-        return problem(f"{EMPTY_TEXT}: the transcript has no word")
+    if not normalizer(config.tokens)(text):
+        left = f" in {text!r}, which tokens.strip_punctuation empties" if text else ""
+        return problem(f"{EMPTY_TEXT}: the transcript has no word{left}")
     start = 0.0 if utterance.start is None else float(utterance.start)
     if start < 0 or (utterance.end is not None and utterance.end <= start):
         return problem(f"{DURATION}: start {utterance.start} s, end {utterance.end} s")
@@ -71,12 +74,19 @@ def _make_cut(utterance: Utterance, text: str, start: float, num_samples: int, r
     kind, channel = (MonoCut, 0) if len(channels) == 1 else (MultiCut, channels)
     supervision = SupervisionSegment(
         id=utterance.id, recording_id=utterance.id, start=0.0, duration=duration, channel=channel, text=text,
-        speaker=utterance.speaker,
+        speaker=utterance.speaker, alignment=_alignment(utterance, text),
     )
     return kind(
         id=utterance.id, start=start, duration=duration, channel=channel, recording=recording,
         supervisions=[supervision], custom={"utterance": utterance.id, "speed": 1.0},
     )
+
+
+def _alignment(utterance: Utterance, text: str) -> dict[str, list[AlignmentItem]] | None:
+    if utterance.words is None:
+        return None
+    pairs = zip(text.split(), utterance.words, strict=True)
+    return {"word": [AlignmentItem(word, start, round(end - start, 6)) for word, (start, end) in pairs]}
 
 
 def at_speed(cut: Cut, samples: np.ndarray, factor: float) -> tuple[Cut, np.ndarray]:

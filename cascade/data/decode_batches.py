@@ -18,7 +18,7 @@ from cascade.data.manifests import Utterance, read_manifest
 from cascade.data.quarantine import DURATION, MALFORMED, UNREADABLE, Problem
 from cascade.data.storage import FEATURE_TYPE, read_features, stored
 from cascade.features import compute_fbank, read_audio
-from cascade.tokens import normalize_text
+from cascade.text import normalizer
 
 log = logging.getLogger(__name__)
 
@@ -70,7 +70,7 @@ class DecodeBatches:
         self.problems.append(problem)
 
     def _from_manifest(self) -> Iterator[_Item]:
-        features, case = self._config.features, self._config.tokens.case
+        features, normalize = self._config.features, normalizer(self._config.tokens)
 
         def reader(utterance: Utterance) -> Callable[[], np.ndarray]:
             def read() -> np.ndarray:
@@ -84,10 +84,10 @@ class DecodeBatches:
                 self._add(line)
                 continue
             num_frames = round(_seconds(line) * FRAMES_PER_SECOND)
-            yield _Item(line.id, str(line.path), normalize_text(line.text, case), num_frames, reader(line))
+            yield _Item(line.id, str(line.path), normalize(line.text), num_frames, reader(line))
 
     def _from_cuts(self) -> Iterator[_Item]:
-        features, case = self._config.features, self._config.tokens.case
+        features, normalize = self._config.features, normalizer(self._config.tokens)
 
         def reader(cut: Cut) -> Callable[[], np.ndarray]:
             made = cut.features
@@ -96,7 +96,7 @@ class DecodeBatches:
             return lambda: compute_fbank(load_samples(cut, features.sampling_rate), features).numpy()
 
         for cut in read_cuts(self._manifest):
-            text = normalize_text(" ".join(supervision.text or "" for supervision in cut.supervisions), case)
+            text = normalize(" ".join(supervision.text or "" for supervision in cut.supervisions))
             path = cut.recording.sources[0].source if cut.recording is not None else str(self._manifest)
             if cut.recording is None and cut.features is None:
                 self._add(Problem(cut.id, self._manifest.stem, path, f"{MALFORMED}: neither recording nor features"))
@@ -110,8 +110,8 @@ def decode_batches(manifest_path: str | Path, config: Config, max_seconds: float
     Args:
       manifest_path: CUTS.jsonl.gz (stored features where it has them, otherwise computed) or MANIFEST.jsonl.
     Returns:
-      An iterable of Batch: tokens are (N, 0), `texts` the references after tokens.case; its `problems` lists the
-      utterances that could not be read.
+      An iterable of Batch: tokens are (N, 0), `texts` the references in the form that the tokens section asks for; its
+      `problems` lists the utterances that could not be read.
     """
     if not Path(manifest_path).is_file():
         raise FileNotFoundError(f"manifest not found: {manifest_path}")

@@ -22,8 +22,9 @@ from cascade.decoding.endpoint import EndpointOptions
 from cascade.decoding.hypothesis import Hypothesis
 from cascade.decoding.methods import DecodingOptions
 from cascade.decoding.stream_batch import EndedSegment, StreamBatch
-from cascade.decoding.words import Word, frame_seconds, words_of
+from cascade.decoding.words import Word, frame_seconds, join_words, words_of
 from cascade.models.transducer import CascadedTransducer
+from cascade.text import join_texts
 from cascade.tokens import Tokenizer
 
 
@@ -131,9 +132,11 @@ class StreamingDecoder:
         new = self._fetch()
         if new or self._seen_steps != stream.num_steps:
             self._seen_steps = stream.num_steps
-            words = words_of(stream.shown, self._tokenizer, stream.first_frame, self._audio.duration)
-            stable = self._tokenizer.decode(self.batch.stable_tokens(stream)) if words else ""
-            self._open = Partial((), " ".join(word.word for word in words), stable, words)
+            words = words_of(
+                stream.shown, self._tokenizer, stream.first_frame, self._audio.duration, complete=False
+            )
+            stable = self._tokenizer.decode(self.batch.stable_tokens(stream), complete=False) if words else ""
+            self._open = Partial((), join_words(words), stable, words)
         return Partial(new, self._open.text, self._open.stable_text, self._open.words) if new else self._open
 
     def final(self) -> Final:
@@ -145,7 +148,7 @@ class StreamingDecoder:
             self._last += new
         segments = tuple(self._segments) if self._keep else self._last
         return Final(
-            segments, " ".join(segment.text for segment in segments), self._stream.first_frame, self._audio.duration,
+            segments, join_texts(segment.text for segment in segments), self._stream.first_frame, self._audio.duration,
             self._stream.num_changed_words,
         )  # fmt: skip
 
@@ -182,7 +185,7 @@ class StreamingDecoder:
         return Segment(
             start=frame_seconds(ended.first_frame),
             end=min(frame_seconds(ended.first_frame + ended.num_frames), duration),
-            text=" ".join(word.word for word in words),
+            text=join_words(words),
             words=words,
             first_frame=ended.first_frame,
             hypotheses=ended.hypotheses,

@@ -6,7 +6,7 @@ import html
 from collections.abc import Iterable
 
 from cascade.decoding.streaming import Segment
-from cascade.decoding.words import Word
+from cascade.decoding.words import Word, join_words
 
 _LONGEST_CUE = 6.0
 _LONGEST_PAUSE = 1.0
@@ -30,7 +30,7 @@ def cues(segments: Iterable[Segment]) -> list[tuple[float, float, str]]:
         (
             group[0].start,
             max(min(max(group[-1].end, group[0].start + _SHORTEST_CUE), following), group[-1].end),
-            " ".join(word.word for word in group),
+            join_words(group),
         )
         for group, following in zip(groups, starts, strict=False)
     ]

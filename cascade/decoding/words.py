@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 
 from cascade.config import ENCODER_FRAME_MS
 from cascade.decoding.hypothesis import Hypothesis
-from cascade.tokens import WORD_MARK, Tokenizer
+from cascade.text import WORD_MARK, begins_word, is_unspaced
+from cascade.tokens import Tokenizer
 
 NOTHING = Hypothesis((), (), (), 0.0)
 
@@ -22,6 +24,8 @@ class Word:
     """Where the frame of its last token ends."""
     confidence: float
     """The geometric mean of its tokens' probabilities, 0 to 1."""
+    spaced: bool = True
+    """Whether a space stands before it, unless it is the first."""
 
 
 def frame_seconds(frame: int) -> float:
@@ -30,38 +34,63 @@ def frame_seconds(frame: int) -> float:
 
 
 def words_of(
-    hypothesis: Hypothesis, tokenizer: Tokenizer, first_frame: int = 0, duration: float = math.inf
+    hypothesis: Hypothesis, tokenizer: Tokenizer, first_frame: int = 0, duration: float = math.inf,
+    complete: bool = True,
 ) -> tuple[Word, ...]:
-    """The words of a hypothesis; joined by spaces they are its text.
+    """The words of a hypothesis (in scripts without spaces, its characters); `join_words` gives its text.
 
     Args:
       first_frame: where the hypothesis's frame 0 stands in the stream.
       duration: seconds of the stream, which no word may exceed (the last frame may, by half a feature frame).
+      complete: False while more tokens may come: the bytes of a last character that is not whole yet are left out.
     """
-    groups: list[list[int]] = []
-    for place, token in enumerate(hypothesis.tokens):
-        if not groups or tokenizer.id_to_symbol(token).startswith(WORD_MARK):
-            groups.append([])
-        groups[-1].append(place)
     words = []
-    for group in groups:
-        text = tokenizer.decode(hypothesis.tokens[place] for place in group)
-        if not text:  # a word mark alone
-            continue
-        log_prob = sum(hypothesis.token_log_probs[place] for place in group) / len(group)
-        start, end = (first_frame + hypothesis.timestamps[place] for place in (group[0], group[-1]))
+    for text, first, last, spaced in _spans(hypothesis.tokens, tokenizer, complete):
+        log_prob = sum(hypothesis.token_log_probs[first : last + 1]) / (last + 1 - first)
+        start, end = (first_frame + hypothesis.timestamps[place] for place in (first, last))
         words.append(Word(
             text, min(frame_seconds(start), duration), min(frame_seconds(end + 1), duration),
-            math.exp(min(log_prob, 0.0)),
+            math.exp(min(log_prob, 0.0)), spaced,
         ))  # fmt: skip
     return tuple(words)
+
+
+def join_words(words: Iterable[Word]) -> str:
+    """The text that words are the words of."""
+    return "".join(f" {word.word}" if word.spaced else word.word for word in words).lstrip(" ")
+
+
+def _spans(tokens: Sequence[int], tokenizer: Tokenizer, complete: bool) -> list[tuple[str, int, int, bool]]:
+    """(word, places of its first and its last token, whether a space stands before it).
+
+    A word begins with the word mark before it, if that is a token of its own.
+    """
+    found: list[tuple[str, int, int, bool]] = []
+    mark, previous = -1, ""
+    for character, first, last in tokenizer.characters(tokens, complete):
+        if character == WORD_MARK or character.isspace():
+            mark, previous = first, ""
+        elif begins_word(previous, character):
+            spaced = not previous and not (tokenizer.kind != "word" and found and _idle(found[-1][0], character))
+            found.append((character, mark if mark >= 0 else first, last, spaced))
+            mark, previous = -1, character
+        else:
+            word, start, _, spaced = found[-1]
+            found[-1] = (word + character, start, last, spaced)
+            previous = character
+    return found
+
+
+def _idle(word: str, character: str) -> bool:
+    """Whether a space between a word and the character that follows means nothing."""
+    return is_unspaced(word[-1]) and is_unspaced(character)
 
 
 def count_changed(shown: Hypothesis, now: Hypothesis, tokenizer: Tokenizer) -> int:
     """How many of the words that were shown are changed or taken back; more tokens behind them change nothing."""
     if now.tokens[: len(shown.tokens)] == shown.tokens:
         return 0
-    old, new = ([word.word for word in words_of(hypothesis, tokenizer)] for hypothesis in (shown, now))
+    old, new = ([word.word for word in words_of(hypothesis, tokenizer, complete=False)] for hypothesis in (shown, now))
     pairs = zip(old, new, strict=False)
     same = next((place for place, (one, other) in enumerate(pairs) if one != other), min(len(old), len(new)))
     old, new = old[same:], new[same:]

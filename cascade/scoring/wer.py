@@ -13,6 +13,8 @@ from typing import TextIO
 
 import numpy as np
 
+from cascade.text import split_words
+
 _EDIT = 1 << 24
 """Cost of one error; a substitution costs 1 more, to break ties. Longer sequences would need a larger one."""
 _DIAGONAL, _DELETION, _INSERTION = 0, 1, 2
@@ -140,10 +142,10 @@ class Score:
 
 
 def score(utterances: Iterable[tuple[str, str, str]]) -> Score:
-    """Score (id, reference, hypothesis) texts; words are what white space separates, taken as they are."""
+    """Score (id, reference, hypothesis) texts, taken as they are; what a word is says `cascade.text.split_words`."""
     scored = []
     for name, reference, hypothesis in utterances:
-        alignment = align(reference.split(), hypothesis.split())
+        alignment = align(split_words(reference), split_words(hypothesis))
         letters = count_errors(align(characters(reference), characters(hypothesis)))
         scored.append(ScoredUtterance(name, alignment, count_errors(alignment), letters))
     return Score(

@@ -5,13 +5,13 @@ import random
 import numpy as np
 import pytest
 
-from cascade.config import ConfigError
+from cascade.config import ConfigError, TokenConfig
 from cascade.decoding.audio import StreamingResampler
 from cascade.decoding.endpoint import EndpointOptions, find_endpoint
 from cascade.decoding.hypothesis import Hypothesis
-from cascade.decoding.words import NOTHING, count_changed, words_of
+from cascade.decoding.words import NOTHING, count_changed, join_words, words_of
 from cascade.features import resample
-from cascade.tokens import Tokenizer
+from cascade.tokens import Tokenizer, train_tokenizer
 
 RATE = 16000
 
@@ -49,6 +49,35 @@ def test_words_are_made_of_pieces():
     assert (world.word, world.start, world.end) == ("world", 0.6, 0.79)
     assert hello.confidence == pytest.approx(np.exp(-0.2)) and world.confidence == pytest.approx(np.exp(-0.3))
     assert words_of(NOTHING, tokenizer) == ()
+
+
+@pytest.fixture(scope="module")
+def byte_tokenizer(tmp_path_factory):
+    config = TokenConfig(kind="char", vocab_size=400, byte_fallback=True)
+    return train_tokenizer(["ab 你好 世"], config, tmp_path_factory.mktemp("tokens"))
+
+
+def said(tokens):
+    count = len(tokens)
+    return Hypothesis(tuple(tokens), tuple(range(count)), (-0.1,) * count, -0.1 * count)
+
+
+@pytest.mark.parametrize("text", ["a 你好世界 b", "naïve café", "我ab你世", "กินข้าว b"])
+def test_words_joined_are_the_text_and_partial_words_are_never_broken(byte_tokenizer, text):
+    tokens = byte_tokenizer.encode(text)
+    words = words_of(said(tokens), byte_tokenizer)
+    assert join_words(words) == byte_tokenizer.decode(tokens) == text
+    for count in range(len(tokens) + 1):
+        partial = join_words(words_of(said(tokens[:count]), byte_tokenizer, complete=False))
+        assert text.startswith(partial) and "\ufffd" not in partial
+        assert partial == byte_tokenizer.decode(tokens[:count], complete=False)
+
+
+def test_in_scripts_without_spaces_each_character_is_a_word_with_its_own_times(byte_tokenizer):
+    words = words_of(said(byte_tokenizer.encode("你界好")), byte_tokenizer)  # 界 is three bytes
+    assert [(word.word, word.start, word.end, word.spaced) for word in words] == [
+        ("你", 0.0, 0.08, True), ("界", 0.08, 0.2, False), ("好", 0.2, 0.24, False),
+    ]
 
 
 @pytest.mark.parametrize(("now", "changed"), [

@@ -95,3 +95,9 @@ def test_written_file_shows_every_error_in_its_column():
 def test_long_texts_take_little_time():
     words = [str(number % 7) for number in range(1500)]
     assert count_errors(align(words, words[::-1])).reference == 1500
+
+
+def test_chinese_words_are_characters_and_spaces_there_change_no_word_error():
+    scored = score([("a", "你好世界", "你好 世 x")])
+    assert (scored.words.reference, scored.words.errors) == (4, 1)
+    assert scored.characters.reference == 4
