@@ -1,6 +1,9 @@
 """Stage 1: log-mel fbank of every split, with speed-perturbed copies of train, and the statistics of train.
 
 Reads DATA/<split>_cuts.jsonl.gz (stage 0), writes OUT/<split>_cuts.jsonl.gz with stored features and OUT/stats.pt.
+With --noise-dir, OUT/noise holds the features of noises, which training then mixes into augment.noise_share of the
+utterances; without it, training has none. With --rir-dir, augment.rir_share of the training copies is put into rooms.
+features.extractor chooses what computes the fbank.
 Interrupted, it exits with 75; the same command finishes what is missing.
 """
 
@@ -15,6 +18,8 @@ import torch
 from cascade.bin.cli import add_config_arguments, config_from_arguments, run_program
 from cascade.config import Config
 from cascade.data.files import interrupt_on_sigterm
+from cascade.data.noise import remove_noise, store_noise
+from cascade.data.reverb import read_rooms
 from cascade.data.storage import store_split
 
 SUFFIX = "_cuts.jsonl.gz"
@@ -22,17 +27,24 @@ SUFFIX = "_cuts.jsonl.gz"
 log = logging.getLogger(__name__)
 
 
-def compute_features(data: Path, out: Path, config: Config, num_jobs: int = 2) -> None:
+def compute_features(
+    data: Path, out: Path, config: Config, num_jobs: int = 2, noise_dir: Path | None = None, rir_dir: Path | None = None
+) -> None:
     """Stage 1 on a folder of validated cuts.
 
     Raises:
-      ValueError: no cuts of train.
+      ValueError: no cuts of train, no usable audio in noise_dir or rir_dir.
     """
     splits = sorted(path.name.removesuffix(SUFFIX) for path in data.glob(f"*{SUFFIX}"))
     if "train" not in splits:
         raise ValueError(f"{data} must hold train{SUFFIX}; run stage 0 (prepare_data) first")
+    rooms = read_rooms(rir_dir, config) if rir_dir is not None else None
+    if noise_dir is not None:
+        store_noise(noise_dir, out, config.features, num_jobs)
+    else:
+        remove_noise(out)
     for split in splits:
-        store_split(data / f"{split}{SUFFIX}", out, split, config, num_jobs)
+        store_split(data / f"{split}{SUFFIX}", out, split, config, num_jobs, rooms)
         log.info("%s: features stored in %s", split, out / f"{split}{SUFFIX}")
 
 
@@ -40,6 +52,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of stage 0, EXP/data")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the features, EXP/fbank")
+    parser.add_argument("--noise-dir", type=Path, metavar="DIR", help="noises of any format and rate, e.g. MUSAN")
+    parser.add_argument("--rir-dir", type=Path, metavar="DIR", help="room impulse responses")
     parser.add_argument("--num-jobs", type=int, default=2, metavar="N", help="processes (default 2)")
     add_config_arguments(parser)
     arguments = parser.parse_intermixed_args()
@@ -47,7 +61,10 @@ def main() -> None:
         parser.error(f"--num-jobs must be at least 1, got {arguments.num_jobs}")
     interrupt_on_sigterm()
     torch.set_num_threads(1)  # the processes are what runs in parallel
-    compute_features(arguments.data, arguments.out, config_from_arguments(arguments), arguments.num_jobs)
+    compute_features(
+        arguments.data, arguments.out, config_from_arguments(arguments), arguments.num_jobs, arguments.noise_dir,
+        arguments.rir_dir,
+    )
 
 
 if __name__ == "__main__":

@@ -10,9 +10,13 @@ import numpy as np
 from cascade.config import AugmentConfig
 
 
-def utterance_generator(seed: int, epoch: int, utterance_id: str) -> np.random.Generator:
-    """The random generator of one utterance in one epoch, whatever worker or rank draws from it."""
-    digest = hashlib.blake2b(f"{seed}/{epoch}/{utterance_id}".encode(), digest_size=16).digest()
+def utterance_generator(seed: int, epoch: int, utterance_id: str, purpose: str = "") -> np.random.Generator:
+    """The random generator of one utterance in one epoch, whatever worker or rank draws from it.
+
+    Each purpose has its own, so that one augmentation's draws do not move another's; SpecAugment's has no name.
+    """
+    key = f"{seed}/{epoch}/{utterance_id}" + (f"\0{purpose}" if purpose else "")
+    digest = hashlib.blake2b(key.encode(), digest_size=16).digest()
     return np.random.default_rng(int.from_bytes(digest, "little"))
 
 

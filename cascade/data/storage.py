@@ -13,14 +13,8 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-import multiprocessing
-import os
-import signal
 import sys
-import threading
 from collections.abc import Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -34,6 +28,8 @@ from lhotse.features.io import get_reader
 from cascade.config import FRAME_SHIFT_MS, Config, FeatureConfig
 from cascade.data.cuts import Cut, at_speed, load_samples, read_cuts, write_cuts
 from cascade.data.files import replacing
+from cascade.data.parallel import check_stopped, compute_parts
+from cascade.data.reverb import Rooms, read_response, reverberate
 from cascade.features import compute_fbank
 from cascade.log import progress
 
@@ -52,15 +48,19 @@ class Part(NamedTuple):
     features: FeatureConfig
     speeds: tuple[float, ...]
     tick_power: int
+    rooms: Rooms | None
 
 
-def store_split(source: Path, out: Path, split: str, config: Config, num_jobs: int) -> None:
+def store_split(
+    source: Path, out: Path, split: str, config: Config, num_jobs: int, rooms: Rooms | None = None
+) -> None:
     """Compute the features of a split's validated cuts; parts that an earlier, interrupted call finished are kept.
 
     Args:
       source: EXP/data/<split>_cuts.jsonl.gz.
       out: EXP/fbank; only "train" gets the copies of data.speed_factors.
       num_jobs: processes; 1 computes in this one.
+      rooms: a share of the copies of "train" is put into these; statistics are taken after it.
     Raises:
       ValueError, OSError: a recording that stage 0 accepted is gone or has changed, the disk is full.
     """
@@ -68,15 +68,17 @@ def store_split(source: Path, out: Path, split: str, config: Config, num_jobs: i
     speeds = tuple(dict.fromkeys(config.data.speed_factors)) if is_train else (1.0,)
     tick_power = TRAIN_TICK_POWER if is_train else SCORED_TICK_POWER
     folder = (out / split).resolve()
-    fingerprint, num_cuts = _fingerprint(source, folder, config.features, speeds, tick_power)
+    rooms = rooms if is_train else None
+    fingerprint, num_cuts = _fingerprint(source, folder, config.features, speeds, tick_power, rooms)
     _start_afresh_if_changed(folder, fingerprint)
     stems = [folder / f"part-{number:05d}" for number in range(-(-num_cuts // PART_SIZE))]
     parts = (
-        Part(block, stem, config.features, speeds, tick_power)
+        Part(block, stem, config.features, speeds, tick_power, rooms)
         for block, stem in zip(_blocks(source), stems, strict=True) if not stem.with_suffix(".jsonl").is_file()
     )
     num_missing = sum(not stem.with_suffix(".jsonl").is_file() for stem in stems)
-    for _ in progress(_compute_parts(parts, min(num_jobs, num_missing)), f"features of {split}", total=num_missing):
+    work = compute_parts(_compute_part, parts, min(num_jobs, num_missing))
+    for _ in progress(work, f"features of {split}", total=num_missing):
         pass
     with replacing(out / f"{split}_cuts.jsonl.gz") as temporary, gzip.open(temporary, "wb") as file:
         for stem in stems:
@@ -126,13 +128,15 @@ def _blocks(source: Path) -> Iterator[list[Cut]]:
 
 
 def _fingerprint(
-    source: Path, folder: Path, features: FeatureConfig, speeds: tuple[float, ...], tick_power: int
+    source: Path, folder: Path, features: FeatureConfig, speeds: tuple[float, ...], tick_power: int, rooms: Rooms | None
 ) -> tuple[str, int]:
     """What the parts depend on, and the number of cuts. The folder is in it because cuts carry absolute paths."""
     about = {
         "features": asdict(features), "speeds": speeds, "tick_power": tick_power, "part_size": PART_SIZE,
         "folder": str(folder), "format": _FORMAT,
     }
+    if rooms is not None:
+        about["rooms"] = rooms.digest
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     if not source.is_file():
         raise FileNotFoundError(f"cuts not found: {source}; run stage 0 first")
@@ -156,53 +160,6 @@ def _start_afresh_if_changed(folder: Path, fingerprint: str) -> None:
         temporary.write_text(fingerprint)
 
 
-def _compute_parts(parts: Iterator[Part], num_jobs: int) -> Iterator[None]:
-    """Yield once for each part done; only two parts per process are in memory at a time."""
-    if num_jobs < 2:
-        yield from map(_compute_part, parts)
-        return
-    context = multiprocessing.get_context("spawn")  # a fork of a process that has run torch may hang
-    stop = context.Event()
-    with ProcessPoolExecutor(num_jobs, mp_context=context, initializer=_start_worker, initargs=(stop,)) as pool:
-        running: set[Future] = set()
-        try:
-            while True:
-                running |= {pool.submit(_compute_part, part) for part in islice(parts, 2 * num_jobs - len(running))}
-                if not running:
-                    return
-                done, running = wait(running, return_when=FIRST_COMPLETED)
-                for future in done:
-                    yield future.result()
-        except BrokenProcessPool as error:
-            raise OSError("a process was killed, perhaps for lack of memory: run again with --num-jobs 1") from error
-        except BaseException:
-            stop.set()
-            pool.shutdown(cancel_futures=True)
-            raise
-
-
-class _Stopped(Exception):
-    """The parent was interrupted: the part is dropped."""
-
-
-_stop_event = None  # set in worker processes
-
-
-def _start_worker(stop) -> None:
-    global _stop_event
-    _stop_event = stop
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-
-    def follow_parent() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=follow_parent, daemon=True).start()
-
-
 def _compute_part(part: Part) -> None:
     archive = part.stem.with_suffix(".lca")
     done: list[Cut] = []
@@ -210,11 +167,15 @@ def _compute_part(part: Part) -> None:
     with replacing(archive) as temporary:
         with LilcomChunkyWriter(temporary, tick_power=part.tick_power) as writer:
             for cut in part.cuts:
-                if _stop_event is not None and _stop_event.is_set():
-                    raise _Stopped
+                check_stopped()
                 samples = load_samples(cut, part.features.sampling_rate)
                 for factor in part.speeds:
                     copy, changed = at_speed(cut, samples, factor)
+                    name = part.rooms.draw(cut.id, factor) if part.rooms is not None else None
+                    if name is not None:
+                        response = read_response(part.rooms.folder / name, part.features.sampling_rate)
+                        changed = reverberate(changed, *response)
+                        copy.custom = {**copy.custom, "room": name}
                     fbank = compute_fbank(changed, part.features).numpy()
                     wide = fbank.astype(np.float64)  # before lilcom, which rounds in place
                     count, total, squares = count + len(wide), total + wide.sum(0), squares + (wide**2).sum(0)

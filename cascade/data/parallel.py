@@ -1,0 +1,80 @@
+"""Parts of a job in several processes: each part is whole or absent, and Ctrl-C ends them all."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
+from typing import Any
+
+import torch
+
+
+class Stopped(Exception):
+    """The parent was interrupted: the part is dropped."""
+
+
+_stop_event = None  # set in worker processes
+
+
+def check_stopped() -> None:
+    """To be called by the work on a part, every second or so.
+
+    Raises:
+      Stopped: the parent was interrupted.
+    """
+    if _stop_event is not None and _stop_event.is_set():
+        raise Stopped
+
+
+def compute_parts(work: Callable[[Any], None], parts: Iterator[Any], num_jobs: int) -> Iterator[None]:
+    """Yield once for each part done; only two parts per process are in memory at a time.
+
+    Args:
+      work: a function of a module, which processes can import.
+      parts: what it takes, one after the other; can be pickled.
+      num_jobs: processes; below 2 this one computes.
+    Raises:
+      OSError: a process was killed.
+    """
+    if num_jobs < 2:
+        yield from map(work, parts)
+        return
+    context = multiprocessing.get_context("spawn")  # a fork of a process that has run torch may hang
+    stop = context.Event()
+    with ProcessPoolExecutor(num_jobs, mp_context=context, initializer=_start_worker, initargs=(stop,)) as pool:
+        running: set[Future] = set()
+        try:
+            while True:
+                running |= {pool.submit(work, part) for part in islice(parts, 2 * num_jobs - len(running))}
+                if not running:
+                    return
+                done, running = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    yield future.result()
+        except BrokenProcessPool as error:
+            raise OSError("a process was killed, perhaps for lack of memory: run again with --num-jobs 1") from error
+        except BaseException:
+            stop.set()
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _start_worker(stop) -> None:
+    global _stop_event
+    _stop_event = stop
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+
+    def follow_parent() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow_parent, daemon=True).start()
