@@ -75,15 +75,34 @@ def import_problems(modules):
     return problems
 
 
+def fits():
+    """Is this interpreter one that the pins were measured on?"""
+    return sys.version_info[:2] in PYTHON_VERSIONS
+
+
+def installed_versions(names):
+    """{name: version, or None where it is missing or half installed}."""
+    versions = {}
+    for name in names:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
+    return versions
+
+
+def find_problems(imports=False):
+    """One line per problem of this interpreter's environment; imports: also import what compiled code can break."""
+    if not fits():
+        return [f"Python 3.11, 3.12 or 3.13 is wanted, this is {sys.version.split()[0]}"]
+    found = version_problems(read_pins(REQUIREMENTS)) or missing_modules(COMPILED)
+    return found or (import_problems(COMPILED) if imports else [])
+
+
 def main():
-    if sys.version_info[:2] not in PYTHON_VERSIONS:
-        problems = [f"Python 3.11, 3.12 or 3.13 is wanted, this is {sys.version.split()[0]}"]
-    else:
-        problems = version_problems(read_pins(REQUIREMENTS)) or missing_modules(COMPILED)
-        if not problems and "--imports" in sys.argv[1:]:
-            problems = import_problems(COMPILED)
-    print("\n".join(problems), end="\n" if problems else "")
-    sys.exit(1 if problems else 0)
+    found = find_problems("--imports" in sys.argv[1:])
+    print("\n".join(found), end="\n" if found else "")
+    sys.exit(1 if found else 0)
 
 
 if __name__ == "__main__":

@@ -71,7 +71,7 @@ def read_source(init_from: Path, config: Config) -> Source:
     for prefixes, what in ((("features.",), "features"), (_ENCODERS, "encoders")):
         wrong = [
             f"{name}={values[0]}" for name, values in changed.items()
-            if name.startswith(prefixes) and not name.endswith(".dropout")
+            if name.startswith(prefixes) and not name.endswith((".dropout", ".extractor"))
         ]
         if wrong:
             raise ValueError(f"--init-from {path} was trained with other {what}: set {' '.join(wrong)} as it has them")

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from cascade.checkpoint import load_file, restore_model
-from cascade.config import Config, ConfigError
+from cascade.config import Config, ConfigError, changed_options
 from cascade.data.storage import read_stats
 from cascade.models.build import build_model
 from cascade.models.transducer import CascadedTransducer
@@ -76,7 +76,8 @@ def load_teacher(teacher_dir: Path, tokens_dir: Path, config: Config) -> Cascade
     teacher, teacher_config = restore_model(load_file(path))
     if (teacher_dir / "tokens" / "tokens.txt").read_bytes() != (tokens_dir / "tokens.txt").read_bytes():
         raise ValueError(f"--teacher {teacher_dir} was trained with other tokens than {tokens_dir}: retrain it")
-    if teacher_config.features != config.features:
+    changed = [name for name in changed_options(teacher_config, config) if name.startswith("features.")]
+    if set(changed) - {"features.extractor"}:  # all extractors give the same features
         raise ValueError(f"--teacher {teacher_dir} was trained with other features: {teacher_config.features}")
     return teacher
 
