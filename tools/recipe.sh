@@ -33,7 +33,7 @@ shared_options=(
     "--stop-stage N|end with stage N"
     "--corpus-dir DIR|take the corpus from here instead of downloading it"
     "--exp-dir DIR|put everything this run makes here, results included
-                    (otherwise: $recipe/exp, results in $recipe itself)"
+                     (otherwise: $recipe/exp, results in $recipe itself)"
     "--quick|few utterances, tiny models, few epochs: a check that all works (otherwise into $recipe/exp/quick)"
     "--force|run the chosen stages again even if nothing changed"
     "--help|show this"
@@ -113,9 +113,9 @@ show_help() {
     printf 'usage: %s' "$0"
     for entry in "${shared_options[@]}" "${own_options[@]}"; do printf ' [%s]' "${entry%%|*}"; done
     printf '\n\n'
-    for entry in "${shared_options[@]}"; do printf '  %-17s %s\n' "${entry%%|*}" "${entry#*|}"; done
+    for entry in "${shared_options[@]}"; do printf '  %-18s %s\n' "${entry%%|*}" "${entry#*|}"; done
     [ "${#own_options[@]}" -eq 0 ] || printf '\nof this recipe:\n'
-    for entry in "${own_options[@]}"; do printf '  %-17s %s\n' "${entry%%|*}" "${entry#*|}"; done
+    for entry in "${own_options[@]}"; do printf '  %-18s %s\n' "${entry%%|*}" "${entry#*|}"; done
     cat <<HELP
 
 A finished stage is skipped unless its inputs changed; an interrupted one goes on when run again. Exit codes: 0 done,

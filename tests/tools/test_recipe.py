@@ -84,7 +84,7 @@ def test_help_lists_every_option_and_stage_and_runs_nothing(recipe):
     done = run(recipe, "--help")
     assert done.returncode == 0 and done.stderr == ""
     options = ("--stage N", "--stop-stage N", "--corpus-dir DIR", "--exp-dir DIR", "--quick", "--force", "--help")
-    own = ("--noise-dir DIR   a folder of noises\n", "--mini            a small part\n")
+    own = ("--noise-dir DIR    a folder of noises\n", "--mini             a small part\n")
     for text in (*options, *own, "  0  data\n", "  3  train\n", "  9  report\n"):
         assert text in done.stdout
     assert done.stdout.index("--help ") < done.stdout.index("--noise-dir DIR  ") < done.stdout.index("  0  data")

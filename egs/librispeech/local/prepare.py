@@ -1,0 +1,121 @@
+"""Write train, dev and test manifests of LibriSpeech or its mini set from a copy, or download them first.
+
+A copy holds PART/SPEAKER/CHAPTER/ID.flac and SPEAKER-CHAPTER.trans.txt, a line `ID TEXT` each, PART being
+train-clean-100, dev-other and so on, here or in a folder LibriSpeech. One test part makes test.jsonl, several make one
+manifest each, named after the part; without any, the dev parts are the test set too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import shutil
+from pathlib import Path
+
+from cascade.bin.cli import run_program
+from cascade.data.download import download_archive
+from cascade.data.manifests import Utterance, write_manifest
+
+URL = "https://www.openslr.org/resources"
+MINI_GB = {"train-clean-5": 0.4, "dev-clean-2": 0.2}
+CLEAN_100_GB = {"train-clean-100": 6.5, "dev-clean": 0.4, "test-clean": 0.4}
+FULL_GB = CLEAN_100_GB | {"train-clean-360": 23.5, "train-other-500": 31.0, "dev-other": 0.4, "test-other": 0.4}
+SETS = {"full": FULL_GB, "clean-100": CLEAN_100_GB, "mini": MINI_GB}
+"""Parts of each choice, with the size of their archive, which is about that of their files too."""
+SUFFIXES = (".flac", ".opus", ".wav")
+
+log = logging.getLogger(__name__)
+
+
+def download(parts: dict[str, float], download_dir: Path) -> dict[str, Path]:
+    """Fetch the parts that are not there yet; an archive goes once it is unpacked."""
+    missing = {part: size for part, size in parts.items() if not (download_dir / part).is_dir()}
+    download_dir.mkdir(parents=True, exist_ok=True)
+    free, needed = shutil.disk_usage(download_dir).free / 1e9, sum(missing.values()) + max(missing.values(), default=0)
+    if free < needed:
+        raise OSError(
+            f"{download_dir} has {free:.1f} GB of free space, {', '.join(missing)} need {needed:.1f}: make space, "
+            "choose --mini or use --corpus-dir DIR"
+        )
+    folders = {}
+    for part in parts:
+        number = 31 if part in MINI_GB else 12
+        url = f"{URL}/{number}/{part}.tar.gz"
+        folders[part] = download_archive(url, download_dir, part, "--corpus-dir DIR") / part
+        (download_dir / f"{part}.tar").unlink(missing_ok=True)
+    return folders
+
+
+def find_parts(corpus: Path, wanted: dict[str, float] | None) -> dict[str, Path]:
+    """The folders of the wanted parts, or of all there are; mini parts only where nothing else is of their kind."""
+    roots = [corpus / "LibriSpeech", corpus]
+    found = {path.name: path for root in roots for kind in ("train", "dev", "test") for path in root.glob(f"{kind}-*")}
+    found = {name: found[name] for name in sorted(found) if found[name].is_dir()}
+    for part in wanted or ():
+        if part not in found:
+            raise ValueError(f"no {part} in {corpus} ({', '.join(found) or 'no part at all'}): check --corpus-dir")
+    if wanted:
+        return {part: found[part] for part in wanted}
+    for kind in ("train", "dev"):
+        parts = [name for name in found if name.startswith(f"{kind}-")]
+        if not parts:
+            raise ValueError(f"no LibriSpeech in {corpus}: it holds no folder {kind}-*, check --corpus-dir")
+        if set(parts) - set(MINI_GB):  # train-clean-5 is a piece of train-clean-100, dev-clean-2 of dev-clean
+            found = {name: path for name, path in found.items() if name not in MINI_GB or name not in parts}
+    return found
+
+
+def read_part(folder: Path) -> list[Utterance]:
+    """All utterances of a part; what lacks its text or its recording stays in, for the validation to set it aside."""
+    utterances, num_transcripts = [], 0
+    for chapter in sorted(path for path in folder.glob("*/*") if path.is_dir()):
+        transcript = chapter / f"{chapter.parent.name}-{chapter.name}.trans.txt"
+        recordings = {path.stem: path for suffix in reversed(SUFFIXES) for path in chapter.glob(f"*{suffix}")}
+        texts = dict.fromkeys(recordings, "")
+        if transcript.is_file():
+            num_transcripts += 1
+            lines = transcript.read_text(encoding="utf-8").splitlines()
+            texts |= {name: text for name, _, text in (line.partition(" ") for line in lines if line.strip())}
+        for name, text in sorted(texts.items()):
+            path = recordings.get(name, chapter / f"{name}.flac").resolve()
+            utterances.append(Utterance(name, path, text.strip(), chapter.parent.name))
+    if not num_transcripts:
+        raise ValueError(f"{folder} holds no SPEAKER/CHAPTER/SPEAKER-CHAPTER.trans.txt: it is no part of LibriSpeech")
+    return utterances
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--corpus-dir", type=Path, metavar="DIR", help="a copy of LibriSpeech or parts of it")
+    source.add_argument("--download-dir", type=Path, metavar="DIR", help="download to here what is not there yet")
+    source.add_argument("--musan-dir", type=Path, metavar="DIR", help="only download MUSAN's noises to here (11 GB)")
+    parser.add_argument("--set", choices=SETS, help="default: all of a copy, full for a download")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the manifests")
+    arguments = parser.parse_args()
+    out = arguments.out
+    if arguments.musan_dir:
+        download_archive(f"{URL}/17/musan.tar.gz", arguments.musan_dir, "musan", "--noise-dir DIR")
+        (arguments.musan_dir / "musan.tar").unlink(missing_ok=True)
+        return
+    if out is None:
+        parser.error("--out DIR is needed")
+    wanted = SETS.get(arguments.set)
+    if arguments.corpus_dir:
+        parts = find_parts(arguments.corpus_dir, wanted)
+    else:
+        parts = download(wanted or FULL_GB, arguments.download_dir)
+    train, dev, tests = ([name for name in parts if name.startswith(kind)] for kind in ("train", "dev", "test"))
+    splits = {"train": train, "dev": dev}
+    splits |= {name: [name] for name in tests} if len(tests) > 1 else {"test": tests or dev}
+    for manifest in out.glob("*.jsonl"):
+        manifest.unlink()  # of another choice of parts
+    for split, names in splits.items():
+        log.info("%s: %s", split, ", ".join(names))
+        write_manifest(out / f"{split}.jsonl", (utterance for name in names for utterance in read_part(parts[name])))
+    if not tests:
+        log.warning("there is no test part: test is %s, as dev", ", ".join(dev))
+
+
+if __name__ == "__main__":
+    run_program(main)
