@@ -2,7 +2,9 @@
 
 All are Kaldi's fbank: 25 ms Povey window every 10 ms, 20 Hz to 400 Hz below half the sampling rate, no dither,
 snip_edges=False (the edges are mirrored, so that T = round(num_samples / hop)), power spectrum, natural log, float32.
-They agree within 2e-4 (1 + |value|): only bins near the floor of a loud frame, where float32 itself ends, come near it.
+They agree within 2e-4 (1 + |value|). What differs is how the FFTs round in float32: on speech 99.99 % of the values are
+closer than 2e-4; in bins near the floor of a loud frame each differs by up to 7e-4 from the others, and by as much from
+the same computation in float64.
 Samples lie in [-1, 1]. Normalisation is part of the model, not of the features.
 """
 

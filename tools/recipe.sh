@@ -1,6 +1,6 @@
 # What every recipe's run.sh shares; run.sh sources this file, then lists its stages:
 #
-#     own_options=("--noise-dir DIR|a folder of noises" "--mini|the small subset")     # if it has any
+#     own_options=("--voice-dir DIR|a folder of voices" "--mini|the small subset")     # if it has any
 #     . "$(dirname "${BASH_SOURCE[0]}")/../../tools/recipe.sh"
 #     if stage 0 "data"; then
 #         step manifests --outputs "$exp/manifests" -- python "$recipe/local/prepare.py" "${corpus[@]}" --out "$exp/manifests"
@@ -13,7 +13,8 @@
 #   exp         where the run's outputs go     results     where its report goes
 #   corpus_dir  --corpus-dir or empty          corpus      what local/prepare.py is told about it
 #   quick       1 with --quick, else empty     PYTHON      the interpreter; a step's `python` means this one
-# and, of the recipe's own options, noise_dir to the absolute folder and mini to 1, both empty when not given.
+#   noise_dir, rir_dir   --noise-dir and --rir-dir or empty, for stage 1 and its --inputs
+# and, of the recipe's own options, voice_dir to the absolute folder and mini to 1, both empty when not given.
 set -euo pipefail
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -34,13 +35,15 @@ shared_options=(
     "--corpus-dir DIR|take the corpus from here instead of downloading it"
     "--exp-dir DIR|put everything this run makes here, results included
                      (otherwise: $recipe/exp, results in $recipe itself)"
+    "--noise-dir DIR|mix the recordings of this folder into training (augment.noise_share, augment.noise_snr_db)"
+    "--rir-dir DIR|put training copies into the rooms of this folder of impulse responses (augment.rir_share)"
     "--quick|few utterances, tiny models, few epochs: a check that all works (otherwise into $recipe/exp/quick)"
     "--force|run the chosen stages again even if nothing changed"
     "--help|show this"
 )
 [ -n "${own_options+set}" ] || own_options=()
 
-# Give every option's variable its value: --noise-dir sets noise_dir, a switch sets 1, what is not given is empty.
+# Give every option's variable its value: --voice-dir sets voice_dir, a switch sets 1, what is not given is empty.
 read_options() {
     local entry option value
     for entry in "${shared_options[@]}" "${own_options[@]}"; do

@@ -6,8 +6,6 @@ own_options=(
     "--clean-100|train-clean-100, dev-clean, test-clean: 7 GB to download"
     "--mini|train-clean-5 and dev-clean-2, which is the test set too: 0.5 GB to download"
     "--small|models of 5.0 and 2.4 M parameters, which CPUs can train, instead of 41.3 and 20.8 M"
-    "--noise-dir DIR|mix the recordings of this folder into training copies"
-    "--rir-dir DIR|put training copies into the rooms of this folder of impulse responses"
     "--musan|download MUSAN (11 GB) and take its noises as --noise-dir"
     "--epochs N|train so many epochs instead of as many as the confs say"
     "--num-processes N|train with so many processes on this machine, one for each GPU"

@@ -99,7 +99,7 @@ def test_adding_mel_energies_is_what_adding_samples_does(tmp_path):
         config = dataclasses.replace(ALWAYS, noise_snr_db=(snr_db, snr_db))
         mixed = add_noise(speech.numpy(), open_noise(tmp_path, 80), config, utterance_generator(1, 1, "a"))
         # Bin by bin the product of both signals is there; it is small where one is louder, and zero on average.
-        assert np.abs(mixed - expected).mean() < 0.25 and np.abs(speech.numpy() - expected).mean() > 0.5
+        assert np.abs(mixed - expected).mean() < 0.35 and np.abs(speech.numpy() - expected).mean() > 0.5
         assert abs(10 * np.log10(energy(mixed) / energy(expected))) < 0.2
 
 

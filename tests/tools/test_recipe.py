@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN = f"""#!/usr/bin/env bash
-own_options=("--noise-dir DIR|a folder of noises" "--table FILE|a table" "--mini|a small part" "--num-parts N|parts"
+own_options=("--voice-dir DIR|a folder of voices" "--table FILE|a table" "--mini|a small part" "--num-parts N|parts"
     "--word TEXT|any text")
 . "{ROOT}/tools/recipe.sh"
 log="$exp/log"
@@ -24,7 +24,7 @@ if stage 3 "train"; then
 fi
 if stage 9 "report"; then
     step report --after data teacher --outputs "$log" -- python "$recipe/note.py" "$log" \\
-        "report $noise_dir|$table|${{mini:+small}}|$num_parts|$word"
+        "report $voice_dir|$table|${{mini:+small}}|$num_parts|$word"
 fi
 recipe_end
 """
@@ -68,7 +68,7 @@ def log(recipe: Path, exp: str = "exp") -> list[str]:
         ("--stage 3 --stop-stage 2", "--stop-stage 2"), ("--corpus-dir", "--corpus-dir"), ("--exp-dir=", "--exp-dir"),
         ("--corpus-dir no/such/folder", "'no/such/folder'"), ("--exp-dir my\0recipe/note.py", "note.py"),
         ("--stage 99999999999999999999", "--stage"), ("--quick=1", "--quick takes no value"), ("--stag 1", "'--stag'"),
-        ("--noise-dir", "--noise-dir"), ("--noise-dir no/folder", "'no/folder'"), ("--noise-dir=", "--noise-dir"),
+        ("--voice-dir", "--voice-dir"), ("--voice-dir no/folder", "'no/folder'"), ("--voice-dir=", "--voice-dir"),
         ("--table my\0recipe", "'my recipe'"), ("--table=no.tsv", "'no.tsv'"), ("--mini=yes", "--mini takes no value"),
         ("--num-parts 1.5", "'1.5'"), ("--word=", "--word"),
     ],
@@ -84,10 +84,10 @@ def test_help_lists_every_option_and_stage_and_runs_nothing(recipe):
     done = run(recipe, "--help")
     assert done.returncode == 0 and done.stderr == ""
     options = ("--stage N", "--stop-stage N", "--corpus-dir DIR", "--exp-dir DIR", "--quick", "--force", "--help")
-    own = ("--noise-dir DIR    a folder of noises\n", "--mini             a small part\n")
+    own = ("--voice-dir DIR    a folder of voices\n", "--mini             a small part\n")
     for text in (*options, *own, "  0  data\n", "  3  train\n", "  9  report\n"):
         assert text in done.stdout
-    assert done.stdout.index("--help ") < done.stdout.index("--noise-dir DIR  ") < done.stdout.index("  0  data")
+    assert done.stdout.index("--help ") < done.stdout.index("--voice-dir DIR  ") < done.stdout.index("  0  data")
     assert not (recipe / "exp").exists()
 
 
@@ -129,7 +129,7 @@ def test_folders_are_relative_to_where_the_user_stands(recipe):
 def test_own_options_become_variables_and_paths_absolute(recipe, form):
     (recipe.parent / "the noises").mkdir()
     (recipe.parent / "a table.tsv").write_text("")
-    values = {"noise-dir": "the noises", "table": "a table.tsv", "num-parts": "3", "word": "--a b=c"}
+    values = {"voice-dir": "the noises", "table": "a table.tsv", "num-parts": "3", "word": "--a b=c"}
     options = [word for item in values.items() for word in form.format(*item).split("\0")]
     done = run(recipe, *options, "--mini")
     assert done.returncode == 0, done.stderr
@@ -138,7 +138,7 @@ def test_own_options_become_variables_and_paths_absolute(recipe, form):
 
 
 def test_own_options_not_given_are_empty_whatever_the_environment_says(recipe):
-    assert run(recipe, mini="1", noise_dir="/", own_options="x").returncode == 0
+    assert run(recipe, mini="1", voice_dir="/", own_options="x").returncode == 0
     assert (recipe / "exp" / "log").read_text().splitlines()[-1] == "report ||||"
 
 
