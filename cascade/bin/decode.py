@@ -72,7 +72,8 @@ def utterance_lines(
 
 
 def result_row(
-    arguments: argparse.Namespace, options: DecodingOptions, about: dict[str, Any], scored: Score, bad: list[Problem]
+    arguments: argparse.Namespace, options: DecodingOptions, about: dict[str, Any], token_kind: str, scored: Score,
+    bad: list[Problem],
 ) -> dict[str, Any]:
     """One row of results.json; what only other programs measure is null until `report` fills it in."""
     words = scored.words
@@ -84,7 +85,9 @@ def result_row(
         "test_set": arguments.manifest.name.split(".")[0].removesuffix("_cuts"),
         "wer": None if words.percent is None else round(words.percent, 3),
         "cer": None if scored.characters.percent is None else round(scored.characters.percent, 3),
+        "token_kind": token_kind,
         "num_words": words.reference,
+        "num_characters": scored.characters.reference,
         "errors": words.errors,
         "ins": words.insertions,
         "del": words.deletions,
@@ -128,7 +131,7 @@ def main() -> None:
         raise ValueError(f"{arguments.manifest} holds no utterance that can be decoded ({len(bad)} set aside)")
     lines.sort(key=lambda line: line["id"])
     scored = score((line["id"], line["ref"], line["hyp"]) for line in lines)
-    row = result_row(arguments, options, describe_model(model, arguments.exp_dir, config), scored, bad)
+    row = result_row(arguments, options, describe_model(model, arguments.exp_dir, config), tokenizer.kind, scored, bad)
     arguments.out.mkdir(parents=True, exist_ok=True)
     with open(arguments.out / "hyps.jsonl", "w", encoding="utf-8") as file:
         file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
@@ -138,8 +141,9 @@ def main() -> None:
         write_score(scored, file, notes)
     (arguments.out / "result.json").write_text(json.dumps(row, indent=2) + "\n", encoding="utf-8")
     logging.info(
-        "%s %s %s: WER %s, %d utterances in %.1f s%s; see %s", row["model"], options.mode, options.method, scored.words,
-        len(lines), seconds, f", {len(bad)} SET ASIDE" if bad else "", arguments.out / "wer.txt",
+        "%s %s %s: WER %s, CER %s, %d utterances in %.1f s%s; see %s", row["model"], options.mode, options.method,
+        scored.words, scored.characters, len(lines), seconds, f", {len(bad)} SET ASIDE" if bad else "",
+        arguments.out / "wer.txt",
     )
 
 

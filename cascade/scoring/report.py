@@ -25,7 +25,8 @@ def write_report(experiment: Experiment, title: str, plots: Sequence[tuple[str, 
         )
     sections += [_claims(experiment)]
     for test_set in dict.fromkeys(row["test_set"] for row in experiment.rows):
-        sections.append(_wer_table(experiment, test_set))
+        rates = ("cer", "wer") if _has_character_tokens(experiment) else ("wer",)
+        sections += [_rate_table(experiment, test_set, rate) for rate in rates]
     sections += [_parts_table(experiment), _latency_table(experiment)]
     sections += [f"## {caption}\n\n![{caption}]({path})" for caption, path in plots]
     sections += [_detail_table(experiment), _provenance(experiment)]
@@ -74,9 +75,10 @@ def _claims(experiment: Experiment) -> str:
     """The three claims of arXiv 2312.09842, as ratios student / teacher."""
     lines = [
         ("Size: parameters for decoding, M", "0.50", "num_params", "full", 3, 1e-6),
-        ("WER, full, greedy search, %", "about 1", "wer", "full", 2, 1.0),
-        ("WER, look_ahead, greedy search, %", "about 1", "wer", "look_ahead", 2, 1.0),
-        ("WER, streaming, greedy search, %", "about 1", "wer", "streaming", 2, 1.0),
+        *(
+            (f"{rate.upper()}, {mode}, greedy search, %", "about 1", rate, mode, 2, 1.0)
+            for rate in (("cer", "wer") if _has_character_tokens(experiment) else ("wer",)) for mode in reversed(MODES)
+        ),
         ("Latency: compute per chunk, median ms", "0.70", "chunk_compute_ms_p50", "streaming", 2, 1.0),
         ("Latency: real-time factor, one thread", "0.70", "rtf", "streaming", 4, 1.0),
     ]
@@ -102,22 +104,27 @@ def _claims(experiment: Experiment) -> str:
     return text
 
 
-def _wer_table(experiment: Experiment, test_set: str) -> str:
+def _has_character_tokens(experiment: Experiment) -> bool:
+    """Whether the character error rate is a number of its own to show: with character tokens, and without spaces."""
+    return any(row.get("token_kind") == "char" for row in experiment.rows)
+
+
+def _rate_table(experiment: Experiment, test_set: str, rate: str) -> str:
+    """All models, modes and methods; rate: wer | cer."""
     short = {"greedy_search": "greedy", "modified_beam_search": "beam"}
     header = ["model", "params M", *(f"{mode} {short[method]}" for mode in MODES for method in METHODS)]
     rows = []
     for name, first in _first_rows(experiment).items():
         found = [experiment.find(name, mode, method, test_set) for mode in MODES for method in METHODS]
-        cells = [_number(None if row is None else row["wer"]) for row in found]
+        cells = [_number(None if row is None else row[rate]) for row in found]
         rows.append([name, _number(first["num_params"] / 1e6, 3), *cells])
     any_row = next(row for row in experiment.rows if row["test_set"] == test_set)
-    note = ""
-    if any_row["num_words"]:
-        note = f", one error is {100 / any_row['num_words']:.2f} points"
+    unit, count = ("words", any_row["num_words"]) if rate == "wer" else ("characters", any_row.get("num_characters"))
+    note = f", {count} {unit}, one error is {100 / count:.2f} points" if count else ""
     beams = sorted({row["beam"] for row in experiment.rows if row["beam"]})
     return (
-        f"## Word error rate, %, on `{test_set}`\n\n"
-        f"{any_row['num_utterances']} utterances, {any_row['num_words']} words{note}. "
+        f"## {'Word' if rate == 'wer' else 'Character'} error rate, %, on `{test_set}`\n\n"
+        f"{any_row['num_utterances']} utterances{note}. "
         f"Causal chunk {_all(experiment, 'chunk_ms')} ms, look-ahead block {_all(experiment, 'look_ahead_ms')} ms, "
         f"left context {_all(experiment, 'left_context_ms')} ms"
         + (f", beam {', '.join(map(str, beams))}" if beams else "")

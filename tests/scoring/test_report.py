@@ -1,5 +1,6 @@
 import json
 import math
+import re
 
 import pytest
 
@@ -99,6 +100,17 @@ def test_report_shows_claims_tables_and_commands(exp_dir):
     for line in text.splitlines():
         if line.startswith("|"):
             assert line.endswith("|")
+
+
+def test_character_tokens_bring_the_character_error_rate_into_every_table(exp_dir):
+    assert "Character" not in write_report(collect(exp_dir), "an4", [])
+    for path in exp_dir.glob("*/decode/*/result.json"):
+        row = json.loads(path.read_text()) | {"token_kind": "char", "num_characters": 2000}
+        path.write_text(json.dumps(row))
+    text = write_report(collect(exp_dir), "zh", [])
+    assert text.index("## Character error rate") < text.index("## Word error rate")
+    assert "130 utterances, 2000 characters, one error is 0.05 points" in text
+    assert re.search(r"CER, streaming, greedy search, % +\| about 1 +\| +7.00 +\| +7.50 +\| +1.071 \|", text)
 
 
 def test_missing_pieces_are_named_with_their_stage(exp_dir):
