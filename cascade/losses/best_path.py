@@ -1,12 +1,28 @@
 """The most probable path through a joiner's whole lattice (Viterbi)."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
 from cascade.losses.joiner_cells import CellJoiner, Cells, JoinerInputs, band_cells
-from cascade.losses.log_probs import gather_log_probs
+from cascade.losses.log_probs import apply_topology, check_common, gather_log_probs
 from cascade.losses.recursion import check_boundary
 from cascade.losses.recursion_torch import lay_out_steps
+
+_LATTICE_CELLS = 2**18
+"""At most this many cells are looked at together, unless one utterance alone has more."""
+
+
+class SymbolFrames(NamedTuple):
+    """Where the best path says its symbols."""
+
+    frames: Tensor
+    """(N, U) int64 the frame of each symbol, -1 for padding and for utterances without a path."""
+    log_probs: Tensor
+    """(N, U) the symbol's log-prob there, 0 where the frame is -1."""
+    scores: Tensor
+    """(N,) float64 log-prob of the whole path, blanks included; -inf if there is none."""
 
 
 @torch.no_grad()
@@ -20,20 +36,60 @@ def one_best_cells(inputs: JoinerInputs, symbols: Tensor, boundary: Tensor, *, b
     Returns:
       the cells of all utterances, in the order of the paths; none for an utterance without a path.
     """
-    num_utts, num_frames, _ = inputs.encoder.shape
-    boundary = check_boundary(boundary, num_utts, symbols.shape[1], num_frames, symbols.device)
-    step = max(1, 2**18 // max(1, num_frames * (symbols.shape[1] + 1)))  # a few megabytes per array
+    boundary, parts = _parts(inputs, symbols, boundary)
     found = []
-    for begin in range(0, num_utts, step):
-        part = slice(begin, begin + step)
+    for part in parts:
         some = inputs._replace(encoder=inputs.encoder[part], predictor=inputs.predictor[part])
-        cells = _best_path(*_whole_lattice(some, symbols[part], boundary[part], blank_id), boundary[part])
-        found.append(cells._replace(utts=cells.utts + begin))
+        px, py = _whole_lattice(some, symbols[part], boundary[part], blank_id)
+        positions, _ = _best_path(*apply_topology(px, py, "regular", boundary[part]), boundary[part])
+        utts, k = (positions >= 0).nonzero(as_tuple=True)
+        s, begin = positions[utts, k], boundary[part][utts]
+        found.append(Cells(utts + part.start, k - s + begin[:, 1], s + begin[:, 0]))
     return Cells(*(torch.cat(columns) for columns in zip(*found, strict=True)))
 
 
+@torch.no_grad()
+def best_symbol_frames(
+    inputs: JoinerInputs, symbols: Tensor, boundary: Tensor, rnnt_type: str = "regular", *, blank_id: int = 0
+) -> SymbolFrames:
+    """The frame in which the best path says each symbol: a Viterbi alignment. Memory as `one_best_cells`.
+
+    Args:
+      inputs: the joiner; symbols: (N, U) int64; boundary: (N, 4) int64.
+      rnnt_type: regular (any number of symbols in a frame) | modified | constrained (one at most).
+    """
+    boundary, parts = _parts(inputs, symbols, boundary)
+    check_common(symbols, blank_id, inputs.weight.shape[0], rnnt_type)
+    found = []
+    for part in parts:
+        some = inputs._replace(encoder=inputs.encoder[part], predictor=inputs.predictor[part])
+        bounds = boundary[part]
+        px, py = _whole_lattice(some, symbols[part], bounds, blank_id)
+        positions, scores = _best_path(*apply_topology(px, py, rnnt_type, bounds), bounds)
+        ends = torch.where(positions.max(dim=1, keepdim=True).values >= 0, (bounds[:, 2] - bounds[:, 0])[:, None], -1)
+        following = torch.cat((positions[:, 1:], torch.full_like(ends, -1)), dim=1)
+        following = torch.where((following < 0) & (positions >= 0), ends, following)
+        utts, k = (following > positions).nonzero(as_tuple=True)  # the steps that say something
+        s, begin = positions[utts, k], bounds[utts]
+        t = k + begin[:, 1] - (s if rnnt_type == "regular" else 0)
+        frames = torch.full_like(symbols[part], -1)
+        log_probs = px.new_zeros(frames.shape)
+        frames[utts, s + begin[:, 0]] = t
+        log_probs[utts, s + begin[:, 0]] = px[utts, s + begin[:, 0], t]
+        found.append(SymbolFrames(frames, log_probs, scores))
+    return SymbolFrames(*(torch.cat(columns) for columns in zip(*found, strict=True)))
+
+
+def _parts(inputs: JoinerInputs, symbols: Tensor, boundary: Tensor) -> tuple[Tensor, list[slice]]:
+    """The checked boundary, and groups of utterances whose arrays take a few megabytes each."""
+    num_utts, num_frames, _ = inputs.encoder.shape
+    boundary = check_boundary(boundary, num_utts, symbols.shape[1], num_frames, symbols.device)
+    step = max(1, _LATTICE_CELLS // max(1, num_frames * (symbols.shape[1] + 1)))
+    return boundary, [slice(begin, begin + step) for begin in range(0, num_utts, step)]
+
+
 def _whole_lattice(inputs: JoinerInputs, symbols: Tensor, boundary: Tensor, blank_id: int) -> tuple[Tensor, Tensor]:
-    """Log-probs of symbols (N, U, T + 1) and blanks (N, U + 1, T) of the joiner's whole lattice."""
+    """Log-probs of symbols (N, U, T) and blanks (N, U + 1, T) of the joiner's whole lattice."""
     num_utts, num_frames, _ = inputs.encoder.shape
     positions = torch.arange(symbols.shape[1] + 1, device=symbols.device).expand(num_utts, num_frames, -1)
     cells, index = band_cells(positions, boundary)
@@ -44,34 +100,37 @@ def _whole_lattice(inputs: JoinerInputs, symbols: Tensor, boundary: Tensor, blan
         logits = joiner.logits(joiner.hidden(rows))
         picked[0, index[rows]], picked[1, index[rows]] = gather_log_probs(logits, labels[rows], blank_id)
     px, py = picked.view(2, *positions.shape).transpose(2, 3)  # (N, U+1, T)
-    return torch.nn.functional.pad(px[:, :-1], (0, 1), value=-torch.inf), py
+    return px[:, :-1], py
 
 
-def _best_path(px: Tensor, py: Tensor, boundary: Tensor) -> Cells:
-    """px (N, U, T + 1), py (N, U + 1, T) -> the nodes that the best path leaves, found over the steps k = s + t."""
+def _best_path(px: Tensor, py: Tensor, boundary: Tensor) -> tuple[Tensor, Tensor]:
+    """The best path over the steps k = s + t (regular, px (N, U, T + 1)) or k = t (px (N, U, T)); py (N, U + 1, T).
+
+    Returns:
+      (N, K) int64 position, counted from s_begin, that each step leaves, -1 after the path's last step and where there
+      is no path; (N,) float64 log-prob of the path.
+    """
     columns = torch.arange(px.shape[2], device=px.device)
     steps = lay_out_steps(px.masked_fill(columns >= boundary[:, 3, None, None], -torch.inf), py, boundary)
     num_steps = steps.ys.shape[0] - 1
     rows = torch.arange(px.shape[0], device=px.device)
-    s_len, path_lens = boundary[:, 2] - boundary[:, 0], (boundary[:, 2:] - boundary[:, :2]).sum(dim=1)
+    s_len, t_len = boundary[:, 2] - boundary[:, 0], boundary[:, 3] - boundary[:, 1]
+    path_lens = t_len + (s_len if px.shape[2] > py.shape[2] else 0)
     best = torch.full_like(steps.ys[0], -torch.inf)  # (N, U+1)
     best[:, 0] = 0.0
     by_symbol = torch.zeros(steps.ys.shape, dtype=torch.bool, device=px.device)
-    possible = path_lens == 0
+    scores = best[rows, s_len]
     for k in range(1, num_steps + 1):
         stay = best + steps.ys[k]
         move = torch.nn.functional.pad(best[:, :-1], (1, 0), value=-torch.inf) + steps.xs[k]
         by_symbol[k] = move > stay
         best = torch.maximum(stay, move)
-        possible |= (path_lens == k) & torch.isfinite(best[rows, s_len])
-    s, nodes = s_len.clone(), []
+        scores = torch.where(path_lens == k, best[rows, s_len], scores)
+    scores = scores.masked_fill((path_lens == 0) & (s_len > 0), -torch.inf)
+    possible = torch.isfinite(scores)
+    s, positions = s_len.clone(), s_len.new_full((px.shape[0], num_steps), -1)
     for k in range(num_steps, 0, -1):
         active = possible & (k <= path_lens)
         s = torch.where(active & by_symbol[k, rows, s], s - 1, s)
-        nodes.append(torch.where(active, s, -1))
-    if not nodes:
-        return Cells(rows[:0], rows[:0], rows[:0])
-    s = torch.stack(nodes[::-1], dim=1)  # (N, K) position left in step k
-    utts, k = (s >= 0).nonzero(as_tuple=True)
-    s = s[utts, k]
-    return Cells(utts, k - s + boundary[utts, 1], s + boundary[utts, 0])
+        positions[:, k - 1] = torch.where(active, s, -1)
+    return positions, scores
