@@ -49,7 +49,7 @@ DOORS = {
     "numba": ("losses.recursion_numba",),
     "k2": ("losses.rnnt_k2",),
     "tensorboard": ("training",),
-    "matplotlib": ("scoring.plots",),
+    "matplotlib": ("scoring.plots", "scoring.corpus_plots"),
     "tqdm": ("log",),
     "onnx": ("export",),
     "onnxruntime": ("export",),

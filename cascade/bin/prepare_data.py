@@ -5,7 +5,8 @@ relative to the manifest), text and optionally speaker, start, end (seconds). Ea
 Writes OUT/<split>_cuts.jsonl.gz and OUT/quarantine.jsonl with a reason for each utterance set aside: unreadable or
 truncated audio, empty text, wrong duration, duplicate id, malformed line. Another sampling rate is resampled and
 several channels are averaged: counted, not set aside. Exits with 1 when more than data.max_quarantine_share of a split
-is bad.
+is bad. Prints the statistics of what is left (hours, speakers, words, durations, characters, what splits share), which
+OUT/statistics.txt, .json and .png keep.
 """
 
 from __future__ import annotations
@@ -26,7 +27,10 @@ from cascade.data.cuts import Cut, validate, write_cuts
 from cascade.data.files import interrupt_on_sigterm
 from cascade.data.manifests import read_manifest
 from cascade.data.quarantine import Problem, check_share, log_counts, write_quarantine
+from cascade.data.statistics import SplitStatistics, write_statistics
 from cascade.log import progress
+from cascade.scoring.corpus_plots import draw_statistics
+from cascade.text import normalizer
 
 REQUIRED_SPLITS = ("train", "dev")
 CUTS_SUFFIX = "_cuts.jsonl.gz"
@@ -37,11 +41,11 @@ log = logging.getLogger(__name__)
 
 def prepare_split(
     manifest: Path, cuts_path: Path, config: Config, num_jobs: int, max_utterances: int | None = None
-) -> tuple[int, list[Problem]]:
+) -> tuple[int, list[Problem], SplitStatistics]:
     """Validate one split and write its cuts in the manifest's order; log what was set aside, resampled or mixed down.
 
     Returns:
-      The number of utterances in the manifest, and the problems.
+      The number of utterances in the manifest, the problems, the statistics of the others.
     """
     split = manifest.stem
     lines = list(read_manifest(manifest))
@@ -51,25 +55,25 @@ def prepare_split(
     check = partial(_check_line, split=split, config=config)
     problems: list[Problem] = []
     notes: Counter[str] = Counter()
-    seconds = 0.0
+    statistics = SplitStatistics(split, normalizer(config.tokens))
 
     def good_cuts() -> Iterator[Cut]:
-        nonlocal seconds
         for result in progress(_in_threads(check, lines, num_jobs), f"checking {split}", total=len(lines)):
             if isinstance(result, Problem):
                 problems.append(result)
                 continue
             cut, note = result
             notes.update([note] if note else [])
-            seconds += cut.duration
+            said = cut.supervisions[0]
+            statistics.add(cut.id, cut.duration, said.text, said.speaker)
             yield cut
 
     write_cuts(cuts_path, good_cuts())
+    statistics.num_set_aside = len(problems)
     log_counts(split, len(lines), problems)
-    log.info("%s: %.2f hours", split, seconds / 3600)
     for note, count in sorted(notes.items()):
         log.info("%s: %d utterances %s", split, count, note)
-    return len(lines), problems
+    return len(lines), problems, statistics
 
 
 def _check_line(line, split: str, config: Config):
@@ -86,8 +90,8 @@ def _in_threads(function, items: Iterable, num_jobs: int) -> Iterator:
 
 def prepare(
     manifest_dir: Path, out: Path, config: Config, num_jobs: int = 2, max_utterances: int | None = None
-) -> None:
-    """Stage 0 on a folder of manifests.
+) -> list[SplitStatistics]:
+    """Stage 0 on a folder of manifests; the statistics of its splits, train first.
 
     Raises:
       ValueError: a split is missing, or too much of one is bad (the quarantine file is written all the same).
@@ -102,12 +106,14 @@ def prepare(
         for item in manifests
     }
     quarantine = out / "quarantine.jsonl"
-    write_quarantine(quarantine, [problem for _, problems in results.values() for problem in problems])
-    for split, (num_total, problems) in results.items():
+    write_quarantine(quarantine, [problem for _, problems, _ in results.values() for problem in problems])
+    for split, (num_total, problems, _) in results.items():
         check_share(split, num_total, problems, config.data, quarantine)
     for split in results:
         (checked / f"{split}{CUTS_SUFFIX}").replace(out / f"{split}{CUTS_SUFFIX}")
     shutil.rmtree(checked)
+    first = [*REQUIRED_SPLITS, *sorted(results.keys() - set(REQUIRED_SPLITS))]
+    return [results[split][2] for split in first]
 
 
 def main() -> None:
@@ -123,10 +129,12 @@ def main() -> None:
         if value is not None and value < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1, got {value}")
     interrupt_on_sigterm()
-    prepare(
+    splits = prepare(
         arguments.manifest_dir, arguments.out, config_from_arguments(arguments), arguments.num_jobs,
         arguments.max_utterances,
     )
+    print(write_statistics(splits, arguments.out))
+    draw_statistics(splits, arguments.out / "statistics.png")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ _LABELS = {"teacher": "teacher", "student_alone": "student alone", "student": "s
 _BESIDE = {"teacher": 0, "student_alone": -5, "student": 5}
 _MARKERS = {"streaming": "o", "look_ahead": "s", "full": "D"}
 _PASSES = {"causal": "Streaming pass", "noncausal": "Full pass"}
-_STYLE = {
+STYLE = {
     "font.size": 10, "axes.titlesize": 11, "axes.titleweight": "bold", "axes.titlelocation": "left",
     "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#e4e4e4",
     "grid.linewidth": 0.8, "axes.axisbelow": True, "axes.edgecolor": "#666666", "legend.frameon": False,
@@ -39,7 +39,7 @@ def draw_plots(experiment: Experiment, out_dir: Path) -> list[tuple[str, str]]:
     (out_dir / "plots").mkdir(parents=True, exist_ok=True)
     drawn = []
     jobs = (("Loss", "loss.png", _draw_losses), ("WER against size and latency", "wer.png", _draw_wer))
-    with pyplot.rc_context(_STYLE):
+    with pyplot.rc_context(STYLE):
         for caption, name, draw in jobs:
             figure = draw(experiment, pyplot)
             if figure is not None:

@@ -119,7 +119,7 @@ def _build(
 
 
 def _check_tokens(config: Config, tokenizer: Tokenizer, report: Report) -> None:
-    for name in ("kind", "case"):
+    for name in ("kind", "case", "normal_form", "strip_punctuation"):
         found, wanted = getattr(tokenizer, name), getattr(config.tokens, name)
         if found != wanted:
             report.problems.append(f"the tokenizer's {name} is {found}, tokens.{name}={wanted}: run stage 2 again")
