@@ -37,14 +37,19 @@ class DecodeBatches:
     `problems` lists what could not be read so far; it is complete after an iteration.
     """
 
-    def __init__(self, manifest: str | Path, config: Config, max_seconds: float) -> None:
+    def __init__(
+        self, manifest: str | Path, config: Config, max_seconds: float, max_utterances: int | None = None
+    ) -> None:  # fmt: skip
         self._manifest, self._config, self._max_frames = Path(manifest), config, max_seconds * FRAMES_PER_SECOND
+        self._max_utterances = max_utterances
         self.problems: list[Problem] = []
 
     def __iter__(self) -> Iterator[Batch]:
         self.problems = []
         is_manifest = self._manifest.suffix == ".jsonl"
         items = list(self._from_manifest() if is_manifest else self._from_cuts())
+        if self._max_utterances is not None and len(items) > self._max_utterances:
+            items = [items[len(items) * place // self._max_utterances] for place in range(self._max_utterances)]
         num_frames = np.array([item.num_frames for item in items], dtype=np.int64)
         order = np.argsort(num_frames, kind="stable")
         for indices in cut_batches(order, num_frames, self._max_frames):
@@ -104,18 +109,21 @@ class DecodeBatches:
             yield _Item(cut.id, path, text, round(cut.duration * FRAMES_PER_SECOND), reader(cut))
 
 
-def decode_batches(manifest_path: str | Path, config: Config, max_seconds: float) -> DecodeBatches:
+def decode_batches(
+    manifest_path: str | Path, config: Config, max_seconds: float, max_utterances: int | None = None
+) -> DecodeBatches:  # fmt: skip
     """Batches of at most `max_seconds` of audio, padding included, to decode.
 
     Args:
       manifest_path: CUTS.jsonl.gz (stored features where it has them, otherwise computed) or MANIFEST.jsonl.
+      max_utterances: take this many at most, evenly spaced over the manifest; None = all.
     Returns:
       An iterable of Batch: tokens are (N, 0), `texts` the references in the form that the tokens section asks for; its
       `problems` lists the utterances that could not be read.
     """
     if not Path(manifest_path).is_file():
         raise FileNotFoundError(f"manifest not found: {manifest_path}")
-    return DecodeBatches(manifest_path, config, max_seconds)
+    return DecodeBatches(manifest_path, config, max_seconds, max_utterances)
 
 
 def _seconds(utterance: Utterance) -> float:

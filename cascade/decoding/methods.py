@@ -78,6 +78,20 @@ def build_search(
     return ModifiedBeamSearch(model, options.beam, options.blank_penalty, unk_id)
 
 
+def encode_batch(
+    model: CascadedTransducer, features: Tensor, feature_lens: Tensor, options: DecodingOptions
+) -> tuple[Tensor, Tensor]:
+    """Whole utterances through the pass and the contexts that `options` name; see `CascadedTransducer.encode`."""
+    return model.encode(
+        features,
+        feature_lens,
+        options.mode,
+        chunk_frames=options.chunk_ms // ENCODER_FRAME_MS,
+        left_frames=options.left_context_ms // ENCODER_FRAME_MS,
+        block_frames=options.look_ahead_ms // ENCODER_FRAME_MS if options.mode == "look_ahead" else None,
+    )
+
+
 @torch.inference_mode()
 def decode_batch(
     model: CascadedTransducer,
@@ -92,12 +106,5 @@ def decode_batch(
       features: (N, T, F) log-mel fbank, not normalised.
       feature_lens: (N,) valid feature frames.
     """
-    encoder_out, encoder_out_lens = model.encode(
-        features,
-        feature_lens,
-        options.mode,
-        chunk_frames=options.chunk_ms // ENCODER_FRAME_MS,
-        left_frames=options.left_context_ms // ENCODER_FRAME_MS,
-        block_frames=options.look_ahead_ms // ENCODER_FRAME_MS if options.mode == "look_ahead" else None,
-    )
+    encoder_out, encoder_out_lens = encode_batch(model, features, feature_lens, options)
     return search.results(search.advance(search.init(features.shape[0]), encoder_out, encoder_out_lens))

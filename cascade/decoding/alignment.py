@@ -1,0 +1,52 @@
+"""Where a model hears the words of a given text: the best path through its lattice (Viterbi alignment)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from cascade.decoding.hypothesis import Hypothesis, predictor_context_size
+from cascade.decoding.methods import DecodingOptions, encode_batch
+from cascade.losses.best_path import best_symbol_frames
+from cascade.losses.joiner_cells import JoinerInputs
+from cascade.models.transducer import CascadedTransducer
+
+
+@torch.inference_mode()
+def align_batch(
+    model: CascadedTransducer, features: Tensor, feature_lens: Tensor, tokens: Sequence[Sequence[int]],
+    options: DecodingOptions, rnnt_type: str,
+) -> list[Hypothesis | None]:  # fmt: skip
+    """Say the given tokens where the model finds them most probable.
+
+    Args:
+      features: (N, T, F) log-mel fbank, not normalised; feature_lens: (N,) valid frames.
+      tokens: N token sequences, without blanks.
+      options: the pass and its contexts.
+      rnnt_type: the topology that the model was trained with, regular | modified | constrained.
+    Returns:
+      per utterance a hypothesis as a search would return it (log_prob is that of the best path alone), or None where
+      no path exists: more tokens than frames with at most one symbol per frame, or no frame at all.
+    """
+    encoder_out, encoder_out_lens = encode_batch(model, features, feature_lens, options)
+    token_lens = torch.tensor([len(sequence) for sequence in tokens], dtype=torch.int64)
+    symbols = torch.zeros(len(tokens), int(token_lens.max()), dtype=torch.int64)
+    for row, sequence in enumerate(tokens):
+        symbols[row, : len(sequence)] = torch.tensor(sequence, dtype=torch.int64)
+    symbols = symbols.to(encoder_out.device)
+    boundary = torch.zeros(len(tokens), 4, dtype=torch.int64, device=encoder_out.device)
+    boundary[:, 2], boundary[:, 3] = token_lens, encoder_out_lens
+    joiner = model.joiner
+    inputs = JoinerInputs(encoder_out, model.predictor(symbols), joiner.output_weight, joiner.output_bias)
+    found = best_symbol_frames(inputs, symbols, boundary, rnnt_type)
+    context_size, hypotheses = predictor_context_size(model), []
+    rows = zip(tokens, found.frames.tolist(), found.log_probs.tolist(), found.scores.tolist(), strict=True)
+    for sequence, frames, log_probs, score in rows:
+        count = len(sequence)
+        hypotheses.append(
+            Hypothesis(tuple(sequence), tuple(frames[:count]), tuple(log_probs[:count]), score, context_size)
+            if score > -torch.inf else None
+        )
+    return hypotheses
