@@ -1,14 +1,14 @@
-"""What a chunk costs to compute: the first pass of one stream, timed chunk by chunk.
+"""What decoding costs to compute: the first pass of one stream, timed chunk by chunk; every mode's steps and last step.
 
 A chunk's compute is the causal encoder's `forward_chunk`, the projection to the joiner and the greedy search over the
-chunk's frames; features are not in it. Models that are compared are timed in turns, chunk by chunk, so that whatever
-else the machine does meets all of them alike.
+chunk's frames; features are not in it. Models that are compared are timed in turns, chunk by chunk (the modes'
+steps: utterance by utterance), so that whatever else the machine does meets all of them alike.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +18,10 @@ from torch import Tensor
 
 from cascade.config import ENCODER_FRAME_MS, SUBSAMPLING
 from cascade.decoding.greedy_search import GreedySearch
+from cascade.decoding.methods import DecodingOptions
+from cascade.decoding.stream_batch import StreamBatch
 from cascade.models.transducer import CascadedTransducer
+from cascade.tokens import Tokenizer
 
 _FRAMES_PER_SYMBOL = 10
 """Pace of a model with random weights, whose own means nothing: 2.5 symbols a second, about English in BPE-500."""
@@ -108,3 +111,50 @@ def summarise(timed: TimedModel, chunk_ms: int, left_context_ms: int) -> dict[st
         "num_chunks": len(timed.times_ms),
         "symbols_per_second": round(1000 * timed.num_symbols / audio_ms, 2),
     }
+
+
+@dataclass
+class ModeTimes:
+    """Milliseconds of compute of one stream at a time, in one mode."""
+
+    steps: list[float] = field(default_factory=list)
+    """Of every chunk that brought new text: in mode look_ahead those that complete a block, in mode full none."""
+    last: list[float] = field(default_factory=list)
+    """From the end of an utterance to its final text."""
+
+    def row(self) -> dict[str, float | None]:
+        """Median and 95th percentile of both."""
+        row = {}
+        for name, values in (("step", self.steps), ("final", self.last)):
+            percentiles = np.percentile(values, [50, 95]).tolist() if values else [None, None]
+            for percentile, value in zip(("p50", "p95"), percentiles, strict=True):
+                row[f"{name}_compute_ms_{percentile}"] = None if value is None else round(value, 3)
+        return row
+
+
+def time_mode(
+    models: Sequence[tuple[CascadedTransducer, Tokenizer]], options: DecodingOptions, features: Sequence[Tensor]
+) -> list[ModeTimes]:
+    """Stream utterances, (T, F) unnormalised log-mel frames, one at a time through every model in turns."""
+    size = options.chunk_ms // ENCODER_FRAME_MS * SUBSAMPLING
+    batches = [StreamBatch(model, tokenizer, options) for model, tokenizer in models]
+    times = [ModeTimes() for _ in models]
+    for number, frames in enumerate((*features[:1], *features)):  # the first one twice: it warms up
+        for batch, found in zip(batches, times, strict=True):
+            stream = batch.join()
+            if number == 1:
+                found.steps.clear()
+                found.last.clear()
+            for position in range(0, frames.shape[0] + 1, size):
+                part = frames[position : position + size]
+                batch.accept(stream, part)
+                if part.shape[0] < size:
+                    batch.finish(stream)
+                start = time.perf_counter()
+                batch.run()
+                spent = 1000 * (time.perf_counter() - start)
+                if stream.closed:
+                    found.last.append(spent)
+                elif options.mode != "full" and not (options.mode == "look_ahead" and stream.num_block_frames):
+                    found.steps.append(spent)
+    return times

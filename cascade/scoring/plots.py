@@ -1,11 +1,12 @@
-"""PNG plots of an experiment: loss curves, WER against size and against latency."""
+"""PNG plots of an experiment: loss curves, WER against size and against latency, delays."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cascade.models.transducer import MODES
+from cascade.scoring.delay_plots import draw_delays
 from cascade.scoring.results import MODELS, Experiment, Row
 
 _COLOURS = {"teacher": "#1b4f8c", "student_alone": "#8a8a8a", "student": "#d9661f"}
@@ -29,16 +30,14 @@ def draw_plots(experiment: Experiment, out_dir: Path) -> list[tuple[str, str]]:
     Raises:
       ImportError: matplotlib is not installed.
     """
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise ImportError("report draws plots with matplotlib: pip install matplotlib") from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    pyplot = _pyplot()
     (out_dir / "plots").mkdir(parents=True, exist_ok=True)
     drawn = []
-    jobs = (("Loss", "loss.png", _draw_losses), ("WER against size and latency", "wer.png", _draw_wer))
+    jobs = (
+        ("Loss", "loss.png", _draw_losses),
+        ("WER against size and latency", "wer.png", _draw_wer),
+        ("Delay of words and of the final text", "delay.png", _draw_experiment_delays),
+    )
     with pyplot.rc_context(STYLE):
         for caption, name, draw in jobs:
             figure = draw(experiment, pyplot)
@@ -47,6 +46,38 @@ def draw_plots(experiment: Experiment, out_dir: Path) -> list[tuple[str, str]]:
                 pyplot.close(figure)
                 drawn.append((caption, f"plots/{name}"))
     return drawn
+
+
+def draw_latency(latency: Mapping[str, Row], path: Path) -> None:
+    """Draw the delays of models, by name what latency.json says of each, into a PNG file.
+
+    Raises:
+      ImportError: matplotlib is not installed; ValueError: there are no delays.
+    """
+    pyplot = _pyplot()
+    with pyplot.rc_context(STYLE):
+        figure = draw_delays(latency, _COLOURS, _LABELS, pyplot)
+        if figure is None:
+            raise ValueError(f"no delays were measured, nothing to draw into {path}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, format="png", metadata={"Software": None})
+        pyplot.close(figure)
+
+
+def _pyplot():
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise ImportError("plots are drawn with matplotlib: pip install matplotlib") from error
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def _draw_experiment_delays(experiment: Experiment, pyplot):
+    latency = {name: experiment.latency[name] for name in MODELS if name in experiment.latency}
+    return draw_delays(latency, _COLOURS, _LABELS, pyplot)
 
 
 def _points(rows: Sequence[Row], split: str, key: str) -> tuple[list[float], list[float]]:

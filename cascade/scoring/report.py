@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from cascade.decoding.methods import METHODS
+from cascade.decoding.methods import METHODS, STREAMING_MODES
 from cascade.models.transducer import MODES
 from cascade.scoring.results import MODELS, Experiment, Row, ratio
 
@@ -27,7 +27,7 @@ def write_report(experiment: Experiment, title: str, plots: Sequence[tuple[str, 
     for test_set in dict.fromkeys(row["test_set"] for row in experiment.rows):
         rates = ("cer", "wer") if _has_character_tokens(experiment) else ("wer",)
         sections += [_rate_table(experiment, test_set, rate) for rate in rates]
-    sections += [_parts_table(experiment), _latency_table(experiment)]
+    sections += [_parts_table(experiment), _latency_table(experiment), _delay_table(experiment)]
     sections += [f"## {caption}\n\n![{caption}]({path})" for caption, path in plots]
     sections += [_detail_table(experiment), _provenance(experiment)]
     return "\n\n".join(section for section in sections if section) + "\n"
@@ -175,10 +175,11 @@ def _latency_table(experiment: Experiment) -> str:
                 row["model"], _number(row["num_params"] / 1e6, 2), _number(row["chunk_compute_ms_p50"]),
                 _number(row["chunk_compute_ms_p95"]), _number(row["chunk_compute_ms_p99"]), _number(row["rtf"], 4),
                 _number(row["chunk_compute_ms_p50"] / rows[0]["chunk_compute_ms_p50"], 3),
+                _number(row.get("peak_memory_mb"), 0),
             ]
             for row in rows
         ]
-        header = ["model", "params M", "p50 ms", "p95 ms", "p99 ms", "RTF", f"p50 / {rows[0]['model']}"]
+        header = ["model", "params M", "p50 ms", "p95 ms", "p99 ms", "RTF", f"p50 / {rows[0]['model']}", "memory MB"]
         about = rows[0]
         blocks.append(
             f"{what}: {about['num_chunks']} chunks of {about['chunk_ms']} ms each, left context "
@@ -191,7 +192,55 @@ def _latency_table(experiment: Experiment) -> str:
         return ""
     return (
         "## Compute per chunk of the streaming pass\n\nCausal encoder and greedy search of one stream, without "
-        "features; models of one run are timed in turns, chunk by chunk.\n\n" + "\n\n".join(blocks)
+        "features; models of one run are timed in turns, chunk by chunk. Memory is the peak of a fresh process above "
+        "what its libraries take.\n\n" + "\n\n".join(blocks)
+    )
+
+
+def _delay_table(experiment: Experiment) -> str:
+    """When words come, per model and mode, and what later passes change."""
+    measured = {name: experiment.latency[name] for name in MODELS if experiment.latency.get(name, {}).get("delays")}
+    if not measured:
+        return ""
+    rows, notes = [], []
+    for name, timed in measured.items():
+        about = timed["delays"]
+        for mode in STREAMING_MODES:
+            found = about["modes"][mode]
+            wait = "the utterance"
+            if found["algorithmic_delay_ms_max"] is not None:
+                ends = (found[f"algorithmic_delay_ms_{key}"] for key in ("mean", "max"))
+                wait = " / ".join(_number(value, 0) for value in ends)
+            delays = (
+                " / ".join(_number(found[f"{kind}_delay_ms_{key}"], 0) for key in ("mean", "p50", "p90"))
+                for kind in ("emission", "word", "final", "endpoint")
+            )
+            rows.append([name, mode, wait, *delays, _number(found["final_compute_ms_p50"], 1)])
+        notes.append(
+            f"{name}: {about['num_utterances']} utterances ({about['num_left_out']} left out), "
+            f"{about['modes']['streaming']['num_correct_words']} of {about['num_reference_words']} words correct in "
+            f"the first pass; in two_pass, later ones change {about['num_changed_words']} of {about['num_words']} "
+            f"({_number(about['changed_words_percent'])} %; {about['changed_by_look_ahead']} by the look-ahead pass, "
+            f"{about['changed_by_full']} by the full one), {_number(about['flicker_per_minute'])} a minute"
+        )
+    references = sorted({timed["delays"]["reference"] for timed in measured.values()})
+    truth = {
+        "true": "the corpus says when its words end",
+        "model-relative": "model-relative: words end where each model's own full pass, aligned with the reference, "
+        "says them",
+    }
+    about = next(iter(measured.values()))["delays"]
+    header = ["model", "mode", "waits mean / max", "emission", "word on screen", "final text", "at an endpoint"]
+    return (
+        "## Delays, ms\n\nMean / median / 90th percentile after the true end of a word; "
+        + "; ".join(truth.get(name, f"word ends from {name}") for name in references)
+        + ". *Waits*: what a moment of audio waits for its chunk or block. *Emission*: the frame that says a correct "
+        "word. *Word on screen*: the audio that had come in when the word stood there to stay. *Final text*: of the "
+        "whole utterance, after its last word; the full pass has it when the stream is closed, here at the end of "
+        f"the recording, {_number(about['silence_at_end_ms_mean'], 0)} ms later on average. *At an endpoint*: "
+        "when nobody closes the stream and the silence rule ends the segment. *Compute* comes on top: median of the "
+        "last step, one thread.\n\n"
+        + table([*header, "compute"], rows, left=2) + "\n\n" + _bullets(notes)
     )
 
 

@@ -23,6 +23,8 @@ MODELS = ("teacher", "student_alone", "student")
 _TRAINING_STAGE = {"teacher": 3, "student_alone": 4, "student": 5}
 _DECODE_STAGE, _LATENCY_STAGE = 6, 7
 _TIMED_KEYS = ("chunk_compute_ms_p50", "chunk_compute_ms_p95", "chunk_compute_ms_p99", "rtf")
+_OPTIONAL_KEYS = ("peak_memory_mb", "process_memory_mb")
+_FLICKER_KEYS = ("changed_words_percent", "flicker_per_minute")
 _SUMMARY_KEYS = ("seed", "train_minutes")
 Row = dict[str, Any]
 
@@ -133,7 +135,22 @@ def _complete(row: Row, model: str, summary: Row | None, timed: Row | None) -> R
     is_timed = row["mode"] == "streaming" and row["method"] == "greedy_search"
     if timed is not None and is_timed and timed["chunk_ms"] == row["chunk_ms"]:
         row.update({key: timed[key] for key in _TIMED_KEYS})
+        row.update({key: timed[key] for key in _OPTIONAL_KEYS if key in timed})
+    if timed is not None and timed.get("delays") and row["method"] == "greedy_search":
+        row.update(_delays(row, timed))
     return row
+
+
+def _delays(row: Row, timed: Row) -> Row:
+    """The delays of a row's mode, if they were measured with its contexts; the first pass tells how it is changed."""
+    about = timed["delays"]
+    if timed["chunk_ms"] != row["chunk_ms"] or row["look_ahead_ms"] not in (None, timed["look_ahead_ms"]):
+        return {}
+    found = {key: value for key, value in about["modes"][row["mode"]].items() if not key.endswith("_quantiles")}
+    found["delay_reference"] = about["reference"]
+    if row["mode"] == "streaming":
+        found |= {key: about[key] for key in _FLICKER_KEYS}
+    return found
 
 
 def _key(row: Row) -> tuple:

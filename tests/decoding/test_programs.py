@@ -8,7 +8,14 @@ from cascade.bin import decode, latency
 from cascade.checkpoint import load_model
 from cascade.config import ConfigError
 from cascade.data.decode_batches import decode_batches
-from cascade.decoding.methods import METHODS, DecodingOptions, build_search, decode_batch, default_left_context_ms
+from cascade.decoding.methods import (
+    METHODS,
+    STREAMING_MODES,
+    DecodingOptions,
+    build_search,
+    decode_batch,
+    default_left_context_ms,
+)
 from cascade.models.transducer import MODES
 from tests.decoding.tiny_run import make_manifest, make_model_dir
 
@@ -143,7 +150,8 @@ def test_latency_times_all_models_in_one_run(run_dir, tmp_path, monkeypatch, cap
     rows = tmp_path / "rows.json"
     call(
         monkeypatch, latency, "--exp-dir", run_dir / "teacher", run_dir / "student", "--num-chunks", 12,
-        "--manifest", run_dir / "test.jsonl", "--out", rows, "--config", run_dir / "student" / "config.yaml",
+        "--manifest", run_dir / "test.jsonl", "--num-utterances", 0, "--no-memory", "--out", rows,
+        "--config", run_dir / "student" / "config.yaml",
         "--config", "model.d_model=16", run_dir / "teacher" / "config.yaml",
     )  # fmt: skip
     written = json.loads(rows.read_text())
@@ -156,6 +164,48 @@ def test_latency_times_all_models_in_one_run(run_dir, tmp_path, monkeypatch, cap
     for name, row in zip(("teacher", "student"), written, strict=False):
         assert json.loads((run_dir / name / "latency.json").read_text()) == row
     assert capsys.readouterr().out.count("\n") == 5
+
+
+def test_latency_measures_delays_in_every_mode(run_dir, tmp_path, monkeypatch, capsys):
+    manifest, rows = run_dir / "test.jsonl", tmp_path / "rows.json"
+    models = [run_dir / "teacher", run_dir / "student"]
+    arguments = ["--exp-dir", *models, "--manifest", manifest, "--num-chunks", 3, "--out", rows]
+    call(monkeypatch, latency, *arguments, "--plot", tmp_path / "delay.png")
+    for row in json.loads(rows.read_text()):
+        about = row["delays"]
+        assert about["reference"] == "model-relative" and row["look_ahead_ms"] == 640
+        assert (about["num_utterances"], about["num_left_out"]) == (3, 1)  # one has no words
+        assert list(about["modes"]) == list(STREAMING_MODES)
+        for found in about["modes"].values():
+            assert found["final_compute_ms_p50"] > 0
+        assert row["peak_memory_mb"] is None or 0 < row["peak_memory_mb"] < row["process_memory_mb"]
+    assert (tmp_path / "delay.png").read_bytes().startswith(b"\x89PNG")
+    assert "model-relative" in capsys.readouterr().out
+    ctm = tmp_path / "words.ctm"
+    ctm.write_text("utt-0 1 0.1 0.2 one\nutt-0 1 0.4 0.2 two\nutt-1 1 0.1 0.2 four\nelse 1 0 1 x\n")
+    call(monkeypatch, latency, *arguments, "--no-memory", "--alignment", ctm)
+    for row in json.loads(rows.read_text()):
+        about = row["delays"]
+        assert about["reference"] == "words.ctm" and "peak_memory_mb" not in row
+        assert (about["num_utterances"], about["num_left_out"], about["num_reference_words"]) == (1, 3, 2)
+        assert about["silence_at_end_ms_mean"] == 700.0
+    ctm.write_text("else 1 0 1 x\n")
+    with pytest.raises(ValueError, match="words.ctm fits no utterance"):
+        call(monkeypatch, latency, *arguments, "--no-memory", "--alignment", ctm)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--num-utterances", -1], "--num-utterances must be at least 0, got -1"),
+        (["--plot", "x.png"], "--plot needs --exp-dir, --manifest and --num-utterances above 0"),
+        (["--look-ahead-ms", 500], r"--look-ahead-ms must be a positive multiple of 40 ms, got 500"),
+        (["--look-ahead-ms", 480], r"--look-ahead-ms must be a multiple of --chunk-ms \(320\), got 480"),
+    ],
+)
+def test_wrong_options_of_latency_are_usage_errors(run_dir, monkeypatch, options, message):
+    with pytest.raises(ConfigError, match=message):
+        call(monkeypatch, latency, "--exp-dir", run_dir / "student", *options)
 
 
 def test_latency_needs_a_model(monkeypatch):

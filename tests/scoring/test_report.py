@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from cascade.decoding.methods import METHODS
 from cascade.scoring.plots import draw_plots
 from cascade.scoring.report import table, write_report
 from cascade.scoring.results import MODELS, collect, ratio, write_rows
@@ -111,6 +112,54 @@ def test_character_tokens_bring_the_character_error_rate_into_every_table(exp_di
     assert text.index("## Character error rate") < text.index("## Word error rate")
     assert "130 utterances, 2000 characters, one error is 0.05 points" in text
     assert re.search(r"CER, streaming, greedy search, % +\| about 1 +\| +7.00 +\| +7.50 +\| +1.071 \|", text)
+
+
+def delays():
+    """What latency.json says of delays, as its program writes it."""
+    modes = {}
+    for number, mode in enumerate(("streaming", "look_ahead", "full", "two_pass"), start=1):
+        wait = {"streaming": 327.5, "look_ahead": 647.5, "full": None, "two_pass": 327.5}[mode]
+        found = {"algorithmic_delay_ms_mean": wait and wait - 160, "algorithmic_delay_ms_max": wait}
+        for kind in ("emission", "word", "final", "endpoint"):
+            found |= {f"{kind}_delay_ms_{key}": 100.0 * number for key in ("mean", "p50", "p90")}
+        for kind in ("emission", "word"):
+            found[f"{kind}_delay_ms_quantiles"] = [50.0 * number * place / 10 for place in range(21)]
+        times = {"step_compute_ms_p50": 3.0, "final_compute_ms_p50": 4.0}
+        modes[mode] = found | times | {"num_correct_words": 90}
+    return {
+        "reference": "true", "num_utterances": 100, "num_left_out": 0, "audio_seconds": 240.0, "num_words": 110,
+        "num_reference_words": 112, "silence_at_end_ms_mean": 612.0, "num_changed_words": 11,
+        "changed_words_percent": 10.0, "changed_by_look_ahead": 6, "changed_by_full": 5, "flicker_per_minute": 2.75,
+        "modes": modes,
+    }
+
+
+def test_delays_join_the_rows_of_their_mode_and_the_report(exp_dir):
+    for model in ("teacher", "student"):
+        row = timed(model) | {"look_ahead_ms": 640, "peak_memory_mb": 20.0, "process_memory_mb": 220.0}
+        (exp_dir / model / "latency.json").write_text(json.dumps(row | {"delays": delays()}))
+    experiment = collect(exp_dir)
+    for number, mode in enumerate(("streaming", "look_ahead", "full"), start=1):
+        row = experiment.find("student", mode, "greedy_search")
+        assert row["word_delay_ms_p50"] == 100.0 * number and row["delay_reference"] == "true"
+        assert ("flicker_per_minute" in row) == ("peak_memory_mb" in row) == (mode == "streaming")
+        assert not any(key.endswith("quantiles") for key in row)
+        for other in (
+            experiment.find("student", mode, "modified_beam_search"), experiment.find("student_alone", mode, METHODS[0])
+        ):
+            assert "word_delay_ms_p50" not in other
+    text = " ".join(write_report(experiment, "an4", []).split())
+    for needle in ("## Delays, ms", "the corpus says when its words end", "| the utterance |", "2.75 a minute", "| 20"):
+        assert needle in text, needle
+    assert "plots/delay.png" in [path for _, path in draw_plots(experiment, exp_dir)]
+
+
+def test_delays_of_another_block_are_not_joined(exp_dir):
+    row = timed("student") | {"look_ahead_ms": 1280, "delays": delays()}
+    (exp_dir / "student" / "latency.json").write_text(json.dumps(row))
+    experiment = collect(exp_dir)
+    found = {mode: experiment.find("student", mode, "greedy_search") for mode in ("streaming", "look_ahead", "full")}
+    assert [mode for mode, row in found.items() if "word_delay_ms_p50" in row] == ["streaming", "full"]
 
 
 def test_missing_pieces_are_named_with_their_stage(exp_dir):
