@@ -11,7 +11,7 @@ import torch
 from cascade.checkpoint import load_file, restore_model
 from cascade.config import Config, ConfigError, changed_options
 from cascade.data.storage import read_stats
-from cascade.models.build import build_model
+from cascade.models.build import build_model, expect_blank
 from cascade.models.transducer import CascadedTransducer
 from cascade.tokens import Tokenizer
 from cascade.training.distributed import Processes
@@ -96,9 +96,11 @@ def read_inputs(paths: RunPaths, config: Config) -> RunInputs:
 
 
 def fingerprint(config: Config, paths: RunPaths) -> str:
-    """What a run depends on: config, tokens, data statistics, teacher, the weights it starts from."""
+    """What a run depends on: config, tokens, data statistics, noise, teacher, the weights it starts from."""
     digest = hashlib.sha256(repr(config).encode())
     files = [paths.tokens / "tokens.txt", paths.data / "stats.pt"]
+    if (paths.data / "noise" / "index.json").is_file():
+        files.append(paths.data / "noise" / "index.json")
     if paths.teacher is not None:
         files.append(paths.teacher / "averaged.pt")
     if paths.init_from is not None:
@@ -112,6 +114,7 @@ def build_trainer(config: Config, paths: RunPaths, inputs: RunInputs, mark: str,
     """A trainer with a model of random weights that normalises features as it will to the end. Writes nothing."""
     torch.manual_seed(config.seed)
     model = build_model(config, inputs.tokenizer.vocab_size)
+    expect_blank(model)
     if inputs.source is not None:
         take_feature_stats(model, inputs.source)
     else:
