@@ -145,7 +145,8 @@ def start_from(model: CascadedTransducer, source: Source, tokenizer: Tokenizer, 
     same = len(rows) == tokenizer.vocab_size == source.tokenizer.vocab_size
     lines = [f"weights of {source.path}"]
     lines.append("vocabulary: the same" if same and all(new == old for new, old in rows.items()) else (
-        f"vocabulary: {num_known} of {num_new} symbols were known and keep their rows, {num_new - num_known} are new"
+        f"vocabulary: {num_known} of {num_new} symbols were known and keep their rows, {num_new - num_known} are new; "
+        f"{source.tokenizer.vocab_size - len(special) - num_known} of the checkpoint's are gone"
     ))
     for part in PARTS.values():
         if part == "feature normalisation":
