@@ -5,13 +5,17 @@ import random
 import numpy as np
 import pytest
 
+from cascade.checkpoint import load_model
 from cascade.config import ConfigError, TokenConfig
 from cascade.decoding.audio import StreamingResampler
 from cascade.decoding.endpoint import EndpointOptions, find_endpoint
 from cascade.decoding.hypothesis import Hypothesis
+from cascade.decoding.methods import DecodingOptions
+from cascade.decoding.streaming import StreamingDecoder
 from cascade.decoding.words import NOTHING, count_changed, join_words, words_of
 from cascade.features import resample
 from cascade.tokens import Tokenizer, train_tokenizer
+from tests.decoding.tiny_run import make_model_dir
 
 RATE = 16000
 
@@ -71,6 +75,20 @@ def test_words_joined_are_the_text_and_partial_words_are_never_broken(byte_token
         partial = join_words(words_of(said(tokens[:count]), byte_tokenizer, complete=False))
         assert text.startswith(partial) and "\ufffd" not in partial
         assert partial == byte_tokenizer.decode(tokens[:count], complete=False)
+
+
+def test_partial_results_never_show_half_a_character(byte_tokenizer, tmp_path):
+    model, config, _ = load_model(make_model_dir(tmp_path / "model", epochs=1))
+    decoder = StreamingDecoder(model, byte_tokenizer, config, DecodingOptions(mode="streaming"))
+    text = "a 你界 é"
+    tokens = tuple(byte_tokenizer.encode(text))
+    for count in range(len(tokens) + 1):
+        decoder._stream.shown = said(tokens[:count])
+        decoder._stream.num_steps += 1
+        decoder.batch.stable_tokens = lambda stream, count=count: tokens[: max(0, count - 1)]
+        partial = decoder.partial()
+        assert text.startswith(partial.text) and partial.text.startswith(partial.stable_text)
+    assert partial.text == text and partial.stable_text == "a 你界"
 
 
 def test_in_scripts_without_spaces_each_character_is_a_word_with_its_own_times(byte_tokenizer):
