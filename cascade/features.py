@@ -10,7 +10,7 @@ Samples lie in [-1, 1]. Normalisation is part of the model, not of the features.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from math import gcd
 from pathlib import Path
@@ -159,22 +159,39 @@ def read_audio(
       FileNotFoundError: no such file.
       ValueError: unreadable, truncated or empty audio, a start or end outside the file, samples that are no numbers.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"audio file not found: {path}")
-    samples, rate = _decode(path, start, end)  # (num_samples, channels)
-    if samples.shape[0] == 0:
+    blocks = list(_decode(Path(path), start, end))
+    if not blocks:
         raise ValueError(f"{path}: no samples in the audio")
-    notes = []
-    if samples.shape[1] > 1:
-        notes.append(f"mixed down from {samples.shape[1]} channels")
-    mono = samples.mean(axis=1, dtype=np.float32)
-    if not np.isfinite(mono).all():
-        raise ValueError(f"{path}: the audio holds samples that are not finite numbers")
+    ((mono, rate, note),) = blocks
     if rate != sampling_rate:
-        notes.append(f"resampled from {rate} Hz")
         mono = resample(mono, rate, sampling_rate)
-    return mono, "; ".join(notes) or None
+    return mono, _note(note, rate, sampling_rate)
+
+
+def read_audio_blocks(
+    path: str | Path, sampling_rate: int, seconds: float
+) -> Iterator[tuple[np.ndarray, int, str | None]]:
+    """Read a recording of any length in bounded memory: what `read_audio` reads, block by block, not resampled yet.
+
+    Args:
+      sampling_rate: Hz that the note is about.
+      seconds: of each block but the last.
+    Yields:
+      (t,) float32 samples, channels averaged, at the file's own rate; that rate in Hz; the note of `read_audio`.
+    Raises:
+      As `read_audio`, each error when the block is asked for in which it lies.
+    """
+    nothing = True
+    for mono, rate, note in _decode(Path(path), None, None, seconds):
+        nothing = False
+        yield mono, rate, _note(note, rate, sampling_rate)
+    if nothing:
+        raise ValueError(f"{path}: no samples in the audio")
+
+
+def _note(mixed: str | None, rate: int, sampling_rate: int) -> str | None:
+    resampled = f"resampled from {rate} Hz" if rate != sampling_rate else None
+    return "; ".join(filter(None, (mixed, resampled))) or None
 
 
 def resample(samples: np.ndarray, rate: int, new_rate: int) -> np.ndarray:
@@ -185,26 +202,37 @@ def resample(samples: np.ndarray, rate: int, new_rate: int) -> np.ndarray:
     return resample_poly(samples, new_rate // divisor, rate // divisor).astype(np.float32)
 
 
-def _decode(path: Path, start: float | None, end: float | None) -> tuple[np.ndarray, int]:
-    """(num_samples, channels) float32 at the file's own rate, and that rate in Hz."""
+def _decode(
+    path: Path, start: float | None, end: float | None, seconds: float | None = None
+) -> Iterator[tuple[np.ndarray, int, str | None]]:
+    """(t,) float32 samples at the file's own rate, that rate in Hz, a note on channels; one block without `seconds`."""
+    if not path.is_file():
+        raise FileNotFoundError(f"audio file not found: {path}")
     try:
         with soundfile.SoundFile(str(path)) as file:
             rate, length = file.samplerate, file.frames
             if length >= _UNKNOWN_FRAMES:  # libsndfile cannot read these
                 raise ValueError(f"{path}: the header does not say the length (written to a pipe?): encode it again")
             _check_container_is_whole(path)
-            first, last = _sample_range(path, rate, length, start, end)
-            if first:
-                file.seek(first)
-            samples = file.read(last - first, dtype="float32", always_2d=True)
+            position, last = _sample_range(path, rate, length, start, end)
+            if position:
+                file.seek(position)
+            note = f"mixed down from {file.channels} channels" if file.channels > 1 else None
+            while position < last:
+                size = last - position if seconds is None else min(last - position, round(seconds * rate))
+                samples = file.read(size, dtype="float32", always_2d=True)  # (t, channels)
+                position += len(samples)
+                if len(samples) < size:
+                    raise ValueError(
+                        f"{path}: truncated audio, {position} of the {last} samples that its header declares"
+                    )
+                mono = samples.mean(axis=1, dtype=np.float32)
+                if not np.isfinite(mono).all():
+                    raise ValueError(f"{path}: the audio holds samples that are not finite numbers")
+                yield mono, rate, note
     except soundfile.SoundFileError as error:
         detail = str(error).split(": ")[-1].strip()
         raise ValueError(f"{path}: unreadable or truncated audio ({detail})") from error
-    if len(samples) < last - first:
-        raise ValueError(
-            f"{path}: truncated audio, {first + len(samples)} of the {last} samples that its header declares"
-        )
-    return samples, rate
 
 
 def _sample_range(path: Path, rate: int, length: int, start: float | None, end: float | None) -> tuple[int, int]:

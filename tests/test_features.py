@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cascade.config import FeatureConfig
-from cascade.features import StreamingFbank, compute_fbank, num_feature_frames, read_audio
+from cascade.features import StreamingFbank, compute_fbank, num_feature_frames, read_audio, read_audio_blocks
 from tests.data.synthetic import AN4, tone
 
 CONFIG = FeatureConfig()
@@ -178,3 +178,28 @@ def test_a_part_outside_the_file_is_an_error(tmp_path, start, end):
     soundfile.write(tmp_path / "a.wav", tone(0.5), 16000)
     with pytest.raises(ValueError, match="a.wav: start"):
         read_audio(tmp_path / "a.wav", 16000, start, end)
+
+
+@pytest.mark.parametrize(("name", "rate", "channels"), [("a.wav", 16000, 1), ("a.flac", 44100, 2), ("a.ogg", 8000, 1)])
+def test_a_recording_read_in_blocks_is_the_recording(tmp_path, name, rate, channels):
+    samples = np.random.default_rng(3).uniform(-0.5, 0.5, (rate // 3 + 7, channels))
+    soundfile.write(tmp_path / name, samples, rate)
+    whole, note = read_audio(tmp_path / name, rate)
+    blocks = list(read_audio_blocks(tmp_path / name, 16000, seconds=0.1))
+    assert {block[1] for block in blocks} == {rate} and len(blocks) == 4
+    np.testing.assert_array_equal(np.concatenate([block[0] for block in blocks]), whole)
+    assert blocks[0][2] == read_audio(tmp_path / name, 16000)[1]
+    assert (note is None) == (channels == 1)
+
+
+def test_a_damaged_recording_in_blocks_says_the_same_as_whole(tmp_path):
+    soundfile.write(tmp_path / "a.flac", np.random.default_rng(4).uniform(-0.5, 0.5, 30000), 16000)
+    data = (tmp_path / "a.flac").read_bytes()
+    (tmp_path / "cut.flac").write_bytes(data[: len(data) // 2])
+    soundfile.write(tmp_path / "empty.wav", np.zeros(0), 16000)
+    for name in ("cut.flac", "empty.wav", "none.wav"):
+        with pytest.raises((ValueError, OSError)) as whole:
+            read_audio(tmp_path / name, 16000)
+        with pytest.raises((ValueError, OSError)) as parts:
+            list(read_audio_blocks(tmp_path / name, 16000, seconds=0.1))
+        assert parts.type is whole.type and str(parts.value).split("(")[0] == str(whole.value).split("(")[0]

@@ -34,6 +34,10 @@ def run_program(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         print("interrupted: run the same command again to go on", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the last flush would fail again
+        print("interrupted: nobody reads standard output any more", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
     except (ValueError, OSError, ImportError) as error:
         if os.environ.get("CASCADE_DEBUG"):
             raise

@@ -1,8 +1,9 @@
 """Export a model for sherpa-onnx, and check that the files compute what PyTorch computes.
 
 --out gets encoder-streaming.onnx and encoder-look-ahead.onnx (online recognisers), encoder-full.onnx (offline), which
-all share decoder.onnx, joiner.onnx and tokens.txt; bpe.vocab for hotwords, if the tokens are BPE; and export.json: the
-options, bytes per file, the differences measured. Chunk, block and left context are constants of these files.
+all share decoder.onnx, joiner.onnx and tokens.txt; bpe.vocab for hotwords, if the tokens are BPE; the tokenizer's other
+files, for `transcribe --onnx-dir`; and export.json: the options, bytes per file, the differences measured. Chunk, block
+and left context are constants of these files.
 """
 
 from __future__ import annotations

@@ -18,9 +18,12 @@ from cascade.models.transducer import CascadedTransducer
 from cascade.tokens import Tokenizer
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add --exp-dir, --epoch, --avg, --chunk-ms, --look-ahead-ms and --left-context-ms."""
-    parser.add_argument("--exp-dir", type=Path, required=True, metavar="DIR", help="model directory, of one training")
+def add_model_arguments(parser: argparse.ArgumentParser, or_onnx: bool = False) -> None:
+    """Add --exp-dir (or_onnx: or --onnx-dir), --epoch, --avg, --chunk-ms, --look-ahead-ms and --left-context-ms."""
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--exp-dir", type=Path, metavar="DIR", help="model directory, of one training")
+    if or_onnx:
+        source.add_argument("--onnx-dir", type=Path, metavar="DIR", help="what export_onnx wrote: no PyTorch model")
     parser.add_argument("--epoch", type=int, metavar="N", help="use this epoch (default: the averaged final model)")
     parser.add_argument("--avg", type=int, default=1, metavar="K", help="average K epochs up to --epoch (default 1)")
     parser.add_argument("--chunk-ms", type=int, default=DEFAULT_CHUNK_MS, metavar="MS", help="causal chunk (320)")
@@ -46,6 +49,24 @@ def check_at_least(arguments: argparse.Namespace, **minimum: int) -> None:
             raise ConfigError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
     if arguments.epoch is None and arguments.avg != 1:
         raise ConfigError(f"--avg {arguments.avg} needs --epoch N")
+
+
+def check_onnx_arguments(arguments: argparse.Namespace, times: dict[str, int]) -> None:
+    """Raise a ConfigError for an option that asks for something else than --onnx-dir was exported with.
+
+    Args:
+      times: chunk_ms, look_ahead_ms and left_context_ms of the files.
+    """
+    if arguments.epoch is not None:
+        raise ConfigError("--epoch chooses weights of --exp-dir: give it to export_onnx, not with --onnx-dir")
+    defaults = {"chunk_ms": DEFAULT_CHUNK_MS, "look_ahead_ms": DEFAULT_LOOK_AHEAD_MS, "left_context_ms": None}
+    for name, default in defaults.items():
+        value = getattr(arguments, name)
+        if value not in (default, times[name]):
+            raise ConfigError(
+                f"--{name.replace('_', '-')} {value} needs other files: {arguments.onnx_dir} was exported with "
+                f"{times[name]}, a constant of its graphs"
+            )
 
 
 def load_for_decoding(

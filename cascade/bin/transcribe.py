@@ -5,43 +5,48 @@ with a note. `-` reads raw signed 16-bit little-endian mono samples at --samplin
 
     arecord -q -t raw -f S16_LE -r 16000 | python -m cascade.bin.transcribe --exp-dir DIR -
 
-On a terminal the text appears while it is decoded. A bad file is reported in one sentence, the others still run, and
-the exit code is 1.
+On a terminal the text appears while it is decoded, and a pipe's segments are written as they end. A bad file is
+reported in one sentence, the others still run, and the exit code is 1. Ctrl-C or SIGTERM ends a pipe: what was heard is
+decoded to its last word and written, recordings that are not finished are left out, and the exit code is 75.
+
+With --onnx-dir the exported files decode, in every mode and by both searches: the same text as PyTorch's on the audio
+followed by zeros, except that a full pass hears its segment only, not what the encoder still knows from the one before.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import logging
 import shutil
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import torch
 
-from cascade.bin.cli import EXIT_FAILED, run_program
-from cascade.bin.model_arguments import add_model_arguments, add_search_arguments, check_at_least, load_for_decoding
+from cascade.bin.audio_inputs import StopSignals, file_packets, pipe_packets
+from cascade.bin.cli import EXIT_FAILED, Interrupted, run_program
+from cascade.bin.model_arguments import (
+    add_model_arguments,
+    add_search_arguments,
+    check_at_least,
+    check_onnx_arguments,
+    load_for_decoding,
+)
 from cascade.config import Config, ConfigError
 from cascade.decoding.endpoint import EndpointOptions
-from cascade.decoding.methods import (
-    METHODS,
-    STREAMING_MODES,
-)
+from cascade.decoding.methods import METHODS, STREAMING_MODES, DecodingOptions
 from cascade.decoding.stream_batch import StreamBatch
 from cascade.decoding.streaming import Segment, StreamingDecoder
 from cascade.decoding.subtitles import clock, format_srt, format_vtt
-from cascade.features import read_audio
 from cascade.text import join_texts
 
 PIPE = "-"
-_PACKET_SECONDS = 1.0
-_PIPE_SECONDS = 0.1
 
 
 @dataclass
@@ -80,15 +85,14 @@ class Transcript:
 class _Job:
     place: int
     transcript: Transcript
-    packets: Iterator[np.ndarray]
-    rate: int
+    packets: Iterator[tuple[np.ndarray, int]]
     decoder: StreamingDecoder
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", nargs="+", metavar="FILE", help="recordings, or - for raw samples from a pipe")
-    add_model_arguments(parser)
+    add_model_arguments(parser, or_onnx=True)
     parser.add_argument(
         "--mode", choices=STREAMING_MODES, default="two_pass",
         help="two_pass (default) shows first results at once, corrects them, and ends as full",
@@ -130,48 +134,34 @@ def check_arguments(arguments: argparse.Namespace) -> None:
             raise ConfigError(f"--out DIR needs inputs of different names, got {', '.join(twice)} more than once")
 
 
-def file_packets(path: str, sampling_rate: int) -> Iterator[np.ndarray]:
-    """A recording's samples, a second at a time; it is read when the first one is asked for."""
-    samples, note = read_audio(path, sampling_rate)
-    if note:
-        logging.info("%s: %s", path, note)
-    size = round(_PACKET_SECONDS * sampling_rate)
-    for start in range(0, len(samples), size):
-        yield samples[start : start + size]
-
-
-def pipe_packets(pipe: BinaryIO, sampling_rate: int) -> Iterator[np.ndarray]:
-    """Raw 16-bit samples as they come in."""
-    size, rest = 2 * round(_PIPE_SECONDS * sampling_rate), b""
-    while data := pipe.read1(size):
-        data = rest + data
-        whole = len(data) // 2 * 2
-        rest = data[whole:]
-        yield np.frombuffer(data[:whole], dtype="<i2").astype(np.float32) / 32768
-    if rest:
-        logging.warning("standard input ends within a sample: its last byte is left out")
-
-
 def transcribe(
     paths: list[str], config: Config, new_decoder: Callable[[], StreamingDecoder], num_streams: int,
-    pipe_rate: int | None, watch: Callable[[_Job], None],
+    pipe_rate: int | None, watch: Callable[[_Job], None], stop: StopSignals,
 ) -> Iterator[Transcript]:  # fmt: skip
     """Decode all inputs, `num_streams` of them together, and yield them in their order.
 
     Args:
       new_decoder: makes decoders of one batch.
       watch: called with every job after each run of the batch.
+      stop: when it is asked for, the pipe's text still comes; recordings that are not finished are dropped.
     """
     model_rate = config.features.sampling_rate
     waiting, active, done, following = deque(enumerate(paths)), [], {}, 0
     while waiting or active:
+        if stop.asked:
+            waiting.clear()
+            for job in [job for job in active if job.transcript.path != PIPE]:
+                job.decoder.leave()
+                active.remove(job)
+            if not active:
+                break
         while waiting and len(active) < num_streams:
             place, path = waiting.popleft()
-            rate = (pipe_rate or model_rate) if path == PIPE else model_rate
-            packets = pipe_packets(sys.stdin.buffer, rate) if path == PIPE else file_packets(path, rate)
-            if rate != model_rate:
-                logging.info("standard input: resampled from %d Hz", rate)
-            active.append(_Job(place, Transcript(path), packets, rate, new_decoder()))
+            packets = (
+                pipe_packets(sys.stdin.buffer, pipe_rate or model_rate, model_rate, stop)
+                if path == PIPE else file_packets(path, model_rate)
+            )
+            active.append(_Job(place, Transcript(path), packets, new_decoder()))
         ended = [job for job in active if not _feed(job)]
         active[0].decoder.batch.run()
         for job in active:
@@ -184,6 +174,8 @@ def transcribe(
         while following in done:
             yield done.pop(following)
             following += 1
+    for place in sorted(done):  # behind one that was dropped
+        yield done[place]
 
 
 def _feed(job: _Job) -> bool:
@@ -198,7 +190,7 @@ def _feed(job: _Job) -> bool:
     if packet is None:
         job.decoder.end()
         return False
-    job.decoder.push(packet, job.rate)
+    job.decoder.push(*packet)
     return True
 
 
@@ -213,16 +205,19 @@ def _conclude(job: _Job) -> None:
 
 
 class LiveText:
-    """Text on a terminal: segments stay, what may still change is in the last line."""
+    """Text while it is decoded: segments stay; on a terminal, what may still change is in the last line."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_terminal: bool) -> None:
+        self._on_terminal = on_terminal
         self._width = 0
 
     def show(self, job: _Job) -> None:
         partial = job.decoder.partial()
         for segment in partial.segments:
             self._clear()
-            print(segment_line(segment))
+            print(segment_line(segment), flush=True)
+        if not self._on_terminal:
+            return
         columns = max(10, shutil.get_terminal_size().columns - 1)
         self._clear()
         print(partial.text[-columns:], end="", flush=True)
@@ -248,6 +243,40 @@ def formatted(transcript: Transcript, arguments: argparse.Namespace) -> str:
     return heading + "".join(f"{segment_line(segment)}\n" for segment in transcript.segments)
 
 
+def open_batch(
+    arguments: argparse.Namespace, endpoint: EndpointOptions
+) -> tuple[Callable[..., StreamingDecoder], Config]:
+    """What makes decoders of one batch, and the model's config; PyTorch's model or the exported files."""
+    search = {name: getattr(arguments, name) for name in ("method", "beam", "blank_penalty")}
+    if arguments.onnx_dir is None:
+        model, config, tokenizer, options = load_for_decoding(arguments, arguments.mode, **search)
+        kind = StreamingDecoder
+    else:
+        from cascade.export.onnx_model import OnnxDecoder, OnnxModel
+
+        DecodingOptions(mode=arguments.mode, **search)  # so that a wrong one is said first
+        model = OnnxModel(arguments.onnx_dir)
+        check_onnx_arguments(arguments, model.times)
+        config, tokenizer, kind = model.config, model.tokenizer, OnnxDecoder
+        options = DecodingOptions(mode=arguments.mode, **search, **model.times)
+    batch = StreamBatch(model, tokenizer, options, endpoint)
+    return partial(kind, model, tokenizer, config, batch=batch), config
+
+
+def write(transcript: Transcript, arguments: argparse.Namespace, is_live: bool) -> None:
+    """Write what became of one input, unless it is on standard output already."""
+    if transcript.error is not None:
+        print(f"error: {transcript.error}", file=sys.stderr, flush=True)
+    if is_live or (transcript.error is not None and arguments.format != "json"):
+        return
+    text = formatted(transcript, arguments)
+    if arguments.out is None:
+        print(text, end="", flush=True)
+    else:
+        name = f"{_stem(transcript.path)}.{arguments.format or 'txt'}"
+        (arguments.out / name).write_text(text, encoding="utf-8")
+
+
 def _stem(path: str) -> str:
     return "stdin" if path == PIPE else Path(path).stem
 
@@ -261,32 +290,27 @@ def main() -> None:
         silence_from_start=arguments.silence_from_start, silence_after_speech=arguments.silence_after_speech,
         longest_segment=arguments.longest_segment,
     )
-    model, config, tokenizer, options = load_for_decoding(
-        arguments, arguments.mode, method=arguments.method, beam=arguments.beam, blank_penalty=arguments.blank_penalty
-    )
-    batch = StreamBatch(model, tokenizer, options, endpoint)
-    is_live = arguments.format is None and arguments.out is None and sys.stdout.isatty()
-    live = LiveText()
-    transcripts = transcribe(
-        arguments.files, config, lambda: StreamingDecoder(model, tokenizer, config, batch=batch),
-        1 if is_live else arguments.num_streams, arguments.sampling_rate,
-        live.show if is_live else lambda job: None,
-    )
+    new_decoder, config = open_batch(arguments, endpoint)
+    on_terminal = sys.stdout.isatty()
+    is_live = arguments.format is None and arguments.out is None and (on_terminal or arguments.files == [PIPE])
     if arguments.out is not None:
         arguments.out.mkdir(parents=True, exist_ok=True)
-    num_failed = 0
-    for transcript in transcripts:
-        if transcript.error is not None:
-            num_failed += 1
-            print(f"error: {transcript.error}", file=sys.stderr, flush=True)
-        if is_live or (transcript.error is not None and arguments.format != "json"):
-            continue
-        text = formatted(transcript, arguments)
-        if arguments.out is None:
-            print(text, end="", flush=True)
-        else:
-            name = f"{_stem(transcript.path)}.{arguments.format or 'txt'}"
-            (arguments.out / name).write_text(text, encoding="utf-8")
+    num_failed = num_done = 0
+    with StopSignals() as stop:
+        transcripts = transcribe(
+            arguments.files, config, lambda: new_decoder(keep_segments=not is_live),
+            1 if is_live else arguments.num_streams, arguments.sampling_rate,
+            LiveText(on_terminal).show if is_live else lambda job: None, stop,
+        )
+        for transcript in transcripts:
+            num_done += 1
+            num_failed += transcript.error is not None
+            write(transcript, arguments, is_live)
+    if stop.asked:
+        raise Interrupted(
+            f"{num_done} of {len(arguments.files)} inputs were transcribed"
+            + (", standard input up to the signal" if PIPE in arguments.files else "")
+        )
     if num_failed:
         sys.exit(EXIT_FAILED)
 

@@ -6,7 +6,6 @@ from math import gcd
 
 import numpy as np
 import torch
-from scipy.signal import firwin, upfirdn
 from torch import Tensor
 
 from cascade.config import FeatureConfig
@@ -30,6 +29,9 @@ class StreamingResampler:
         self._up, self._down = new_rate // divisor, rate // divisor
         if self._up == self._down:
             return
+        from scipy.signal import firwin, upfirdn  # slow to import, and most audio has the model's rate
+
+        self._upfirdn = upfirdn
         widest = max(self._up, self._down)
         self._reach = _FILTER_REACH * widest
         taps = firwin(2 * self._reach + 1, 1.0 / widest, window=("kaiser", _KAISER_BETA)).astype(np.float32)
@@ -66,7 +68,7 @@ class StreamingResampler:
         if end <= self._num_out:
             return np.zeros(0, np.float32)
         shift = self._centre - self._num_dropped // self._down * self._up
-        out = upfirdn(self._filter, self._kept, self._up, self._down)[self._num_out + shift : end + shift]
+        out = self._upfirdn(self._filter, self._kept, self._up, self._down)[self._num_out + shift : end + shift]
         assert out.size == end - self._num_out, (out.size, end, self._num_out)
         self._num_out = end
         first = max(0, -(-(end * self._down - self._reach) // self._up))  # the oldest input that output `end` needs
@@ -115,12 +117,13 @@ class AudioInput:
         self._num_samples += samples.size
         return self._fbank.accept(self._resampler.accept(samples.astype(np.float32, copy=True)))
 
-    def finish(self) -> Tensor:
-        """The last (t, F) frames."""
+    def finish(self, silence: float = 0.0) -> Tensor:
+        """The last (t, F) frames, as if `silence` seconds of zeros, which `duration` does not count, came last."""
         if self._resampler is None:
             return self._fbank.finish()
-        frames = self._fbank.accept(self._resampler.finish())
-        return torch.cat((frames, self._fbank.finish()))
+        zeros = np.zeros(round(silence * self.sampling_rate), np.float32)
+        parts = [self._fbank.accept(part) for part in (self._resampler.accept(zeros), self._resampler.finish())]
+        return torch.cat((*parts, self._fbank.finish()))
 
     def _check_rate(self, sampling_rate: int) -> None:
         if self.sampling_rate is None:

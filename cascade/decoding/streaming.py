@@ -123,7 +123,7 @@ class StreamingDecoder:
     def end(self) -> None:
         """No more audio will come; the batch's next run decodes the rest."""
         if not self._stream.finished:
-            self.batch.accept(self._stream, self._audio.finish())
+            self.batch.accept(self._stream, self._last_features())
             self.batch.finish(self._stream)
 
     def partial(self) -> Partial:
@@ -162,6 +162,10 @@ class StreamingDecoder:
         """Forget everything and start a new stream."""
         self.leave()
         self._start()
+
+    def _last_features(self) -> Tensor:
+        """(t, F) frames that end the stream."""
+        return self._audio.finish()
 
     def _start(self) -> None:
         self._audio = AudioInput(self._features)

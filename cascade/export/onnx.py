@@ -19,7 +19,7 @@ STREAMING, LOOK_AHEAD, FULL = "encoder-streaming.onnx", "encoder-look-ahead.onnx
 DECODER, JOINER = "decoder.onnx", "joiner.onnx"
 MODES: dict[str, Mode] = {STREAMING: "streaming", LOOK_AHEAD: "look_ahead", FULL: "full"}
 """Encoder file -> the pass it runs."""
-TOKEN_FILES = ("tokens.txt", "bpe.vocab")
+TOKEN_FILES = ("tokens.txt", "bpe.vocab", "tokenizer.json", "tokens.model")
 _TRACED_FRAMES = 50
 
 
@@ -95,7 +95,7 @@ def write_graph(graph: Graph, path: Path, about: dict[str, str | int]) -> None:
 
 
 def write_files(graphs: dict[str, Graph], tokens_dir: Path, out: Path, about: dict[str, str | int]) -> None:
-    """All graphs, tokens.txt and (for bpe) bpe.vocab into the folder `out`."""
+    """All graphs and the tokenizer's files (sherpa-onnx reads tokens.txt and bpe.vocab) into the folder `out`."""
     for name, graph in graphs.items():
         write_graph(graph, out / name, about)
     for name in TOKEN_FILES:

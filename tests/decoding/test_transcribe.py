@@ -1,6 +1,7 @@
 import io
 import json
 import re
+import signal
 import sys
 from types import SimpleNamespace
 
@@ -9,7 +10,8 @@ import pytest
 import soundfile
 import torch
 
-from cascade.bin import transcribe
+from cascade.bin import audio_inputs, transcribe
+from cascade.bin.cli import Interrupted
 from cascade.checkpoint import load_model
 from cascade.config import ConfigError
 from cascade.decoding.methods import METHODS, STREAMING_MODES, DecodingOptions
@@ -43,6 +45,7 @@ def call(run_dir, monkeypatch, capsys):
             torch.set_num_threads(threads)
         return (code, *capsys.readouterr())
 
+    run.output = lambda: capsys.readouterr().out
     return run
 
 
@@ -136,6 +139,75 @@ def test_a_pipe_of_another_rate_is_resampled(run_dir, call, monkeypatch, tmp_pat
     pipe(monkeypatch, samples.tobytes())
     expected = json.loads(call("--json", tmp_path / "a.wav")[1])
     assert json.loads(call("--json", "--sampling-rate", 8000, "-")[1])["text"] == expected["text"]
+
+
+class SignalledPipe(io.BytesIO):
+    """Raw samples; a signal comes while the reader waits for more than there is."""
+
+    def __init__(self, data, number):
+        super().__init__(data)
+        self.number = number
+
+    def read1(self, size=-1):
+        data = super().read1(size)
+        if not data:
+            signal.raise_signal(self.number)
+            raise AssertionError("the signal did not end the waiting")
+        return data
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("options", [[], ["--json"]])
+def test_a_signal_ends_a_pipe_with_its_last_words(run_dir, call, monkeypatch, number, options):
+    path, before = recordings(run_dir)[2], signal.getsignal(number)
+    expected = call(*options, path)[1].replace(str(path), "-")
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=SignalledPipe(pcm(path), number)))
+    with pytest.raises(Interrupted, match="1 of 1 inputs were transcribed, standard input up to the signal"):
+        call(*options, "-")
+    assert call.output() == expected and expected.strip()
+    assert signal.getsignal(number) == before
+
+
+def test_a_signal_drops_recordings_that_are_not_finished(run_dir, call, monkeypatch):
+    paths = recordings(run_dir)
+    read = audio_inputs.read_audio_blocks
+
+    def interrupted(path, *rest):
+        for place, block in enumerate(read(path, *rest)):
+            if path == str(paths[2]) and place == 1:
+                signal.raise_signal(signal.SIGTERM)
+            yield block
+
+    expected = call("--json", *paths)[1].splitlines()
+    monkeypatch.setattr(audio_inputs, "read_audio_blocks", interrupted)
+    with pytest.raises(Interrupted, match="2 of 4 inputs were transcribed$"):
+        call("--json", *paths)
+    kept = without_confidences("\n".join([expected[1], expected[3]]))
+    assert without_confidences(call.output().strip()) == kept
+
+
+def test_a_second_signal_ends_at_once():
+    with audio_inputs.StopSignals() as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert stop.asked and stop.wait_for(lambda size: pytest.fail("read"), 1) == b""
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_a_pipe_writes_segments_as_they_end(run_dir, call, monkeypatch):
+    shown = []
+
+    class Slow(io.BytesIO):
+        def read1(self, size=-1):
+            shown.append(call.output())
+            return super().read1(size)
+
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=Slow(pcm(recordings(run_dir)[2]))))
+    code, out, _ = call("--longest-segment", 0.8, "-")
+    written = [text for text in shown if text]
+    assert code == 0 and len(written) >= 2 and "".join(written) + out == call(
+        "--longest-segment", 0.8, recordings(run_dir)[2]
+    )[1]
 
 
 def test_an_empty_pipe_is_an_error(call, monkeypatch):

@@ -14,7 +14,7 @@ from tests.export.conftest import KINDS, make_model_dir
 
 FILES = {
     "encoder-streaming.onnx", "encoder-look-ahead.onnx", "encoder-full.onnx", "decoder.onnx", "joiner.onnx",
-    "tokens.txt", "export.json",
+    "tokens.txt", "tokenizer.json", "tokens.model", "export.json",
 }
 SMALL = ("--chunk-ms", 80, "--look-ahead-ms", 160, "--left-context-ms", 240)
 

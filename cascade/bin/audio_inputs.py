@@ -1,0 +1,85 @@
+"""What `transcribe` hears: recordings block by block, and raw samples from a pipe until it ends or a signal comes."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from types import FrameType, TracebackType
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from cascade.features import read_audio_blocks
+
+_BLOCK_SECONDS = 1.0
+_PIPE_SECONDS = 0.1
+
+
+class _Stopped(KeyboardInterrupt):
+    """A signal came while a pipe was waited for."""
+
+
+class StopSignals:
+    """While it is entered, Ctrl-C and SIGTERM end the pipe and not the program, so that its last words are decoded.
+
+    `asked` says that a signal came; a second one raises KeyboardInterrupt wherever the program is.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._waiting = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignals:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._take) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _take(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt
+        self.asked = True
+        if self._waiting:
+            raise _Stopped
+
+    def wait_for(self, read: Callable[[int], bytes], size: int) -> bytes:
+        """read(size), which may take as long as it likes; nothing as soon as a signal came."""
+        try:
+            self._waiting = True
+            return b"" if self.asked else read(size)
+        except _Stopped:
+            return b""
+        finally:
+            self._waiting = False
+
+
+def file_packets(path: str, sampling_rate: int) -> Iterator[tuple[np.ndarray, int]]:
+    """(samples, their rate in Hz) of a recording, a second at a time; it is opened when the first one is asked for."""
+    first = True
+    for samples, rate, note in read_audio_blocks(path, sampling_rate, _BLOCK_SECONDS):
+        if first and note:
+            logging.info("%s: %s", path, note)
+        first = False
+        yield samples, rate
+
+
+def pipe_packets(pipe: BinaryIO, rate: int, sampling_rate: int, stop: StopSignals) -> Iterator[tuple[np.ndarray, int]]:
+    """(samples, `rate`) of raw 16-bit samples as they come in; `sampling_rate` is the model's."""
+    if rate != sampling_rate:
+        logging.info("standard input: resampled from %d Hz", rate)
+    size, rest = 2 * round(_PIPE_SECONDS * rate), b""
+    while data := stop.wait_for(pipe.read1, size):
+        data = rest + data
+        whole = len(data) // 2 * 2
+        rest = data[whole:]
+        yield np.frombuffer(data[:whole], dtype="<i2").astype(np.float32) / 32768, rate
+    if rest and not stop.asked:
+        logging.warning("standard input ends within a sample: its last byte is left out")

@@ -1,0 +1,119 @@
+"""Streams on the exported files say what PyTorch says on the audio and the same zeros."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from cascade.bin import transcribe
+from cascade.config import ENCODER_FRAME_MS, ConfigError
+from cascade.decoding.endpoint import EndpointOptions
+from cascade.decoding.methods import METHODS, STREAMING_MODES, DecodingOptions, build_search, decode_batch
+from cascade.decoding.stream_batch import StreamBatch
+from cascade.export.onnx_model import OnnxDecoder, OnnxModel
+from cascade.export.sherpa import synthetic_recordings
+from cascade.features import StreamingFbank
+from tests.export.conftest import GEOMETRY
+
+TIMES = {
+    "chunk_ms": GEOMETRY.chunk_frames * ENCODER_FRAME_MS, "look_ahead_ms": GEOMETRY.block_frames * ENCODER_FRAME_MS,
+    "left_context_ms": GEOMETRY.left_frames * ENCODER_FRAME_MS,
+}
+ABOUT = TIMES | {"sampling_rate": 16000, "num_mel_bins": 80}
+
+
+@pytest.fixture(scope="module")
+def onnx_model(exported):
+    (exported.folder / "export.json").write_text(json.dumps(ABOUT))
+    return OnnxModel(exported.folder)
+
+
+def test_the_joiners_matrix_is_read_out_of_its_graph(exported, onnx_model):
+    torch.testing.assert_close(onnx_model.joiner.output_weight, exported.model.joiner.output_weight.detach())
+    torch.testing.assert_close(onnx_model.joiner.output_bias, exported.model.joiner.output_bias.detach())
+
+
+def whole_steps(samples, config):
+    """Features of the audio and zeros, cut to whole blocks: what a stream on the files hears."""
+    fbank, step = StreamingFbank(config.features), 4 * GEOMETRY.block_frames
+    frames = torch.cat((fbank.accept(np.concatenate((samples, np.zeros((step + 1) * 160)))), fbank.finish()))
+    return frames[: len(frames) // step * step]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("mode", STREAMING_MODES)
+def test_streams_on_the_files_say_what_pytorch_says(exported, onnx_model, mode, method):
+    options = DecodingOptions(mode=mode, method=method, **TIMES)
+    batch = StreamBatch(onnx_model, onnx_model.tokenizer, options)
+    rng = random.Random(1)
+    recordings = [*synthetic_recordings((0.9, 2.03, 1.31), 16000, seed=3).values()]
+    decoders = [OnnxDecoder(onnx_model, onnx_model.tokenizer, onnx_model.config, batch=batch) for _ in recordings]
+    parts = [np.array_split(samples, rng.randint(1, 9)) for samples in recordings]
+    for step in range(10):
+        for decoder, packets in zip(decoders, parts, strict=True):
+            if step < len(packets):
+                decoder.push(packets[step], 16000)
+            elif step == len(packets):
+                decoder.end()
+        batch.run()
+    whole = DecodingOptions(mode="full" if mode == "two_pass" else mode, method=method, **TIMES)
+    search = build_search(exported.model, whole, exported.tokenizer.unk_id)
+    for decoder, samples in zip(decoders, recordings, strict=True):
+        features = whole_steps(samples, exported.config)
+        expected = decode_batch(exported.model, search, features[None], torch.tensor([len(features)]), whole)[0]
+        final = decoder.final()
+        assert expected.tokens
+        assert final.segments[0].hypotheses[0].tokens == expected.tokens
+        assert final.segments[0].hypotheses[0].timestamps == expected.timestamps
+        assert final.duration == len(samples) / 16000 and final.num_frames == len(features) // 4
+        assert all(word.end <= final.duration for word in final.segments[0].words)
+
+
+@pytest.mark.parametrize("mode", STREAMING_MODES)
+def test_segments_on_the_files_cover_the_stream(onnx_model, mode):
+    endpoint = EndpointOptions(longest_segment=0.7, late_pause=0.2, silence_after_speech=0.3)
+    samples = synthetic_recordings((3.3,), 16000, seed=4).popitem()[1]
+    batch = StreamBatch(onnx_model, onnx_model.tokenizer, DecodingOptions(mode=mode, **TIMES), endpoint)
+    decoder = OnnxDecoder(onnx_model, onnx_model.tokenizer, onnx_model.config, batch=batch)
+    for packet in np.array_split(samples, 17):
+        decoder.accept(packet, 16000)
+    final = decoder.finish()
+    assert len(final.segments) > 3 and final.text
+    assert final.num_frames % GEOMETRY.block_frames == 0 and final.num_frames * 0.04 >= final.duration
+    for segment, following in zip(final.segments, final.segments[1:], strict=False):
+        assert segment.end <= following.start
+
+
+def test_transcribe_runs_on_the_files(exported, onnx_model, tmp_path, monkeypatch, capsys):
+    import soundfile
+
+    samples = synthetic_recordings((1.7,), 8000, seed=5).popitem()[1]
+    soundfile.write(tmp_path / "a.wav", samples, 8000)
+
+    def call(*arguments):
+        words = ["transcribe", "--onnx-dir", str(exported.folder), *map(str, arguments), str(tmp_path / "a.wav")]
+        monkeypatch.setattr("sys.argv", words)
+        transcribe.main()
+        return capsys.readouterr().out
+
+    for mode in STREAMING_MODES:
+        line = json.loads(call("--json", "--mode", mode))
+        assert line["error"] is None and line["text"] and line["segments"][-1]["end"] <= 1.7
+    with pytest.raises(ConfigError, match="--chunk-ms 640 needs other files: .* was exported with 80"):
+        call("--chunk-ms", 640)
+    with pytest.raises(ConfigError, match="--epoch chooses weights of --exp-dir"):
+        call("--epoch", 3)
+
+
+def test_a_folder_that_is_no_export_is_named(exported, onnx_model, tmp_path):
+    with pytest.raises(FileNotFoundError, match="export.json not found: --onnx-dir is a folder that export_onnx wrote"):
+        OnnxModel(tmp_path)
+    for file in exported.folder.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    (tmp_path / "tokenizer.json").unlink()
+    with pytest.raises(ValueError, match="an earlier version wrote it, run export_onnx again"):
+        OnnxModel(tmp_path)
