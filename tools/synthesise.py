@@ -90,6 +90,7 @@ class Espeak:
         )
         if self.sampling_rate <= 0:
             raise OSError(f"eSpeak NG does not start with its data in {data}")
+        self._variants = set(voice_variants())
         self._samples: list[np.ndarray] = []
         self._words: list[tuple[int, int]] = []
         self._callback = Callback(self._receive)  # kept: the library holds no reference
@@ -113,7 +114,8 @@ class Espeak:
         Raises:
           ValueError: no such voice, or eSpeak does not tell a word's start (a rare word in a rare accent).
         """
-        if self._library.espeak_SetVoiceByName(voice.encode()) != 0:
+        variant = voice.partition("+")[2]  # of which the library takes any
+        if self._library.espeak_SetVoiceByName(voice.encode()) != 0 or (variant and variant not in self._variants):
             raise ValueError(f"eSpeak NG has no voice {voice!r}")
         lengths = [len(word) + len(BETWEEN_WORDS) for word in words]
         positions = [0, *accumulate(lengths[:-1])]
@@ -128,6 +130,7 @@ class Espeak:
         self._library.espeak_SetParameter(RATE, int(rate_wpm), 0)
         self._library.espeak_SetParameter(PITCH, int(pitch), 0)
         self._samples, self._words = [], []
+        self._library.espeak_ng_SetRandSeed(ctypes.c_long(1))  # breathy voices have noise in them
         self._library.espeak_Synth(text, ctypes.c_size_t(len(text) + 1), 0, 1, 0, CHARS_UTF8, None, None)
         samples = np.concatenate(self._samples) if self._samples else np.zeros(0, np.int16)
         # A number spelled out has an event for each part at one position: the first counts.
@@ -172,7 +175,7 @@ def synthesise(plan: Path, manifest: Path, sampling_rate: int) -> Iterator[dict]
     for line in progress(lines, f"speaking {manifest.stem}"):
         samples, words = render(line, espeak, sampling_rate)
         path = folder / f"{line['id']}.flac"
-        soundfile.write(path, samples, sampling_rate, subtype="PCM_16")
+        soundfile.write(path, samples, sampling_rate, subtype="PCM_16", compression_level=0.0)
         yield {
             "id": line["id"], "path": f"{folder.name}/{path.name}", "text": line["text"],
             "speaker": line.get("speaker", line["voice"]), "words": words,

@@ -48,6 +48,11 @@ class Grammar:
             self._rules[name] = alternatives
             self._shares[name] = np.cumsum(weights) / sum(weights)
 
+    def words(self) -> list[str]:
+        """Every word that sentences can have, sorted."""
+        alternatives = " ".join(alternative for rule in self._rules.values() for alternative in rule)
+        return sorted({word for word in _PART.findall(re.sub(r"[][]", " ", alternatives)) if word[0] != "<"})
+
     def draw(self, generator: np.random.Generator, rule: str = "sentence") -> str:
         """One random sentence."""
         index = int(np.searchsorted(self._shares[rule], generator.random(), side="right"))

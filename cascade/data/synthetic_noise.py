@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from scipy import fft
 
 KINDS = ("white", "pink", "brown", "hum", "fan", "babble")
 _EXPONENTS = {"white": 0.0, "pink": 1.0, "brown": 2.0, "fan": 1.5, "babble": 1.0}  # power falls as 1 / f^exponent
@@ -59,11 +60,12 @@ def _coloured(
     exponent: float, num_samples: int, sampling_rate: int, generator: np.random.Generator,
     band: tuple[float, float] | None = None,
 ) -> np.ndarray:
-    spectrum = np.fft.rfft(generator.standard_normal(num_samples))
-    hertz = np.fft.rfftfreq(num_samples, 1 / sampling_rate)
+    length = fft.next_fast_len(num_samples, real=True)
+    spectrum = fft.rfft(generator.standard_normal(length))
+    hertz = fft.rfftfreq(length, 1 / sampling_rate)
     low, high = band or (20.0, sampling_rate / 2)
     spectrum *= np.maximum(hertz, 20.0) ** (-exponent / 2) * ((hertz >= low) & (hertz <= high))
-    noise = np.fft.irfft(spectrum, num_samples)
+    noise = fft.irfft(spectrum, length)[:num_samples]
     return noise / (np.std(noise) + 1e-20)
 
 
