@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,8 +59,9 @@ from cascade.tokens import Tokenizer
 
 _NOISE_FRAMES = 3000
 _FEWEST_UTTERANCES = 50
-"""What the timing of chunks hears at least; 5 utterances per timed last step."""
-_TIMED_SHARE = 5
+"""What the timing of chunks hears at least."""
+_TIMED_SHARE = 8
+"""The steps of one utterance in so many are timed in every mode."""
 
 
 @dataclass
@@ -209,6 +211,7 @@ def delays_of(
     num_utterances: int, source: str,
 ) -> dict[str, Any] | None:  # fmt: skip
     """What latency.json says of one model's delays; None where no utterance has an alignment."""
+    start = time.perf_counter()
     step = max(1, len(item.speech) // num_utterances)
     chosen = item.speech[::step][:num_utterances]
     ends, is_given = true_ends(item, chosen, given, options["full"])
@@ -226,6 +229,7 @@ def delays_of(
         last_frames = [one.last_frame for one in first_pass]
         delays = measure_delays(found, texts, [ends[one.id] for one in speech], options[mode], last_frames)
         modes[mode] = algorithmic_delay(options[mode]) | delays.row()
+    logging.info("%s: delays of %d utterances in %.1f s", item.timed.name, len(speech), time.perf_counter() - start)
     silences = [one.duration - ends[spoken.id][-1] for one, spoken in zip(watched["full"], speech, strict=True)]
     return {
         "reference": source if is_given else "model-relative",
@@ -252,10 +256,12 @@ def add_delays(
         row["delays"] = delays_of(item, given, options, arguments.num_utterances, source)
         if arguments.alignment and row["delays"] and row["delays"]["reference"] != source:
             raise ValueError(f"--alignment {arguments.alignment} fits no utterance of {arguments.manifest}")
-    speech = trained[0][0].speech
-    features = [one.features for one in speech[:: _TIMED_SHARE if len(speech) >= _FEWEST_UTTERANCES else 1]]
+    timed = []
+    for item, _ in trained:
+        some = item.speech[:: _TIMED_SHARE if len(item.speech) >= _FEWEST_UTTERANCES else 1]
+        timed.append((item.timed.model, item.tokenizer, [one.features for one in some]))
     for mode in STREAMING_MODES:
-        times = time_mode([(item.timed.model, item.tokenizer) for item, _ in trained], options[mode], features)
+        times = time_mode(timed, options[mode])
         for found, (_, row) in zip(times, trained, strict=True):
             if row["delays"]:
                 row["delays"]["modes"][mode] |= found.row()
@@ -266,13 +272,15 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     torch.set_flush_denormal(True)
     blocks = -(-DEFAULT_LOOK_AHEAD_MS // max(1, arguments.chunk_ms))
-    contexts = {"chunk_ms": arguments.chunk_ms, "look_ahead_ms": arguments.look_ahead_ms or blocks * arguments.chunk_ms}
-    DecodingOptions(mode="look_ahead", left_context_ms=arguments.left_context_ms or arguments.chunk_ms, **contexts)
+    contexts = {"chunk_ms": arguments.chunk_ms, "look_ahead_ms": blocks * arguments.chunk_ms}
+    if arguments.look_ahead_ms is not None:
+        contexts["look_ahead_ms"] = arguments.look_ahead_ms
+    left = arguments.left_context_ms
+    DecodingOptions(mode="look_ahead", left_context_ms=arguments.chunk_ms if left is None else left, **contexts)
     loaded = load_models(arguments)
-    contexts["left_context_ms"] = arguments.left_context_ms or max(
-        default_left_context_ms(item.config, arguments.chunk_ms) for item in loaded
-    )
-    left = contexts["left_context_ms"]
+    if left is None:
+        left = max(default_left_context_ms(item.config, arguments.chunk_ms) for item in loaded)
+    contexts["left_context_ms"] = left
     memory = [{}] * len(loaded)
     if not arguments.no_memory:
         memory = measure_memory([item.spec for item in loaded], arguments.chunk_ms, left)

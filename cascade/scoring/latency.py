@@ -133,28 +133,35 @@ class ModeTimes:
 
 
 def time_mode(
-    models: Sequence[tuple[CascadedTransducer, Tokenizer]], options: DecodingOptions, features: Sequence[Tensor]
+    models: Sequence[tuple[CascadedTransducer, Tokenizer, Sequence[Tensor]]], options: DecodingOptions
 ) -> list[ModeTimes]:
-    """Stream utterances, (T, F) unnormalised log-mel frames, one at a time through every model in turns."""
-    size = options.chunk_ms // ENCODER_FRAME_MS * SUBSAMPLING
-    batches = [StreamBatch(model, tokenizer, options) for model, tokenizer in models]
+    """Stream utterances one at a time, in turns through every model.
+
+    Args:
+      models: each with its tokenizer and what it hears, (T, F) unnormalised log-mel frames of the same utterances.
+    """
+    batches = [StreamBatch(model, tokenizer, options) for model, tokenizer, _ in models]
     times = [ModeTimes() for _ in models]
-    for number, frames in enumerate((*features[:1], *features)):  # the first one twice: it warms up
-        for batch, found in zip(batches, times, strict=True):
-            stream = batch.join()
-            if number == 1:
-                found.steps.clear()
-                found.last.clear()
-            for position in range(0, frames.shape[0] + 1, size):
-                part = frames[position : position + size]
-                batch.accept(stream, part)
-                if part.shape[0] < size:
-                    batch.finish(stream)
-                start = time.perf_counter()
-                batch.run()
-                spent = 1000 * (time.perf_counter() - start)
-                if stream.closed:
-                    found.last.append(spent)
-                elif options.mode != "full" and not (options.mode == "look_ahead" and stream.num_block_frames):
-                    found.steps.append(spent)
+    for number in range(len(models[0][2])):
+        for batch, found, (_, _, features) in zip(batches, times, models, strict=True):
+            if number == 0:
+                _time_utterance(batch, features[0], ModeTimes())  # warms up
+            _time_utterance(batch, features[number], found)
     return times
+
+
+def _time_utterance(batch: StreamBatch, frames: Tensor, times: ModeTimes) -> None:
+    options, stream = batch.options, batch.join()
+    size = options.chunk_ms // ENCODER_FRAME_MS * SUBSAMPLING
+    for position in range(0, frames.shape[0] + 1, size):
+        part = frames[position : position + size]
+        batch.accept(stream, part)
+        if part.shape[0] < size:
+            batch.finish(stream)
+        start = time.perf_counter()
+        batch.run()
+        spent = 1000 * (time.perf_counter() - start)
+        if stream.closed:
+            times.last.append(spent)
+        elif options.mode != "full" and not (options.mode == "look_ahead" and stream.num_block_frames):
+            times.steps.append(spent)

@@ -68,6 +68,51 @@ def test_decode_writes_hypotheses_scores_and_a_row(run_dir, tmp_path, monkeypatc
     assert "Set aside: 1" in text and "broken" in text
 
 
+def test_nbest_writes_hypotheses_best_first_and_an_oracle_that_is_no_worse(run_dir, tmp_path, monkeypatch):
+    arguments = decode_arguments(run_dir, tmp_path, "streaming", "modified_beam_search")
+    call(monkeypatch, decode, *arguments)
+    plain = (tmp_path / "hyps.jsonl").read_text()
+    assert not (tmp_path / "nbest.jsonl").exists() and "Oracle" not in (tmp_path / "wer.txt").read_text()
+    call(monkeypatch, decode, *arguments, "--nbest", 3)
+    assert (tmp_path / "hyps.jsonl").read_text() == plain
+    firsts = [json.loads(line) for line in plain.splitlines()]
+    lists = [json.loads(line) for line in (tmp_path / "nbest.jsonl").read_text().splitlines()]
+    assert [line["id"] for line in lists] == [line["id"] for line in firsts]
+    for line, first in zip(lists, firsts, strict=True):
+        hypotheses = line["nbest"]
+        assert 1 < len(hypotheses) <= 3 and line["ref"] == first["ref"]
+        assert {key: hypotheses[0][key] for key in ("hyp", "tokens", "timestamps", "log_probs")} == {
+            key: first[key] for key in ("hyp", "tokens", "timestamps", "log_probs")
+        }
+        scores = [item["score"] for item in hypotheses]
+        assert scores == sorted(scores, reverse=True)
+        assert len({tuple(item["tokens"]) for item in hypotheses}) == len(hypotheses)
+    row = json.loads((tmp_path / "result.json").read_text())
+    assert row["nbest"] == 3 and row["oracle_wer"] <= row["wer"]
+    assert "Oracle WER, the best of 3: " in (tmp_path / "wer.txt").read_text()
+
+
+def test_nbest_needs_a_beam(run_dir, tmp_path, monkeypatch):
+    with pytest.raises(ConfigError, match="--nbest needs --method modified_beam_search"):
+        call(monkeypatch, decode, *decode_arguments(run_dir, tmp_path), "--nbest", 2)
+    arguments = decode_arguments(run_dir, tmp_path, method="modified_beam_search")
+    with pytest.raises(ConfigError, match=r"--nbest must be at most --beam \(4\), got 5"):
+        call(monkeypatch, decode, *arguments, "--nbest", 5)
+    with pytest.raises(ConfigError, match="--nbest must be at least 1, got 0"):
+        call(monkeypatch, decode, *arguments, "--nbest", 0)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_blank_penalty_of_decode_makes_hypotheses_longer(run_dir, tmp_path, monkeypatch, method):
+    lengths = []
+    for penalty in (-1000, 0, 1000):  # a negative one says nothing, a large one something in every frame
+        call(monkeypatch, decode, *decode_arguments(run_dir, tmp_path, "full", method), "--blank-penalty", penalty)
+        lines = [json.loads(line) for line in (tmp_path / "hyps.jsonl").read_text().splitlines()]
+        lengths.append(sum(len(line["tokens"]) for line in lines))
+        assert json.loads((tmp_path / "result.json").read_text())["blank_penalty"] == penalty
+    assert lengths[0] == 0 < lengths[1] < lengths[2]
+
+
 def test_batches_of_any_size_decode_alike(run_dir, tmp_path, monkeypatch):
     texts = []
     for seconds in (0.1, 200):
@@ -199,6 +244,7 @@ def test_latency_measures_delays_in_every_mode(run_dir, tmp_path, monkeypatch, c
     [
         (["--num-utterances", -1], "--num-utterances must be at least 0, got -1"),
         (["--plot", "x.png"], "--plot needs --exp-dir, --manifest and --num-utterances above 0"),
+        (["--left-context-ms", 0], r"--left-context-ms must be a positive multiple of 40 ms, got 0"),
         (["--look-ahead-ms", 500], r"--look-ahead-ms must be a positive multiple of 40 ms, got 500"),
         (["--look-ahead-ms", 480], r"--look-ahead-ms must be a multiple of --chunk-ms \(320\), got 480"),
     ],
