@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ _PARTS = (("emission", "the model says the word"), ("wait", "its chunk or block 
 _ALPHAS = {"emission": 1.0, "wait": 0.45, "compute": 1.0}
 _COMPUTE_COLOUR = "#222222"
 _NAMES = {"streaming": "streaming", "look_ahead": "look-ahead", "two_pass": "two-pass", "full": "full"}
-_LINES = {"streaming": "-", "look_ahead": "--", "full": ":"}
+_LINES = {"streaming": "-", "look_ahead": "--", "two_pass": ":"}
 
 
 def draw_delays(latency: Mapping[str, dict[str, Any]], colours: Mapping[str, str], labels: Mapping[str, str], pyplot):
@@ -27,11 +27,12 @@ def draw_delays(latency: Mapping[str, dict[str, Any]], colours: Mapping[str, str
     if not models:
         return None
     figure, axes = pyplot.subplots(1, 3, figsize=(14, 4.6), layout="constrained", width_ratios=(1.15, 1, 1.15))
-    _bars(axes[0], models, colours, _word_parts, "word_delay_ms_p90")
-    axes[0].set(title="A correct word, after its end", xlabel="ms, mean; tick: 90th percentile")
+    shown_early = [mode for mode in STREAMING_MODES if mode != "full"]  # the full pass shows nothing before the end
+    _bars(axes[0], models, shown_early, colours, _word_parts, "word_delay_ms_p90")
+    axes[0].set(title="A correct word, after its end", xlabel="ms: mean / 90th percentile (tick)")
     _distribution(axes[1], models, colours, pyplot)
-    _bars(axes[2], models, colours, _final_parts, "final_delay_ms_p90")
-    axes[2].set(title="The final text, after the last word's end", xlabel="ms, mean; tick: 90th percentile")
+    _bars(axes[2], models, STREAMING_MODES, colours, _final_parts, "final_delay_ms_p90")
+    axes[2].set(title="The final text, after the last word's end", xlabel="ms: mean / 90th percentile (tick)")
     any_colour = "#777777"
     handles = [pyplot.Rectangle((0, 0), 1, 1, color=colours.get(name, any_colour)) for name in models]
     names = [labels.get(name, name) for name in models]
@@ -65,13 +66,15 @@ def _final_parts(found: dict[str, Any]) -> tuple[float, float, float] | None:
     return 0.0, found["final_delay_ms_mean"], found.get("final_compute_ms_p50") or 0.0
 
 
-def _bars(axis, models: Mapping[str, dict[str, Any]], colours: Mapping[str, str], parts_of, p90: str) -> None:
+def _bars(
+    axis, models: Mapping[str, dict[str, Any]], modes: Sequence[str], colours: Mapping[str, str], parts_of, p90: str
+) -> None:  # fmt: skip
     """A bar per mode and model, in the parts emission, wait and compute."""
     height = 0.8 / len(models)
     right = 0.0
     for number, (name, about) in enumerate(models.items()):
         colour = colours.get(name, "#777777")
-        for row, mode in enumerate(STREAMING_MODES):
+        for row, mode in enumerate(modes):
             found = about["modes"][mode]
             parts = parts_of(found)
             if parts is None:
@@ -88,25 +91,30 @@ def _bars(axis, models: Mapping[str, dict[str, Any]], colours: Mapping[str, str]
             total = shown + compute
             right = max(right, tick, total)
             axis.annotate(
-                f"{total:.0f}", (max(total, tick), y), xytext=(4, 0), textcoords="offset points", va="center",
-                fontsize=8, color="#333333",
+                f"{total:.0f} / {tick:.0f}", (max(total, tick), y), xytext=(4, 0), textcoords="offset points",
+                va="center", fontsize=8, color="#333333",
             )
-    axis.set_yticks(range(len(STREAMING_MODES)), [_NAMES[mode] for mode in STREAMING_MODES])
+    axis.set_yticks(range(len(modes)), [_NAMES[mode] for mode in modes])
     axis.invert_yaxis()
     axis.grid(axis="y", visible=False)
     axis.axvline(0, color="#666666", linewidth=0.8)
-    axis.set_xlim(right=1.12 * right)
+    axis.set_xlim(right=1.25 * right)
 
 
 def _distribution(axis, models: Mapping[str, dict[str, Any]], colours: Mapping[str, str], pyplot) -> None:
-    """Share of correct words on the screen by a time after their end."""
+    """Share of correct words on the screen by a time after their end; the last few of 100 may lie far to the right."""
+    right, left = 0.0, 0.0
     for name, about in models.items():
         for mode, line in _LINES.items():
             values = about["modes"][mode]["word_delay_ms_quantiles"]
             if values:
                 shares = np.linspace(0, 100, len(values))
+                left, right = min(left, values[1]), max(right, values[-2])  # 5th and 95th percentile
                 axis.plot(values, shares, line, color=colours.get(name, "#777777"), linewidth=1.6)
     axis.axvline(0, color="#666666", linewidth=0.8)
-    axis.set(title="Correct words on the screen", xlabel="ms after the word's end", ylabel="% of words", ylim=(0, 100))
+    axis.set(
+        title="Correct words on the screen", xlabel="ms after the word's end", ylabel="% of words", ylim=(0, 100),
+        xlim=(min(-100.0, 1.3 * left), 1.3 * max(right, 100.0)),
+    )
     keys = [pyplot.Line2D([], [], color="#444444", linestyle=line) for line in _LINES.values()]
     axis.legend(keys, [_NAMES[mode] for mode in _LINES], loc="lower right")

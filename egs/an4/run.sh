@@ -59,7 +59,7 @@ if stage 6 "decode the test set: three modes, two methods"; then
     done
 fi
 
-if stage 7 "latency: compute per chunk on one thread, of these models and of the pair in full size"; then
+if stage 7 "latency: compute on one thread, memory, delays of words; compute of the pair in full size"; then
     step latency --after fbank teacher student_alone student --outputs "$exp/student/latency.json" -- \
         python -m cascade.bin.latency --exp-dir "$exp/teacher" "$exp/student_alone" "$exp/student" \
         --manifest "$exp/fbank/test_cuts.jsonl.gz" ${quick:+--num-chunks 50}

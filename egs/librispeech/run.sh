@@ -99,7 +99,7 @@ if stage 6 "decode the test sets: three modes, two methods"; then
     done
 fi
 
-if stage 7 "latency: compute per chunk on one thread"; then
+if stage 7 "latency: compute on one thread, memory, delays of words"; then
     step latency --after fbank teacher student_alone student --outputs "$exp/student/latency.json" -- \
         python -m cascade.bin.latency --exp-dir "$exp/teacher" "$exp/student_alone" "$exp/student" \
         --manifest "$exp/fbank/${tests[0]}_cuts.jsonl.gz" ${quick:+--num-chunks 50}
