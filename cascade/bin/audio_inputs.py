@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import logging
+import select
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import FrameType, TracebackType
 from typing import Any, BinaryIO
 
@@ -15,6 +16,8 @@ from cascade.features import read_audio_blocks
 
 _BLOCK_SECONDS = 1.0
 _PIPE_SECONDS = 0.1
+_PIPE_BYTES = 1 << 16
+"""What a pipe holds that its reader has not taken."""
 
 
 class _Stopped(KeyboardInterrupt):
@@ -30,6 +33,7 @@ class StopSignals:
     def __init__(self) -> None:
         self.asked = False
         self._waiting = False
+        self._num_left = _PIPE_BYTES
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignals:
@@ -50,15 +54,24 @@ class StopSignals:
         if self._waiting:
             raise _Stopped
 
-    def wait_for(self, read: Callable[[int], bytes], size: int) -> bytes:
-        """read(size), which may take as long as it likes; nothing as soon as a signal came."""
+    def read(self, pipe: BinaryIO, size: int) -> bytes:
+        """Up to `size` bytes as soon as there are any; after a signal what the pipe still holds, then nothing."""
+        if not self.asked:
+            try:
+                self._waiting = True
+                if not self.asked:
+                    return pipe.read1(size)
+            except _Stopped:
+                pass
+            finally:
+                self._waiting = False
         try:
-            self._waiting = True
-            return b"" if self.asked else read(size)
-        except _Stopped:
+            ready = self._num_left > 0 and select.select([pipe.fileno()], [], [], 0)[0]
+        except OSError:  # not a real pipe
             return b""
-        finally:
-            self._waiting = False
+        data = pipe.read1(min(size, self._num_left)) if ready else b""
+        self._num_left -= len(data)
+        return data
 
 
 def file_packets(path: str, sampling_rate: int) -> Iterator[tuple[np.ndarray, int]]:
@@ -76,7 +89,7 @@ def pipe_packets(pipe: BinaryIO, rate: int, sampling_rate: int, stop: StopSignal
     if rate != sampling_rate:
         logging.info("standard input: resampled from %d Hz", rate)
     size, rest = 2 * round(_PIPE_SECONDS * rate), b""
-    while data := stop.wait_for(pipe.read1, size):
+    while data := stop.read(pipe, size):
         data = rest + data
         whole = len(data) // 2 * 2
         rest = data[whole:]

@@ -1,7 +1,9 @@
 import io
 import json
+import os
 import re
 import signal
+import subprocess
 import sys
 from types import SimpleNamespace
 
@@ -186,10 +188,29 @@ def test_a_signal_drops_recordings_that_are_not_finished(run_dir, call, monkeypa
     assert without_confidences(call.output().strip()) == kept
 
 
+def test_what_is_in_the_pipe_when_a_signal_comes_is_still_heard():
+    end, start = os.pipe()
+    data = np.arange(-9000, 9000, dtype="<i2")
+    with open(end, "rb") as pipe, open(start, "wb", buffering=0) as writer, audio_inputs.StopSignals() as stop:
+        writer.write(data.tobytes())
+        signal.raise_signal(signal.SIGTERM)
+        packets = [samples for samples, _ in audio_inputs.pipe_packets(pipe, 16000, 16000, stop)]
+    np.testing.assert_array_equal(np.concatenate(packets) * 32768, data)
+
+
+def test_a_reader_that_goes_away_is_an_interruption():
+    program = "from cascade.bin.cli import run_program; run_program(lambda: [print('x' * 9999) for _ in range(999)])"
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.read(10)
+        process.stdout.close()
+        error = process.stderr.read().decode()
+    assert (process.returncode, error) == (75, "interrupted: nobody reads standard output any more\n")
+
+
 def test_a_second_signal_ends_at_once():
     with audio_inputs.StopSignals() as stop:
         signal.raise_signal(signal.SIGINT)
-        assert stop.asked and stop.wait_for(lambda size: pytest.fail("read"), 1) == b""
+        assert stop.asked and stop.read(io.BytesIO(b"not a pipe"), 1) == b""
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
 
