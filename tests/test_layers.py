@@ -46,7 +46,7 @@ DOORS = {
     "sentencepiece": ("tokens",),
     "omegaconf": ("config",),
     "yaml": ("config",),
-    "numba": ("losses.recursion_numba",),
+    "numba": ("losses.recursion_numba", "decoding.beam_kernels"),
     "k2": ("losses.rnnt_k2",),
     "tensorboard": ("training",),
     "matplotlib": ("scoring.plots", "scoring.corpus_plots"),

@@ -8,9 +8,17 @@ from cascade.decoding.greedy_search import GreedySearch, greedy_search
 from cascade.decoding.hypothesis import join_search_states
 from cascade.decoding.modified_beam_search import ModifiedBeamSearch, modified_beam_search
 from cascade.models.state import select_streams
-from tests.decoding.toy_models import ToyTransducer, brute_force, random_encoder_out
+from tests.decoding.toy_models import REAL, ToyTransducer, brute_force, plain_beam_search, random_encoder_out
 
 KINDS = ("stateless", "lstm")
+BACKENDS = ("torch", "numba")
+
+
+@pytest.fixture(params=BACKENDS)
+def backend(request):
+    if request.param == "numba":
+        pytest.importorskip("numba")
+    return request.param
 
 
 def assert_same(first, second):
@@ -23,19 +31,22 @@ def assert_same(first, second):
 
 
 def searches(model, unk_id=None):
-    return [GreedySearch(model, unk_id=unk_id), ModifiedBeamSearch(model, beam=3, unk_id=unk_id)]
+    return [
+        GreedySearch(model, unk_id=unk_id), ModifiedBeamSearch(model, beam=3, unk_id=unk_id, backend="torch"),
+        ModifiedBeamSearch(model, beam=3, unk_id=unk_id),
+    ]
 
 
 def whole(search, encoder_out, lens):
     return search.results(search.advance(search.init(encoder_out.shape[0]), encoder_out, lens))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", KINDS + REAL)
 @pytest.mark.parametrize("unk_id", [None, 2])
-def test_beam_that_covers_everything_equals_brute_force(kind, unk_id):
+def test_beam_that_covers_everything_equals_brute_force(kind, unk_id, backend):
     model = ToyTransducer(kind, vocab_size=3, seed=1)
     encoder_out = random_encoder_out(2, 4, seed=2)
-    search = ModifiedBeamSearch(model, beam=96, unk_id=unk_id)
+    search = ModifiedBeamSearch(model, beam=96, unk_id=unk_id, backend=backend)
     found = search.n_best(search.advance(search.init(2), encoder_out, torch.tensor([4, 3])))
     for hypotheses, frames in zip(found, (encoder_out[0], encoder_out[1, :3]), strict=True):
         expected = brute_force(model, frames, blanks=(0,) if unk_id is None else (0, unk_id))
@@ -47,10 +58,59 @@ def test_beam_that_covers_everything_equals_brute_force(kind, unk_id):
         assert sum(map(torch.exp, torch.tensor(list(expected.values())))) == pytest.approx(1.0)
 
 
-def test_blank_penalty_is_a_lower_blank_logit():
+@pytest.mark.parametrize("kind", KINDS + REAL)
+@pytest.mark.parametrize(
+    ("beam", "blank_penalty", "unk_id"), [(1, 0.0, None), (2, -0.7, 3), (3, 0.0, 3), (8, 0.9, None)]
+)
+def test_every_beam_equals_a_search_in_plain_python(kind, beam, blank_penalty, unk_id, backend):
+    model = ToyTransducer(kind, vocab_size=5, blank_bias=0.8, seed=31)
+    encoder_out, lens = random_encoder_out(3, 9, seed=32), (9, 4, 7)
+    search, num_merged = ModifiedBeamSearch(model, beam, blank_penalty, unk_id, backend), 0
+    state = search.init(3)
+    for start, end in ((0, 1), (1, 6), (6, 9)):  # merges of what different chunks said
+        chunk_lens = torch.tensor([min(length, end) - min(length, start) for length in lens])
+        state = search.advance(state, encoder_out[:, start:end], chunk_lens)
+    for hypotheses, frames, length in zip(search.n_best(state), encoder_out, lens, strict=True):
+        blanks = (0,) if unk_id is None else (0, unk_id)
+        expected, merges = plain_beam_search(model, frames[:length], beam, blank_penalty, blanks)
+        num_merged += merges
+        found = {hypothesis.tokens: hypothesis for hypothesis in hypotheses}
+        assert len(found) == len(hypotheses) == len(expected)
+        assert_same([found[hypothesis.tokens] for hypothesis in expected], expected)
+    assert beam < 8 or num_merged > 0
+
+
+def test_compiled_search_with_few_slots_equals_torch(monkeypatch):
+    beam_numba = pytest.importorskip("cascade.decoding.beam_numba")
+    monkeypatch.setattr(beam_numba, "_MAX_SLOTS", 0)  # forget almost always
+    for kind in KINDS:
+        model = ToyTransducer(kind, vocab_size=19, seed=33)
+        encoder_out, lens = random_encoder_out(3, 40, seed=34), torch.tensor([40, 40, 22])
+        lists = []
+        for name in BACKENDS:
+            search = ModifiedBeamSearch(model, beam=5, backend=name)
+            lists.append(search.n_best(search.advance(search.init(3), encoder_out, lens)))
+        for first, second in zip(*lists, strict=True):
+            assert_same(first, second)
+
+
+def test_compiled_search_runs_the_predictor_once_per_context():
+    pytest.importorskip("numba")
+    model = ToyTransducer("stateless", vocab_size=4, seed=35)  # 16 contexts of two labels at most
+    encoder_out, lens = random_encoder_out(4, 50, seed=36), torch.tensor([50] * 4)
+    assert len(modified_beam_search(model, encoder_out, lens, beam=4)[0].tokens) > 10
+    assert model.predictor.num_rows <= 16 + 16  # the start of all 16 places
+
+
+def test_unknown_backend_is_an_error():
+    with pytest.raises(ValueError, match=r"backend must be one of auto \| torch \| numba, got 'cuda'"):
+        ModifiedBeamSearch(ToyTransducer("stateless", vocab_size=3), backend="cuda")
+
+
+def test_blank_penalty_is_a_lower_blank_logit(backend):
     model = ToyTransducer("stateless", vocab_size=3, seed=3)
     encoder_out = random_encoder_out(1, 4, seed=4)
-    search = ModifiedBeamSearch(model, beam=96, blank_penalty=1.5)
+    search = ModifiedBeamSearch(model, beam=96, blank_penalty=1.5, backend=backend)
     found = search.n_best(search.advance(search.init(1), encoder_out, torch.tensor([4])))[0]
     model.joiner.output_bias[0] -= 1.5
     expected = brute_force(model, encoder_out[0])
@@ -126,13 +186,13 @@ def test_streams_of_different_age_share_a_batch():
 
 
 @pytest.mark.parametrize("multiplier", [0, 1])
-def test_colliding_hashes_do_not_merge_different_tokens(monkeypatch, multiplier):
+def test_colliding_hashes_do_not_merge_different_tokens(monkeypatch, multiplier, backend):
     model = ToyTransducer("stateless", vocab_size=6, blank_bias=0.5, seed=13)
     encoder_out, lens = random_encoder_out(3, 12, seed=14), torch.tensor([12, 12, 9])
     expected = ModifiedBeamSearch(model, beam=8)
     expected_lists = expected.n_best(expected.advance(expected.init(3), encoder_out, lens))
     monkeypatch.setattr(beam_module, "_HASH_MULTIPLIER", multiplier)
-    search = ModifiedBeamSearch(model, beam=8)
+    search = ModifiedBeamSearch(model, beam=8, backend=backend)
     for found, wanted in zip(
         search.n_best(search.advance(search.init(3), encoder_out, lens)), expected_lists, strict=True
     ):

@@ -7,6 +7,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from cascade.config import PredictorConfig
+from cascade.models.predictor import build_predictor
+
+REAL = ("real_lstm", "real_stateless", "real_tied_reduced")
+"""Kinds of ToyTransducer whose predictor is the package's own."""
 
 class ContextState(NamedTuple):
     labels: Tensor  # (B, context_size) int64, oldest first
@@ -62,14 +67,21 @@ class Joiner(nn.Module):
 
 
 class ToyTransducer(nn.Module):
-    """Random weights; `kind` is stateless | lstm."""
+    """Random weights; `kind` is stateless | lstm, the toys of this file, or one of REAL."""
 
     def __init__(self, kind: str, vocab_size: int, dim: int = 8, blank_bias: float = 0.0, seed: int = 0) -> None:
         super().__init__()
         torch.manual_seed(seed)
         self.vocab_size = vocab_size
-        self.predictor = (StatelessPredictor if kind == "stateless" else RecurrentPredictor)(vocab_size, dim)
-        self.joiner = Joiner(vocab_size, dim, blank_bias)
+        if kind in REAL:
+            self.joiner = Joiner(vocab_size, dim, blank_bias)
+            output = nn.Linear(dim, vocab_size, bias=False)
+            output.weight = self.joiner.output_weight
+            sizes = {"embedding_dim": dim, "hidden_dim": dim, "num_layers": 2, "context_size": 2, "num_heads": 2}
+            self.predictor = build_predictor(PredictorConfig(kind=kind.removeprefix("real_"), **sizes), output)
+        else:
+            self.predictor = (StatelessPredictor if kind == "stateless" else RecurrentPredictor)(vocab_size, dim)
+            self.joiner = Joiner(vocab_size, dim, blank_bias)
         self.double().eval().requires_grad_(False)
 
 
@@ -94,3 +106,43 @@ def brute_force(model: nn.Module, encoder_out: Tensor, blanks: tuple[int, ...] =
                 following.setdefault(longer, []).append(score + log_prob)
         scores = {tokens: torch.stack(parts).logsumexp(dim=0) for tokens, parts in following.items()}
     return {tokens: float(score) for tokens, score in scores.items()}
+
+
+class PlainHypothesis(NamedTuple):
+    tokens: tuple[int, ...]
+    timestamps: tuple[int, ...]
+    token_log_probs: tuple[float, ...]
+    log_prob: float
+
+
+def plain_beam_search(
+    model: nn.Module, encoder_out: Tensor, beam: int, blank_penalty: float = 0.0, blanks: tuple[int, ...] = (0,)
+) -> tuple[list[PlainHypothesis], int]:
+    """Modified beam search over (T, D) in plain Python: the live hypotheses and how many were merged into others."""
+    hypotheses, num_merged = [PlainHypothesis((), (), (), 0.0)], 0
+    for frame in range(encoder_out.shape[0]):
+        candidates = []
+        for hypothesis in hypotheses:
+            out, state = model.predictor.step(torch.zeros(1, dtype=torch.int64), model.predictor.initial_state(1))
+            for token in hypothesis.tokens:
+                out, state = model.predictor.step(torch.tensor([token]), state)
+            logits = model.joiner(encoder_out[None, frame], out)[0].clone()
+            logits[0] -= blank_penalty
+            for symbol, log_prob in enumerate(logits.log_softmax(dim=-1).tolist()):
+                total = hypothesis.log_prob + log_prob
+                if symbol in blanks:
+                    candidates.append(hypothesis._replace(log_prob=total))
+                else:
+                    candidates.append(PlainHypothesis(
+                        (*hypothesis.tokens, symbol), (*hypothesis.timestamps, frame),
+                        (*hypothesis.token_log_probs, log_prob), total,
+                    ))
+        merged: dict[tuple[int, ...], PlainHypothesis] = {}
+        for candidate in sorted(candidates, key=lambda item: -item.log_prob)[:beam]:
+            best = merged.setdefault(candidate.tokens, candidate)
+            if best is not candidate:
+                log_prob = float(torch.tensor([best.log_prob, candidate.log_prob], dtype=torch.float64).logsumexp(0))
+                merged[candidate.tokens] = best._replace(log_prob=log_prob)
+                num_merged += 1
+        hypotheses = list(merged.values())
+    return hypotheses, num_merged
