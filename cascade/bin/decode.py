@@ -2,7 +2,9 @@
 
 Whole utterances are decoded under the masks of streaming, which gives what a stream would give. --out gets hyps.jsonl
 (one object per utterance: id, ref, hyp, tokens, timestamps in seconds, token log-probs), wer.txt (totals, by length,
-every alignment) and result.json (one row of results.json).
+every alignment) and result.json (one row of results.json). --nbest N adds nbest.jsonl (one object per utterance: id,
+ref, nbest: hypotheses best first) and the oracle WER, that of the best choice among each utterance's N hypotheses, to
+wer.txt and result.json.
 """
 
 from __future__ import annotations
@@ -28,12 +30,13 @@ from cascade.decoding.methods import (
     DecodingOptions,
     build_search,
     decode_batch,
+    n_best_batch,
 )
 from cascade.log import progress
 from cascade.models.transducer import MODES
 from cascade.provenance import command_line, git_commit, machine
 from cascade.scoring.results import describe_model
-from cascade.scoring.wer import Score, score, write_score
+from cascade.scoring.wer import Score, oracle, score, write_score
 from cascade.tokens import Tokenizer
 
 
@@ -44,11 +47,16 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--mode", choices=MODES, required=True)
     parser.add_argument("--method", choices=METHODS, required=True)
     add_search_arguments(parser)
+    parser.add_argument("--nbest", type=int, metavar="N", help="also N hypotheses each and their oracle WER; to --beam")
     parser.add_argument("--max-seconds", type=float, default=200.0, metavar="S", help="audio per batch (default 200)")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the results go")
     arguments = parser.parse_args()
-    check_at_least(arguments, epoch=1, threads=1, avg=1)
+    check_at_least(arguments, epoch=1, threads=1, avg=1, nbest=1)
+    if arguments.nbest is not None and arguments.method != "modified_beam_search":
+        raise ConfigError("--nbest needs --method modified_beam_search: greedy search has one hypothesis")
+    if arguments.nbest is not None and arguments.nbest > arguments.beam:
+        raise ConfigError(f"--nbest must be at most --beam ({arguments.beam}), got {arguments.nbest}")
     if not arguments.max_seconds > 0:
         raise ConfigError(f"--max-seconds must be positive, got {arguments.max_seconds}")
     if not arguments.manifest.is_file():
@@ -56,19 +64,43 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
+def hypothesis_fields(hypothesis: Hypothesis, tokenizer: Tokenizer) -> dict[str, Any]:
+    """What hyps.jsonl and nbest.jsonl say of one hypothesis; times in seconds."""
+    return {
+        "hyp": tokenizer.decode(hypothesis.tokens),
+        "tokens": [tokenizer.id_to_symbol(token) for token in hypothesis.tokens],
+        "timestamps": [round(frame * ENCODER_FRAME_MS / 1000, 2) for frame in hypothesis.timestamps],
+        "log_probs": [round(log_prob, 4) for log_prob in hypothesis.token_log_probs],
+    }
+
+
 def utterance_lines(
-    ids: list[str], texts: list[str], hypotheses: list[Hypothesis], tokenizer: Tokenizer
-) -> Iterator[dict[str, Any]]:
-    """The objects of hyps.jsonl for one batch; the reference in the form in which it is scored."""
-    for name, text, hypothesis in zip(ids, texts, hypotheses, strict=True):
-        yield {
-            "id": name,
-            "ref": tokenizer.normalize(text),
-            "hyp": tokenizer.decode(hypothesis.tokens),
-            "tokens": [tokenizer.id_to_symbol(token) for token in hypothesis.tokens],
-            "timestamps": [round(frame * ENCODER_FRAME_MS / 1000, 2) for frame in hypothesis.timestamps],
-            "log_probs": [round(log_prob, 4) for log_prob in hypothesis.token_log_probs],
-        }
+    ids: list[str], texts: list[str], n_best: list[list[Hypothesis]], tokenizer: Tokenizer
+) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """The objects of hyps.jsonl and nbest.jsonl for one batch; the reference in the form in which it is scored."""
+    for name, text, hypotheses in zip(ids, texts, n_best, strict=True):
+        about = {"id": name, "ref": tokenizer.normalize(text)}
+        fields = [hypothesis_fields(hypothesis, tokenizer) for hypothesis in hypotheses]
+        ranked = [
+            {**item, "log_prob": round(hypothesis.log_prob, 4), "score": round(hypothesis.score, 6)}
+            for item, hypothesis in zip(fields, hypotheses, strict=True)
+        ]
+        yield {**about, **fields[0]}, {**about, "nbest": ranked}
+
+
+def oracle_fields(n_best: list[dict[str, Any]], wanted: int | None) -> tuple[dict[str, Any], list[str]]:
+    """What result.json and wer.txt say of the oracle; nothing where --nbest was not given."""
+    if wanted is None:
+        return {}, []
+    found = oracle((line["id"], line["ref"], [item["hyp"] for item in line["nbest"]]) for line in n_best)
+    row = {"nbest": wanted, "oracle_wer": None if found.percent is None else round(found.percent, 3)}
+    return row, [f"Oracle WER, the best of {wanted}: {found}"]
+
+
+def write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
+    """One JSON object per line."""
+    with open(path, "w", encoding="utf-8") as file:
+        file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
 
 
 def result_row(
@@ -121,21 +153,29 @@ def main() -> None:
     )
     search = build_search(model, options, tokenizer.unk_id)
     batches = decode_batches(arguments.manifest, config, arguments.max_seconds)
-    start, lines = time.perf_counter(), []
+    start, pairs = time.perf_counter(), []
     for batch in progress(batches, "decode"):
-        hypotheses = decode_batch(model, search, batch.features, batch.feature_lens, options)
-        lines.extend(utterance_lines(batch.ids, batch.texts, hypotheses, tokenizer))
+        inputs = (model, search, batch.features, batch.feature_lens, options)
+        if arguments.nbest is None:
+            n_best = [[hypothesis] for hypothesis in decode_batch(*inputs)]
+        else:
+            n_best = [hypotheses[: arguments.nbest] for hypotheses in n_best_batch(*inputs)]
+        pairs.extend(utterance_lines(batch.ids, batch.texts, n_best, tokenizer))
     seconds = time.perf_counter() - start
     bad = batches.problems
-    if not lines:
+    if not pairs:
         raise ValueError(f"{arguments.manifest} holds no utterance that can be decoded ({len(bad)} set aside)")
-    lines.sort(key=lambda line: line["id"])
+    pairs.sort(key=lambda pair: pair[0]["id"])
+    lines, n_best_lines = [line for line, _ in pairs], [line for _, line in pairs]
     scored = score((line["id"], line["ref"], line["hyp"]) for line in lines)
     row = result_row(arguments, options, describe_model(model, arguments.exp_dir, config), tokenizer.kind, scored, bad)
+    oracle_row, notes = oracle_fields(n_best_lines, arguments.nbest)
+    row |= oracle_row
     arguments.out.mkdir(parents=True, exist_ok=True)
-    with open(arguments.out / "hyps.jsonl", "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-    notes = [f"Set aside: {len(bad)}" + (" (not in the totals)" if bad else "")]
+    write_lines(arguments.out / "hyps.jsonl", lines)
+    if arguments.nbest is not None:
+        write_lines(arguments.out / "nbest.jsonl", n_best_lines)
+    notes += [f"Set aside: {len(bad)}" + (" (not in the totals)" if bad else "")]
     notes += [f"  {item.id}: {item.reason}" for item in bad]
     with open(arguments.out / "wer.txt", "w", encoding="utf-8") as file:
         write_score(scored, file, notes)

@@ -108,3 +108,13 @@ def decode_batch(
     """
     encoder_out, encoder_out_lens = encode_batch(model, features, feature_lens, options)
     return search.results(search.advance(search.init(features.shape[0]), encoder_out, encoder_out_lens))
+
+
+@torch.inference_mode()
+def n_best_batch(
+    model: CascadedTransducer, search: ModifiedBeamSearch, features: Tensor, feature_lens: Tensor,
+    options: DecodingOptions,
+) -> list[list[Hypothesis]]:
+    """All hypotheses in the beam of each utterance, best first; the first is what `decode_batch` gives."""
+    encoder_out, encoder_out_lens = encode_batch(model, features, feature_lens, options)
+    return search.n_best(search.advance(search.init(features.shape[0]), encoder_out, encoder_out_lens))

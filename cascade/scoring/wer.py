@@ -155,6 +155,16 @@ def score(utterances: Iterable[tuple[str, str, str]]) -> Score:
     )
 
 
+def oracle(utterances: Iterable[tuple[str, str, Sequence[str]]]) -> ErrorCounts:
+    """Word errors if, of each utterance (id, reference, hypotheses), the hypothesis with the fewest were chosen."""
+    total = ErrorCounts()
+    for _, reference, hypotheses in utterances:
+        words = split_words(reference)
+        counts = (count_errors(align(words, split_words(hypothesis))) for hypothesis in hypotheses)
+        total += min(counts, key=lambda item: item.errors)
+    return total
+
+
 def write_score(result: Score, file: TextIO, notes: Sequence[str] = ()) -> None:
     """Write wer.txt: totals, `notes`, the table by length, then every utterance, those with errors first."""
     file.write(f"WER {result.words}\nCER {result.characters}\n")

@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from cascade.scoring.wer import ErrorCounts, align, characters, count_errors, score, write_score
+from cascade.scoring.wer import ErrorCounts, align, characters, count_errors, oracle, score, write_score
 
 
 def plain_cost(reference, hypothesis):
@@ -101,3 +101,11 @@ def test_chinese_words_are_characters_and_spaces_there_change_no_word_error():
     scored = score([("a", "你好世界", "你好 世 x")])
     assert (scored.words.reference, scored.words.errors) == (4, 1)
     assert scored.characters.reference == 4
+
+
+def test_oracle_counts_the_hypothesis_with_the_fewest_errors():
+    lists = [("a", "one two", ["two", "one two", "one"]), ("b", "three", ["four five", ""]), ("c", "", ["six", ""])]
+    assert oracle(lists) == ErrorCounts(3, 0, 1, 0)
+    assert oracle((name, ref, hyps[:1]) for name, ref, hyps in lists) == score(
+        (name, ref, hyps[0]) for name, ref, hyps in lists
+    ).words
