@@ -171,11 +171,15 @@ def test_recipe_has_its_readme_and_nothing_but_thin_parts(recipe):
     assert set(python) <= {"local/prepare.py"}, "Python belongs into cascade/, a recipe has local/prepare.py"
 
 
-@pytest.mark.skipif(not AN4.is_dir(), reason=f"no copy of AN4 in {AN4}")
-def test_an4_quick_runs_from_end_to_end_and_a_second_run_does_nothing(tmp_path):
+@pytest.mark.parametrize(("recipe", "corpus"), [
+    ("commands", None),
+    pytest.param("an4", AN4, marks=pytest.mark.skipif(not AN4.is_dir(), reason=f"no copy of AN4 in {AN4}")),
+])
+def test_quick_runs_from_end_to_end_and_a_second_run_does_nothing(recipe, corpus, tmp_path):
     exp = tmp_path / "an exp"
-    command = [ROOT / "egs" / "an4" / "run.sh", "--quick", "--corpus-dir", os.path.relpath(AN4, tmp_path)]
-    command += ["--exp-dir", exp.name]
+    command = [ROOT / "egs" / recipe / "run.sh", "--quick", "--exp-dir", exp.name]
+    if corpus is not None:
+        command += ["--corpus-dir", os.path.relpath(corpus, tmp_path)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     first = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment, timeout=900)
     assert first.returncode == 0, first.stderr[-3000:]

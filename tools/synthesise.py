@@ -64,9 +64,10 @@ def wheel():
     return espeakng_loader
 
 
-def voice_variants() -> list[str]:
-    """Names of eSpeak's voice variants, sorted."""
-    return sorted(path.name for path in (Path(wheel().get_data_path()) / "voices" / "!v").iterdir())
+def voice_variants() -> dict[str, str]:
+    """eSpeak's voice variants, sorted by name: what their files say."""
+    files = sorted((Path(wheel().get_data_path()) / "voices" / "!v").iterdir())
+    return {file.name: file.read_text(encoding="utf-8", errors="replace") for file in files}
 
 
 class Espeak:

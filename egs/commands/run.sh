@@ -17,8 +17,10 @@ if stage 0 "data: sentences, voices and noise, spoken by eSpeak NG; validation";
 fi
 
 if stage 1 "features: log-mel fbank, speed copies of train"; then
-    step fbank --after data --outputs "$exp/fbank" -- \
-        python -m cascade.bin.compute_features --data "$exp/data" --out "$exp/fbank" --config "${data[@]}"
+    step fbank --after data ${noise_dir:+--inputs "$noise_dir"} ${rir_dir:+--inputs "$rir_dir"} \
+        --outputs "$exp/fbank" -- \
+        python -m cascade.bin.compute_features --data "$exp/data" --out "$exp/fbank" \
+        ${noise_dir:+--noise-dir "$noise_dir"} ${rir_dir:+--rir-dir "$rir_dir"} --config "${data[@]}"
 fi
 
 if stage 2 "tokens"; then
