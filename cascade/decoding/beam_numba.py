@@ -29,7 +29,7 @@ from cascade.decoding.beam_kernels import (
     write_history,
 )
 from cascade.decoding.hypothesis import TOKEN
-from cascade.models.predictor import ContextState
+from cascade.models.predictor import ContextPredictor, LstmState
 from cascade.models.state import map_state, select_streams, state_tensors
 
 _MAX_SLOTS = 4096
@@ -60,8 +60,7 @@ class _Block:
         self.old = state.history.flatten(0, 1).contiguous().numpy()
         self.old_tokens = np.ascontiguousarray(self.old[:, TOKEN])
         self.counts = np.zeros(2, np.int64)
-        fields = getattr(state.predictor_state, "_fields", ())
-        self.by_context = fields == ("labels",)
+        self.by_context = isinstance(search.predictor, ContextPredictor)
         self.num_slots = min(size * (num_frames + 1), _MAX_SLOTS + 2 * size)
         flat = map_state(lambda tensor: tensor.flatten(0, 1), state.predictor_state)
         self._make_slots(state.predictor_out.flatten(0, 1), flat)
@@ -91,6 +90,8 @@ class _Block:
         self.slot_out[:count] = row_out.index_select(0, kept)
         for tensor, values in zip(state_tensors(self.slot_states), state_tensors(row_states), strict=True):
             tensor[:count] = values.index_select(0, kept)
+        if self.by_context:  # the keys are the states
+            self.slot_states = type(row_states)(torch.from_numpy(self.table.keys))
 
     def rows(self) -> tuple[Tensor, NamedTuple]:
         """What the predictor says after each of the N * B hypotheses, and its states."""
@@ -127,6 +128,9 @@ class _Block:
     def _predict(self, start: int, end: int) -> None:
         """Run the predictor for the slots from start to end."""
         if start == end:
+            return
+        if self.by_context:
+            self.slot_out[start:end] = self.search.predictor.forward_context(self.slot_states.labels[start:end])
             return
         parents = torch.from_numpy(self.table.parents[start:end])
         labels = torch.from_numpy(self.table.labels[start:end])
@@ -168,8 +172,8 @@ def advance(search, state, encoder_out: Tensor, factor: int) -> dict[str, Tensor
 def compile_kernels(dtype: torch.dtype) -> None:
     """Compile, or load what an earlier process compiled, so that no stream waits for it."""
 
-    def step(labels: Tensor, state: ContextState) -> tuple[Tensor, ContextState]:
-        return torch.zeros(len(labels), 1, dtype=dtype), ContextState(labels[:, None])
+    def step(labels: Tensor, state: LstmState) -> tuple[Tensor, LstmState]:
+        return torch.zeros(len(labels), 1, dtype=dtype), state
 
     ones, zeros = torch.ones(1, 1, 1, dtype=dtype), torch.zeros(1, 1, dtype=torch.int64)
     search = SimpleNamespace(
@@ -178,6 +182,8 @@ def compile_kernels(dtype: torch.dtype) -> None:
     )
     state = SimpleNamespace(
         log_probs=ones[0] * 0, hashes=zeros, num_tokens=zeros, num_frames=zeros[0], predictor_out=ones,
-        history=torch.zeros(1, 1, 3, 0, dtype=torch.float64), predictor_state=ContextState(zeros[:, :, None]),
+        history=torch.zeros(1, 1, 3, 0, dtype=torch.float64), predictor_state=LstmState(ones, ones),
     )
     advance(search, state, ones, 1)
+    table = Slots(zeros.numpy().copy(), np.full(2, -1), zeros.numpy()[0], zeros.numpy()[0])
+    slots_of_rows(table, zeros.numpy(), np.zeros(1, np.int64), np.zeros(1, np.int64))

@@ -83,7 +83,7 @@ def test_every_beam_equals_a_search_in_plain_python(kind, beam, blank_penalty, u
 def test_compiled_search_with_few_slots_equals_torch(monkeypatch):
     beam_numba = pytest.importorskip("cascade.decoding.beam_numba")
     monkeypatch.setattr(beam_numba, "_MAX_SLOTS", 0)  # forget almost always
-    for kind in KINDS:
+    for kind in REAL:
         model = ToyTransducer(kind, vocab_size=19, seed=33)
         encoder_out, lens = random_encoder_out(3, 40, seed=34), torch.tensor([40, 40, 22])
         lists = []
@@ -96,10 +96,18 @@ def test_compiled_search_with_few_slots_equals_torch(monkeypatch):
 
 def test_compiled_search_runs_the_predictor_once_per_context():
     pytest.importorskip("numba")
-    model = ToyTransducer("stateless", vocab_size=4, seed=35)  # 16 contexts of two labels at most
-    encoder_out, lens = random_encoder_out(4, 50, seed=36), torch.tensor([50] * 4)
-    assert len(modified_beam_search(model, encoder_out, lens, beam=4)[0].tokens) > 10
-    assert model.predictor.num_rows <= 16 + 16  # the start of all 16 places
+    model = ToyTransducer("real_stateless", vocab_size=4, seed=35)  # 16 contexts of two labels at most
+    contexts, forward = [], model.predictor.forward_context
+
+    def forward_context(context):
+        contexts.extend(map(tuple, context.tolist()))
+        return forward(context)
+
+    search = ModifiedBeamSearch(model, beam=4)
+    state = search.init(4)
+    model.predictor.forward_context = forward_context
+    hypothesis = search.results(search.advance(state, random_encoder_out(4, 50, seed=36), torch.tensor([50] * 4)))[0]
+    assert len(hypothesis.tokens) > 10 and len(contexts) == len(set(contexts)) <= 15
 
 
 def test_unknown_backend_is_an_error():
