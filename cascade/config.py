@@ -170,7 +170,7 @@ class LossConfig:
     rnnt_type: str = "regular"
     """regular | modified | constrained transducer topology."""
     delay_penalty: float = 0.0
-    """Reward for early symbols after the warm-up (2211.00490), 0.0015 to 0.01."""
+    """Reward for early symbols of the causal pass after the warm-up (2211.00490), 0.0015 to 0.01."""
     causal_weight: float = 0.5
     """Weight w_s of the causal pass; the non-causal pass has 1 - w_s."""
     pass_sampling: bool = False

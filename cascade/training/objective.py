@@ -129,7 +129,8 @@ class Objective:
         for name in passes:
             weight = loss_config.causal_weight if name == "causal" else 1 - loss_config.causal_weight
             weight = 1.0 if loss_config.pass_sampling else weight
-            delay_penalty = loss_config.delay_penalty if warmup.done else 0.0
+            # Users wait for the causal pass; the other one corrects it and keeps its own times.
+            delay_penalty = loss_config.delay_penalty if warmup.done and name == "causal" else 0.0
             loss = self._transducer(outputs[name], batch, boundary, delay_penalty)
             bad = ~(torch.isfinite(loss.simple) & torch.isfinite(loss.pruned)).detach()
             impossible = bad if impossible is None else impossible | bad

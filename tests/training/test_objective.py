@@ -95,3 +95,15 @@ def test_warmup_moves_from_the_simple_to_the_pruned_loss():
     assert loss_warmup(0.5, 100, 0)[:2] == (1.0, 0.1)
     assert loss_warmup(0.5, 100, 100) == (0.5, 1.0, True)
     assert not loss_warmup(0.5, 100, 99).done
+
+
+def test_delay_penalty_acts_on_the_causal_pass_after_the_warm_up():
+    sums = {}
+    for penalty in (0.0, 0.5):
+        model, config = make(f"loss.delay_penalty={penalty}")  # loss.warmup_steps=3
+        for step in (0, 2, 3, 100):
+            sums[penalty, step] = Objective(model, config)(make_batch(), step, CONTEXT)[1]
+    for step in (0, 2, 3, 100):
+        for name, value in sums[0.0, step].items():
+            touched = step >= 3 and name in ("loss", "causal_simple", "causal_pruned")
+            assert (sums[0.5, step][name] != value) == touched, (step, name)
