@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import logging
 import shutil
+import sys
 from pathlib import Path
 
 import torch
@@ -24,6 +25,7 @@ from cascade.models.compress import init_from_teacher
 from cascade.training.distributed import Processes
 from cascade.training.dry_run import dry_run
 from cascade.training.init_from import start_from
+from cascade.training.launch import check_count, is_worker, run_workers
 from cascade.training.run_inputs import RunInputs, RunPaths, build_trainer, check_options, fingerprint, read_inputs
 from cascade.training.trainer import Trainer
 
@@ -83,6 +85,10 @@ def main() -> None:
         "of the config must be its own, symbols that both vocabularies have keep their rows",
     )
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
+    parser.add_argument(
+        "--num-processes", type=int, default=1, metavar="N",
+        help="processes on this machine, each with batches of its own: one for each GPU, or for each CPU core",
+    )
     parser.add_argument("--force", action="store_true", help="start over even if a run is there")
     parser.add_argument(
         "--dry-run", action="store_true", help="check everything, measure some steps, estimate hours, memory and disk"
@@ -90,11 +96,16 @@ def main() -> None:
     arguments = parser.parse_intermixed_args()
     config = config_from_arguments(arguments)
     paths = RunPaths(arguments.data, arguments.tokens, arguments.exp_dir, arguments.teacher, arguments.init_from)
+    check_count(arguments.num_processes)
+    check_options(config, paths)
+    if arguments.num_processes > 1 and not is_worker() and not arguments.dry_run:
+        sys.exit(run_workers(arguments.num_processes))
     torch.set_flush_denormal(True)  # before the first parallel region: its threads inherit it
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    check_options(config, paths)
     processes = Processes.from_environment()
+    if not processes.is_first:
+        logging.getLogger().setLevel(logging.WARNING)
     if arguments.dry_run:
         dry_run(config, paths, processes, arguments.force)
         processes.close()

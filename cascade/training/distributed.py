@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import sys
 
 import torch
 from torch import distributed, nn
+
+from cascade.training.launch import EXIT_PEER_LOST, is_worker
 
 
 class Processes:
@@ -42,7 +45,7 @@ class Processes:
         if self.world_size == 1:
             return values
         tensor = torch.tensor(values, dtype=torch.float64, device=device)
-        distributed.all_reduce(tensor)
+        _all_reduce(tensor)
         return tensor.tolist()
 
     def sum_gradients(self, model: nn.Module) -> None:
@@ -51,7 +54,7 @@ class Processes:
             return
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         flat = torch.cat([(p.grad if p.grad is not None else torch.zeros_like(p)).flatten() for p in parameters])
-        distributed.all_reduce(flat)
+        _all_reduce(flat)
         for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
             parameter.grad = part.view_as(parameter)
 
@@ -62,3 +65,12 @@ class Processes:
     def close(self) -> None:
         if self.world_size > 1:
             distributed.destroy_process_group()
+
+
+def _all_reduce(tensor: torch.Tensor) -> None:
+    try:
+        distributed.all_reduce(tensor)
+    except RuntimeError as error:  # gloo's and NCCL's words for a connection that broke
+        if is_worker():
+            sys.exit(EXIT_PEER_LOST)
+        raise OSError(f"another process of this training ended, its error says why ({error})") from error

@@ -212,7 +212,8 @@ class Trainer:
         summary = {
             "train_minutes": round(self.state.seconds / 60, 2), "seed": self.config.seed, "num_params": parts["total"],
             "num_params_training": count_params(self.model) - parts["total"], "epochs": training.num_epochs,
-            "steps": self.state.step, "set_aside": sorted(self.set_aside), "threads": torch.get_num_threads(),
+            "steps": self.state.step, "set_aside": sorted(self.set_aside), "processes": self.processes.world_size,
+            "threads": torch.get_num_threads() * self.processes.world_size,
             "commit": git_commit(), "command": command_line(), "machine": machine(),
         }
         (self.exp_dir / "train_summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
