@@ -1,0 +1,104 @@
+"""--num-processes: workers that save and stop together, and end together when one fails."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from cascade.checkpoint import load_file
+from tests.training.conftest import OPTIONS
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def launch(corpus):
+    """launch(exp_dir, *words): the training program with two processes, as a process of its own."""
+    started = []
+
+    def call(exp_dir, *words) -> subprocess.Popen:
+        command = [sys.executable, "-m", "cascade.bin.train", "--data", corpus / "fbank", "--tokens", corpus / "tokens"]
+        command += ["--exp-dir", exp_dir, "--num-processes", "2", *OPTIONS, *words]
+        environment = {name: value for name, value in os.environ.items() if name != "WORLD_SIZE"}
+        started.append(subprocess.Popen(
+            list(map(str, command)), cwd=ROOT, stderr=subprocess.PIPE, text=True,
+            env={**environment, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        ))
+        return started[-1]
+
+    yield call
+    for process in started:
+        process.kill()
+
+
+def workers_of(process: subprocess.Popen) -> list[int]:
+    """Process ids of the children, in the order of their ranks."""
+    text = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+    return sorted(map(int, text.split()))
+
+
+def wait_for(path: Path, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 120
+    while not path.exists():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline, f"no {path}"
+        time.sleep(0.02)
+
+
+def test_processes_stop_together_at_a_signal_and_end_with_the_same_bits(launch, tmp_path):
+    whole = launch(tmp_path / "whole", "training.num_epochs=3")
+    stopped = launch(tmp_path / "stopped", "training.num_epochs=3")
+    wait_for(tmp_path / "stopped" / "epoch-1.pt", stopped)
+    stopped.send_signal(signal.SIGTERM)
+    errors = stopped.communicate(timeout=120)[1]
+    if stopped.returncode == 75:
+        assert errors.count("interrupted: training state is saved") == 1, errors
+        errors += launch(tmp_path / "stopped", "training.num_epochs=3").communicate(timeout=120)[1]
+        assert "resuming in epoch" in errors
+    assert whole.communicate(timeout=120)[1].count("parameters: total") == 1
+    models = [load_file(tmp_path / name / "averaged.pt")["model"] for name in ("whole", "stopped")]
+    assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
+
+
+def test_a_killed_process_ends_the_others_and_is_told(launch, tmp_path):
+    process = launch(tmp_path, "training.num_epochs=500")
+    wait_for(tmp_path / "epoch-1.pt", process)
+    workers = workers_of(process)
+    os.kill(workers[1], signal.SIGKILL)
+    errors = process.communicate(timeout=60)[1]
+    assert process.returncode == 1 and errors.endswith("error: a training process was ended by SIGKILL\n")
+    assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
+
+
+def test_workers_do_not_outlive_a_killed_parent(launch, tmp_path):
+    process = launch(tmp_path, "training.num_epochs=500")
+    wait_for(tmp_path / "epoch-1.pt", process)
+    workers = workers_of(process)
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 20
+    while any(Path(f"/proc/{worker}/exe").exists() for worker in workers):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_mistake_of_all_processes_is_told_once(launch, tmp_path):
+    process = launch(tmp_path, "--tokens", tmp_path / "nowhere")
+    errors = process.communicate(timeout=60)[1]
+    assert process.returncode == 1 and errors.startswith("error: ") and errors.count("\n") == 1, errors
+
+
+def test_torchrun_starts_its_processes_itself(train, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    done = train(tmp_path, "--num-processes", 2, check=False)
+    assert done.returncode == 2 and "--num-processes is not for torchrun" in done.stderr
+    monkeypatch.delenv("WORLD_SIZE")
+    done = train(tmp_path, "--num-processes", 0, check=False)
+    assert done.returncode == 2 and "--num-processes must be at least 1, got 0" in done.stderr
