@@ -18,7 +18,7 @@ import torch
 
 from cascade.bin.cli import Interrupted, add_config_arguments, config_from_arguments, run_program
 from cascade.checkpoint import load_file
-from cascade.config import Config, save_config
+from cascade.config import Config, ConfigError, save_config
 from cascade.log import setup_logging
 from cascade.models.build import params_by_part
 from cascade.models.compress import init_from_teacher
@@ -98,7 +98,9 @@ def main() -> None:
     paths = RunPaths(arguments.data, arguments.tokens, arguments.exp_dir, arguments.teacher, arguments.init_from)
     check_count(arguments.num_processes)
     check_options(config, paths)
-    if arguments.num_processes > 1 and not is_worker() and not arguments.dry_run:
+    if arguments.num_processes > 1 and arguments.dry_run:
+        raise ConfigError("--dry-run measures one process: leave --num-processes out")
+    if arguments.num_processes > 1 and not is_worker():
         sys.exit(run_workers(arguments.num_processes))
     torch.set_flush_denormal(True)  # before the first parallel region: its threads inherit it
     if arguments.threads:

@@ -59,8 +59,7 @@ class Processes:
             parameter.grad = part.view_as(parameter)
 
     def barrier(self) -> None:
-        if self.world_size > 1:
-            distributed.barrier()
+        self.sum([0.0], self.device)
 
     def close(self) -> None:
         if self.world_size > 1:

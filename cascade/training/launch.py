@@ -49,11 +49,15 @@ def run_workers(count: int) -> int:
     """
     wanted: list[int] = []
 
+    passed_on: set[int] = set()
+
     def remember(number: int, frame: FrameType | None) -> None:
-        wanted.append(number)
+        # A closed terminal asks for the same as a polite kill.
+        wanted.append(signal.SIGTERM if number == signal.SIGHUP else number)
 
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, remember)
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # ignored: started by nohup
+            signal.signal(number, remember)
     with tempfile.TemporaryFile("w+") as others:
         workers = _start(count, others)
         codes: list[int | None] = [None] * count
@@ -61,10 +65,13 @@ def run_workers(count: int) -> int:
         while None in codes:
             for number in wanted[:]:
                 wanted.remove(number)
+                passed_on.add(number)
                 for rank, worker in enumerate(workers):
                     if codes[rank] is None:
                         worker.send_signal(number)
             codes = [worker.poll() for worker in workers]
+            # A worker that has not begun to train ends by the signal itself: nothing is lost.
+            codes = [EXIT_INTERRUPTED if code is not None and -code in passed_on else code for code in codes]
             if any(code not in (None, 0, EXIT_INTERRUPTED) for code in codes):
                 failed_at = failed_at or time.monotonic()
                 if time.monotonic() - failed_at > PATIENCE_S:

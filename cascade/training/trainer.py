@@ -87,6 +87,12 @@ class Trainer:
         self.model.load_state_dict(values["model"])
         self.optimizer.load_state_dict(values["optimizer"])
         self.state = TrainState(**values["state"])
+        before = values.get("processes", self.processes.world_size)
+        if self.state.batch and before != self.processes.world_size:  # each process has batches of its own
+            raise ValueError(
+                f"{self.exp_dir} stopped inside an epoch of {before} processes, this are {self.processes.world_size}: "
+                f"go on with --num-processes {before}, or start over with --force"
+            )
         self.metrics.sums, self.metrics.counts = values["sums"], values["counts"]
         self.set_aside = set(values["set_aside"])
         logging.info("resuming in epoch %d after batch %d", self.state.epoch, self.state.batch)
@@ -97,6 +103,7 @@ class Trainer:
             values = model_values(self.model, self.config, self.state.epoch) | {
                 "optimizer": self.optimizer.state_dict(), "state": asdict(self.state), "sums": self.metrics.sums,
                 "counts": self.metrics.counts, "set_aside": sorted(self.set_aside), "fingerprint": self.fingerprint,
+                "processes": self.processes.world_size,
             }
             save_file(values, self.checkpoint_path)
 

@@ -95,6 +95,18 @@ def test_a_mistake_of_all_processes_is_told_once(launch, tmp_path):
     assert process.returncode == 1 and errors.startswith("error: ") and errors.count("\n") == 1, errors
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_before_the_training_begins_is_an_interruption(launch, tmp_path, number):
+    process = launch(tmp_path)
+    deadline = time.monotonic() + 60
+    while len(workers_of(process)) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(number)
+    errors = process.communicate(timeout=60)[1]
+    assert process.returncode == 75 and "Traceback" not in errors, errors
+
+
 def test_torchrun_starts_its_processes_itself(train, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     done = train(tmp_path, "--num-processes", 2, check=False)
@@ -102,3 +114,5 @@ def test_torchrun_starts_its_processes_itself(train, tmp_path, monkeypatch):
     monkeypatch.delenv("WORLD_SIZE")
     done = train(tmp_path, "--num-processes", 0, check=False)
     assert done.returncode == 2 and "--num-processes must be at least 1, got 0" in done.stderr
+    done = train(tmp_path, "--num-processes", 2, "--dry-run", check=False)
+    assert done.returncode == 2 and "--dry-run measures one process" in done.stderr
