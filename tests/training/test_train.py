@@ -10,7 +10,7 @@ import time
 import pytest
 import torch
 
-from cascade.checkpoint import load_file, load_model
+from cascade.checkpoint import load_file, load_model, save_file
 from tests.training.conftest import OPTIONS, run
 
 
