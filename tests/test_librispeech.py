@@ -256,7 +256,7 @@ def test_options_reach_the_programs(commands_of):
     trainings = [command for command in commands if "cascade.bin.train " in command]
     assert len(trainings) == 3
     for command in trainings:
-        assert "--nproc-per-node 4 -m cascade.bin.train" in command and "training.num_epochs=3" in command
+        assert "cascade.bin.train --num-processes 4 --data" in command and "training.num_epochs=3" in command
         assert "conf/small/data.yaml" in command
     assert sum("conf/small/teacher.yaml" in command for command in trainings) == 1
     assert sum("conf/small/student.yaml" in command for command in trainings) == 2

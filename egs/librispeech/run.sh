@@ -8,7 +8,7 @@ own_options=(
     "--small|models of 5.0 and 2.4 M parameters, which CPUs can train, instead of 41.3 and 20.8 M"
     "--musan|download MUSAN (11 GB) and take its noises as --noise-dir"
     "--epochs N|train so many epochs instead of as many as the confs say"
-    "--num-processes N|train with so many processes on this machine, one for each GPU"
+    "--num-processes N|train with so many processes on this machine, one for each GPU or CPU core"
 )
 . "$(dirname "${BASH_SOURCE[0]}")/../../tools/recipe.sh"
 
@@ -16,7 +16,7 @@ case "$full$clean_100$mini" in 11*) usage_error "choose one of --full, --clean-1
 case "$musan$noise_dir" in 1/*) usage_error "choose one of --musan and --noise-dir" ;; esac
 noise_dir="${noise_dir:-${musan:+$recipe/download/musan/noise}}"
 corpus+=(${full:+--set full} ${clean_100:+--set clean-100} ${mini:+--set mini})
-processes=(${num_processes:+-m torch.distributed.run --standalone --nproc-per-node "$num_processes"})
+processes=(${num_processes:+--num-processes "$num_processes"})
 
 data=("$conf/data.yaml")
 teacher=("$conf/data.yaml" "$conf/teacher.yaml")
@@ -60,21 +60,21 @@ fi
 
 if stage 3 "train the teacher"; then
     step teacher --after fbank tokens --outputs "$exp/teacher" -- \
-        python "${processes[@]}" -m cascade.bin.train --data "$exp/fbank" --tokens "$exp/tokens" \
+        python -m cascade.bin.train "${processes[@]}" --data "$exp/fbank" --tokens "$exp/tokens" \
         --exp-dir "$exp/teacher" \
         ${force:+--force} --config "${teacher[@]}"
 fi
 
 if stage 4 "train the student alone, without teacher"; then
     step student_alone --after fbank tokens --outputs "$exp/student_alone" -- \
-        python "${processes[@]}" -m cascade.bin.train --data "$exp/fbank" --tokens "$exp/tokens" \
+        python -m cascade.bin.train "${processes[@]}" --data "$exp/fbank" --tokens "$exp/tokens" \
         --exp-dir "$exp/student_alone" \
         ${force:+--force} --config "${student[@]}" distillation=null
 fi
 
 if stage 5 "train the student, distilled from the teacher"; then
     step student --after fbank tokens teacher --outputs "$exp/student" -- \
-        python "${processes[@]}" -m cascade.bin.train --data "$exp/fbank" --tokens "$exp/tokens" \
+        python -m cascade.bin.train "${processes[@]}" --data "$exp/fbank" --tokens "$exp/tokens" \
         --exp-dir "$exp/student" \
         --teacher "$exp/teacher" ${force:+--force} --config "${student[@]}"
 fi

@@ -5,12 +5,12 @@ own_options=(
     "--tsv FILE|the corpus: path text [split] [speaker] [start] [end], tab-separated; relative paths start at the
                      table's folder, or at --corpus-dir"
     "--large|models of 41 and 21 M parameters, for hundreds of hours and GPUs, instead of 5.0 and 2.4 M"
-    "--num-processes N|train with so many processes on this machine, one for each GPU"
+    "--num-processes N|train with so many processes on this machine, one for each GPU or CPU core"
 )
 . "$(dirname "${BASH_SOURCE[0]}")/../../tools/recipe.sh"
 
 audio=(${corpus_dir:+--audio-dir "$corpus_dir"})
-processes=(${num_processes:+-m torch.distributed.run --standalone --nproc-per-node "$num_processes"})
+processes=(${num_processes:+--num-processes "$num_processes"})
 
 data=("$conf/data.yaml")
 teacher=("$conf/data.yaml" "$conf/teacher.yaml")
@@ -47,21 +47,21 @@ fi
 
 if stage 3 "train the teacher"; then
     step teacher --after fbank tokens --outputs "$exp/teacher" -- \
-        python "${processes[@]}" -m cascade.bin.train --data "$exp/fbank" --tokens "$exp/tokens" \
+        python -m cascade.bin.train "${processes[@]}" --data "$exp/fbank" --tokens "$exp/tokens" \
         --exp-dir "$exp/teacher" ${force:+--force} \
         --config "${teacher[@]}"
 fi
 
 if stage 4 "train the student alone, without teacher"; then
     step student_alone --after fbank tokens --outputs "$exp/student_alone" -- \
-        python "${processes[@]}" -m cascade.bin.train --data "$exp/fbank" --tokens "$exp/tokens" \
+        python -m cascade.bin.train "${processes[@]}" --data "$exp/fbank" --tokens "$exp/tokens" \
         --exp-dir "$exp/student_alone" ${force:+--force} \
         --config "${student[@]}" distillation=null
 fi
 
 if stage 5 "train the student, distilled from the teacher"; then
     step student --after fbank tokens teacher --outputs "$exp/student" -- \
-        python "${processes[@]}" -m cascade.bin.train --data "$exp/fbank" --tokens "$exp/tokens" \
+        python -m cascade.bin.train "${processes[@]}" --data "$exp/fbank" --tokens "$exp/tokens" \
         --exp-dir "$exp/student" \
         --teacher "$exp/teacher" ${force:+--force} --config "${student[@]}"
 fi
