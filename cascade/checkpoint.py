@@ -61,6 +61,8 @@ def model_values(model: CascadedTransducer, config: Config, epoch: int) -> dict[
 def average_values(paths: list[Path]) -> dict[str, Any]:
     """The mean, in float64, of the weights of several epochs of one run; tied matrices are stored once and stay tied.
 
+    training.blank_penalty of the first one's config is taken off the blank's output bias.
+
     Raises:
       ValueError: the files come from models of different shape.
     """
@@ -75,6 +77,7 @@ def average_values(paths: list[Path]) -> dict[str, Any]:
     model: dict[str, Tensor] = {
         name: (total / len(paths)).to(first["model"][name].dtype) for name, total in sums.items()
     }
+    model["joiner.output.bias"][0] -= first["config"]["training"].get("blank_penalty", 0.0)
     return first | {"model": model, "epoch": load_file(paths[-1])["epoch"]}
 
 

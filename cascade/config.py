@@ -213,6 +213,9 @@ class TrainingConfig:
     """Gradients are clipped to this norm."""
     average_last: int = 5
     """The final model averages this many last epochs."""
+    blank_penalty: float = 0.0
+    """Taken off the blank's bias when epochs are averaged, for all that decodes the model; chosen on dev, where a young
+    model leaves words out. A teacher teaches without it."""
     keep_epochs: int = 10
     """Epoch checkpoints kept on disk; at least average_last."""
     log_every_steps: int = 20

@@ -35,7 +35,7 @@ _AT_LEAST = {
     "distillation.weight": 0, "distillation.temperature": 1e-3,
     "training.num_epochs": 1, "training.learning_rate": 0, "training.warmup_steps": 0, "training.average_last": 1,
     "training.keep_epochs": 1, "training.log_every_steps": 1, "training.max_grad_norm": 0,
-    "training.validate_every_epochs": 1,
+    "training.validate_every_epochs": 1, "training.blank_penalty": 0,
 }
 
 _AT_MOST = {

@@ -53,6 +53,20 @@ def test_the_tied_matrix_is_averaged_once_and_stays_tied(tmp_path):
     assert torch.equal(model.joiner.output.weight, values["model"][name])
 
 
+def test_what_is_decoded_has_the_blank_penalty_and_the_checkpoints_do_not(tmp_path):
+    model_dir = make_model_dir(tmp_path / "model", epochs=2)
+    plain = average_values(last_epochs(model_dir, 2, 2))["model"]["joiner.output.bias"]
+    for path in last_epochs(model_dir, 2, 2):
+        values = load_file(path)
+        values["config"]["training"]["blank_penalty"] = 0.75
+        save_file(values, path)
+    model, _, _ = load_model(model_dir, epoch=2, average=2)
+    assert torch.allclose(plain - model.joiner.output.bias, torch.tensor([0.75] + [0.0] * (len(plain) - 1)), atol=1e-6)
+    alone, _, _ = load_model(model_dir, epoch=2)
+    stored = load_file(epoch_path(model_dir, 2))["model"]["joiner.output.bias"]
+    assert float(stored[0] - alone.joiner.output.bias[0]) == pytest.approx(0.75, abs=1e-6)
+
+
 def test_missing_epochs_are_named_with_what_is_there(tmp_path):
     model_dir = make_model_dir(tmp_path / "model", epochs=2)
     with pytest.raises(FileNotFoundError, match=r"lacks epoch-3.pt; epochs there: \[1, 2\]"):
