@@ -39,6 +39,7 @@ def _normalise(m, k):
 @_helper
 def _times_exp(m, k, log_prob):
     """(m, k) * exp(log_prob), not normalised: m in [2**-700, 2**700]."""
+    log_prob = np.float64(log_prob)  # else exp of a float32 is computed in float32, where exp(-104) is 0
     if -_LIMIT <= log_prob <= _LIMIT:
         return m * math.exp(log_prob), k
     if log_prob < -1e15:  # -inf, and what differs from it in nothing but name

@@ -97,6 +97,22 @@ def test_long_lattices_do_not_underflow(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("flush", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_single_steps_may_be_as_improbable_as_numbers_go(dtype, flush, backend):
+    for log_prob in (-80.0, -95.0, -150.0, -300.0, -2000.0):
+        px = torch.tensor([[[log_prob, -torch.inf]]], dtype=dtype)
+        py = torch.tensor([[[log_prob], [log_prob]]], dtype=dtype)
+        torch.set_flush_denormal(flush)
+        try:
+            with backends.use_backend(backend):
+                scores = backends.forward_backward(px, py, torch.tensor([[0, 0, 1, 1]])).scores
+        finally:
+            torch.set_flush_denormal(False)
+        assert float(scores) == pytest.approx(2 * log_prob)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_nan_is_not_hidden(backend):
     px, py = make_lattice(seed=3)
     px[1, 2, 3] = float("nan")
