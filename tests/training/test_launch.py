@@ -30,6 +30,7 @@ def launch(corpus):
         started.append(subprocess.Popen(
             list(map(str, command)), cwd=ROOT, stderr=subprocess.PIPE, text=True,
             env={**environment, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # also where nohup started the tests
         ))
         return started[-1]
 
