@@ -109,7 +109,7 @@ def log_sizes(sizes: dict[str, int], tied_bytes: int) -> None:
 
 def main() -> None:
     arguments = parse_arguments()
-    model, config, tokenizer, options = load_for_decoding(arguments, "look_ahead")
+    model, config, tokenizer, options = load_for_decoding(arguments, "look_ahead", prepacked=False)
     times = {
         "chunk_ms": options.chunk_ms, "look_ahead_ms": options.look_ahead_ms,
         "left_context_ms": options.left_context_ms,

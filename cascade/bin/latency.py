@@ -40,6 +40,7 @@ from cascade.decoding.methods import (
 )
 from cascade.decoding.words import words_of
 from cascade.models.build import build_model
+from cascade.models.prepack import prepack
 from cascade.provenance import command_line, git_commit, machine
 from cascade.scoring.delay import (
     SpokenWord,
@@ -159,8 +160,8 @@ def load_models(arguments: argparse.Namespace) -> list[Loaded]:
             count = max(arguments.num_utterances, _FEWEST_UTTERANCES)
             speech = read_speech(arguments.manifest, config, count)
             features = torch.cat([item.features for item in speech])[: 4 * _NOISE_FRAMES]
-        timed = TimedModel(directory.resolve().name, model, features, tokenizer.unk_id)
         about, spec = describe_model(model, directory, config), {"exp_dir": str(directory)}
+        timed = TimedModel(directory.resolve().name, prepack(model), features, tokenizer.unk_id)
         loaded.append(Loaded(timed, config, about, spec, tokenizer, directory, speech))
     for items in arguments.config:
         files, overrides = [item for item in items if "=" not in item], [item for item in items if "=" in item]
@@ -168,8 +169,8 @@ def load_models(arguments: argparse.Namespace) -> list[Loaded]:
         torch.manual_seed(config.seed)
         model = build_model(config, config.tokens.vocab_size).eval()
         features = noise(config, model.encoder.feature_mean, model.encoder.feature_scale)
-        timed = TimedModel(Path(files[-1]).stem if files else "defaults", model, features, paced=True)
         about = describe_model(model, None, config)
+        timed = TimedModel(Path(files[-1]).stem if files else "defaults", prepack(model), features, paced=True)
         loaded.append(Loaded(timed, config, about, {"config": files, "overrides": overrides}))
     return loaded
 

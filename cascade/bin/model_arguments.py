@@ -14,6 +14,7 @@ from cascade.decoding.methods import (
     DecodingOptions,
     default_left_context_ms,
 )
+from cascade.models.prepack import prepack
 from cascade.models.transducer import CascadedTransducer
 from cascade.tokens import Tokenizer
 
@@ -70,12 +71,14 @@ def check_onnx_arguments(arguments: argparse.Namespace, times: dict[str, int]) -
 
 
 def load_for_decoding(
-    arguments: argparse.Namespace, mode: str, **search: object
+    arguments: argparse.Namespace, mode: str, *, prepacked: bool = True, **search: object
 ) -> tuple[CascadedTransducer, Config, Tokenizer, DecodingOptions]:
     """The model that the options name, and how to decode with it.
 
     Args:
-      mode: the pass; search: `method`, `beam` and `blank_penalty` of DecodingOptions, where they matter.
+      mode: the pass.
+      prepacked: the model will only be run (`prepack`).
+      search: `method`, `beam` and `blank_penalty` of DecodingOptions, where they matter.
     Raises:
       ConfigError: options that do not fit together, found before the model is read.
       FileNotFoundError, ValueError: as `load_model`.
@@ -86,6 +89,8 @@ def load_for_decoding(
         left_context_ms=arguments.chunk_ms if left_context_ms is None else left_context_ms, **search,
     )
     model, config, tokenizer = load_model(arguments.exp_dir, arguments.epoch, arguments.avg)
+    if prepacked:
+        prepack(model)
     if left_context_ms is None:
         options = replace(options, left_context_ms=default_left_context_ms(config, arguments.chunk_ms))
     return model, config, tokenizer, options

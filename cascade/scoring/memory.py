@@ -21,6 +21,7 @@ import torch
 from cascade.checkpoint import load_model
 from cascade.config import ENCODER_FRAME_MS, load_config
 from cascade.models.build import build_model
+from cascade.models.prepack import prepack
 from cascade.scoring.latency import TimedModel, chunk_runner
 
 _NUM_CHUNKS = 60
@@ -77,7 +78,7 @@ def stream_once(spec: Spec) -> None:
         model, unk_id, paced = build_model(config, config.tokens.vocab_size).eval(), None, True
     spread = torch.randn(_NOISE_FRAMES, config.features.num_mel_bins, generator=torch.Generator().manual_seed(0))
     features = model.encoder.feature_mean + spread / model.encoder.feature_scale
-    timed = TimedModel("", model, features, unk_id, paced)
+    timed = TimedModel("", prepack(model), features, unk_id, paced)
     run = chunk_runner(timed, spec["chunk_ms"] // ENCODER_FRAME_MS, spec["left_ms"] // ENCODER_FRAME_MS)
     for _ in range(_NUM_CHUNKS):
         run()

@@ -1,0 +1,40 @@
+"""The layout for the CPU's kernels changes speed and rounding, nothing else."""
+
+import copy
+
+import torch
+from torch import nn
+
+from cascade.models.prepack import PrepackedLinear, prepack
+from tests.models.test_encoder import MEL_BINS, small_model
+
+
+def encoded(model, features):
+    state = model.encoder.initial_state(len(features), 8)
+    out, _ = model.encoder.forward_chunk(features, state)
+    noncausal = model.encoder.forward_noncausal(out, torch.full((len(features),), out.shape[1]), None, None)
+    return model.joiner.project_encoder(torch.cat((out, noncausal)))
+
+
+@torch.inference_mode()
+def test_a_prepacked_model_says_the_same():
+    plain = small_model().float()
+    packed = prepack(copy.deepcopy(plain))
+    left = [module for module in packed.encoder.modules() if isinstance(module, nn.Linear)]
+    assert not left and isinstance(packed.joiner.encoder_proj, PrepackedLinear)
+    assert isinstance(packed.joiner.output, nn.Linear)  # the searches read its weight
+    for batch_size in (1, 3):
+        features = torch.randn(batch_size, 32, MEL_BINS)
+        torch.testing.assert_close(encoded(packed, features), encoded(plain, features), rtol=1e-5, atol=1e-5)
+
+
+def test_a_float64_model_stays_as_it_is():
+    model = prepack(small_model())
+    assert not any(isinstance(module, PrepackedLinear) for module in model.modules())
+
+
+def test_a_layer_without_bias_and_a_strided_input_are_taken():
+    linear = nn.Linear(6, 5, bias=False)
+    x = torch.randn(2, 6, 3).transpose(1, 2)
+    with torch.inference_mode():
+        torch.testing.assert_close(PrepackedLinear(linear)(x), linear(x), rtol=1e-5, atol=1e-6)
