@@ -87,6 +87,8 @@ class AugmentConfig:
     """SpecAugment: largest shift of the time warp in 10 ms frames; 0 turns it off."""
     share: float = 0.9
     """Share of training utterances that SpecAugment touches."""
+    vtlp_factor: tuple[float, float] = (1.0, 1.0)
+    """Vocal tract length perturbation: least and largest factor of the frequencies, drawn anew in each epoch."""
     noise_share: float = 0.5
     """Share of training utterances that get noise, drawn anew in each epoch; without noise (--noise-dir) none does."""
     noise_snr_db: tuple[float, float] = (10.0, 20.0)

@@ -93,6 +93,9 @@ def first_problem(config: Any) -> str | None:
     snr = config.augment.noise_snr_db
     if len(snr) != 2 or not -40 <= snr[0] <= snr[1] <= 80:
         return f"augment.noise_snr_db must be two numbers from -40 to 80, the lower one first, got {snr}"
+    factors = config.augment.vtlp_factor
+    if len(factors) != 2 or not 0.5 <= factors[0] <= factors[1] <= 2.0:
+        return f"augment.vtlp_factor must be two numbers from 0.5 to 2.0, the lower one first, got {factors}"
     if config.training.keep_epochs < config.training.average_last:
         return (
             f"training.keep_epochs ({config.training.keep_epochs}) must be at least "

@@ -48,6 +48,7 @@ def test_distillation_is_off_until_named_and_can_be_switched_off():
     ("context.block_chunks=[2]", "context.block_chunks must include -1"),
     ("context.chunk_frames=[-1]", "context.chunk_frames must hold positive numbers"),
     ("model.causal.convolution=centred", "model.causal.convolution must be one of left"),
+    ("augment.vtlp_factor=[1.1,0.9]", "augment.vtlp_factor must be two numbers from 0.5 to 2.0, the lower one first"),
     ("training.keep_epochs=1", "must be at least training.average_last"),
     ("num_epochs", "an override is written section.key=value"),
     ("model=3", "Merge error"),

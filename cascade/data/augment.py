@@ -1,4 +1,5 @@
-"""SpecAugment (1904.08779, adaptive as in 1912.05533), a function of (seed, epoch, utterance id) only."""
+"""SpecAugment (1904.08779, adaptive as in 1912.05533) and vocal tract length perturbation, functions of (seed, epoch,
+utterance id) only."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ import math
 import numpy as np
 
 from cascade.config import AugmentConfig
+from cascade.features import HIGH_FREQUENCY, LOW_FREQUENCY
 
 
 def utterance_generator(seed: int, epoch: int, utterance_id: str, purpose: str = "") -> np.random.Generator:
@@ -51,6 +53,37 @@ def spec_augment(
             first = int(generator.integers(0, num_frames - width + 1))
             masked[first : first + width] = fill
     return masked
+
+
+def perturb_vocal_tract(
+    features: np.ndarray, factors: tuple[float, float], sampling_rate: int, generator: np.random.Generator
+) -> np.ndarray:
+    """Scale the frequencies as another length of the vocal tract would (Jaitly and Hinton 2013): another speaker.
+
+    Up to 4800 Hz what was heard at f is heard at factor * f; from there a line leads to the highest frequency.
+
+    Args:
+      features: (T, F) float32 log-mel energies between LOW_FREQUENCY and HIGH_FREQUENCY, not changed.
+      factors: the least and the largest factor; one is drawn uniformly.
+    Returns:
+      (T, F) float32.
+    """
+    factor = generator.uniform(*factors)
+    if factor == 1.0:
+        return features
+    top = sampling_rate / 2 + HIGH_FREQUENCY
+    mels = np.linspace(_mel(LOW_FREQUENCY), _mel(top), features.shape[1] + 2)[1:-1]
+    edge = min(4800.0, 0.6 * top) * min(factor, 1.0)
+    heard_at = 700 * (np.exp(mels / 1127) - 1)
+    said_at = np.interp(heard_at, (0.0, edge, top), (0.0, edge / factor, top))
+    positions = np.interp(_mel(said_at), mels, np.arange(len(mels)))
+    left = np.minimum(positions.astype(np.int64), len(mels) - 2)
+    share = (positions - left).astype(np.float32)
+    return (1 - share) * features[:, left] + share * features[:, left + 1]
+
+
+def _mel(frequency: float | np.ndarray) -> float | np.ndarray:
+    return 1127 * np.log1p(np.asarray(frequency) / 700)
 
 
 def _time_warp(features: np.ndarray, max_shift: int, generator: np.random.Generator) -> np.ndarray:

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from cascade.config import FRAME_SHIFT_MS, SUBSAMPLING, Config
-from cascade.data.augment import spec_augment, utterance_generator
+from cascade.data.augment import perturb_vocal_tract, spec_augment, utterance_generator
 from cascade.data.cuts import read_cuts
 from cascade.data.noise import Noise, add_noise, open_noise
 from cascade.data.quarantine import token_problem
@@ -232,6 +232,10 @@ class _Dataset(Dataset):
         features = []
         for index, item in zip(indices, items, strict=True):
             matrix = self._read(int(index))
+            generator = utterance_generator(self._config.seed, epoch, item.id, "vocal tract")
+            matrix = perturb_vocal_tract(
+                matrix, self._config.augment.vtlp_factor, self._config.features.sampling_rate, generator
+            )
             if self._noise is not None:
                 generator = utterance_generator(self._config.seed, epoch, item.id, "noise")
                 matrix = add_noise(matrix, self._noise, self._config.augment, generator)

@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cascade.config import AugmentConfig
-from cascade.data.augment import spec_augment, utterance_generator
+from cascade.config import AugmentConfig, FeatureConfig
+from cascade.data.augment import perturb_vocal_tract, spec_augment, utterance_generator
+from cascade.features import compute_fbank
 
 FILL = np.full(20, 99.0, dtype=np.float32)
 
@@ -79,3 +80,24 @@ def test_time_warp_keeps_the_ends_and_the_order(num_frames):
         assert (np.diff(warped[:, 0]) >= 0).all() and np.abs(warped - ramp).max() <= 5.001
         moved += np.abs(warped - ramp).max() > 0.5
     assert (moved > 10) == (num_frames > 12)
+
+
+@pytest.mark.parametrize("sampling_rate", [8000, 16000])
+@pytest.mark.parametrize("factor", [0.85, 0.95, 1.1, 1.2])
+def test_another_vocal_tract_moves_a_tone_to_factor_times_its_frequency(factor, sampling_rate):
+    def tone(hertz):
+        samples = np.sin(2 * np.pi * hertz * np.arange(sampling_rate // 2) / sampling_rate).astype(np.float32)
+        return np.asarray(compute_fbank(samples, FeatureConfig(sampling_rate=sampling_rate, num_mel_bins=80)))
+
+    for hertz in (300, 800, 1500, 2000):
+        warped = perturb_vocal_tract(tone(hertz), (factor, factor), sampling_rate, utterance_generator(1, 0, "a"))
+        wanted = tone(factor * hertz)
+        assert warped.shape == wanted.shape and warped.dtype == np.float32
+        assert abs(int(warped[20].argmax()) - int(wanted[20].argmax())) <= 1
+
+
+def test_a_vocal_tract_of_the_same_length_changes_nothing_and_each_epoch_draws_another():
+    features = matrix(50)
+    assert perturb_vocal_tract(features, (1.0, 1.0), 16000, utterance_generator(1, 0, "a")) is features
+    first, second = (perturb_vocal_tract(features, (0.9, 1.1), 16000, utterance_generator(1, n, "a")) for n in (0, 1))
+    assert not np.array_equal(first, second)
