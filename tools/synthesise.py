@@ -10,7 +10,8 @@ speaker and words, a list of [start, end] in seconds for each word of text. Star
 ends where the next one starts, the last one with the speech.
 
 eSpeak NG (GPL-3.0) comes as a shared library in the PyPI wheel espeakng-loader and is loaded by this program alone. The
-same plan gives the same samples; a line's samples also depend on the lines before it, because the library keeps state.
+same plan gives the same samples, on any number of cores: the library keeps state, so that a line's samples also depend
+on the lines before it, but only in its part of the plan, which has a process of its own.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ import json
 import logging
 import os
 import tempfile
-from collections.abc import Iterator
 from itertools import accumulate, pairwise
 from pathlib import Path
 
@@ -30,6 +30,7 @@ import soundfile
 
 from cascade.bin.cli import run_program
 from cascade.data.files import interrupt_on_sigterm, replacing
+from cascade.data.parallel import check_stopped, compute_parts
 from cascade.data.synthetic_noise import add_noise
 from cascade.features import resample
 from cascade.log import progress
@@ -38,6 +39,7 @@ from cascade.log import progress
 AUDIO_OUTPUT_SYNCHRONOUS, INITIALIZE_DONT_EXIT, CHARS_UTF8 = 2, 0x8000, 1
 EVENT_LIST_TERMINATED, EVENT_WORD = 0, 1
 RATE, PITCH = 1, 3
+LINES_PER_PART = 200
 LONGEST_PATH = 120  # the library cuts its data path at 160 bytes
 BETWEEN_WORDS = "\u200b "  # with a plain space, "in the" is one word to eSpeak; other words sound the same
 
@@ -165,22 +167,37 @@ def render(line: dict, espeak: Espeak, sampling_rate: int) -> tuple[np.ndarray, 
     return samples * np.float32(peak / np.abs(samples).max()), words
 
 
-def synthesise(plan: Path, manifest: Path, sampling_rate: int) -> Iterator[dict]:
-    """Write the audio of a plan, yield the lines of its manifest."""
-    if not plan.is_file():
-        raise FileNotFoundError(f"--plan {plan} does not exist")
-    espeak = Espeak()
-    folder = manifest.with_suffix("")
-    folder.mkdir(parents=True, exist_ok=True)
-    lines = [json.loads(line) for line in plan.read_text(encoding="utf-8").splitlines()]
-    for line in progress(lines, f"speaking {manifest.stem}"):
+def speak_part(part: tuple[list[dict], Path, int]) -> dict[str, dict]:
+    """Write the audio of some lines of a plan into a folder at a rate; the lines of the manifest by id."""
+    lines, folder, sampling_rate = part
+    espeak, spoken = Espeak(), {}
+    for line in lines:
+        check_stopped()
         samples, words = render(line, espeak, sampling_rate)
         path = folder / f"{line['id']}.flac"
         soundfile.write(path, samples, sampling_rate, subtype="PCM_16", compression_level=0.0)
-        yield {
+        spoken[line["id"]] = {
             "id": line["id"], "path": f"{folder.name}/{path.name}", "text": line["text"],
             "speaker": line.get("speaker", line["voice"]), "words": words,
         }
+    return spoken
+
+
+def synthesise(plan: Path, manifest: Path, sampling_rate: int) -> list[dict]:
+    """Write the audio of a plan; the lines of its manifest."""
+    if not plan.is_file():
+        raise FileNotFoundError(f"--plan {plan} does not exist")
+    wheel()  # where it is missing, this process says so
+    folder = manifest.with_suffix("")
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [json.loads(line) for line in plan.read_text(encoding="utf-8").splitlines()]
+    firsts = range(0, len(lines), LINES_PER_PART)
+    parts = ((lines[first : first + LINES_PER_PART], folder, sampling_rate) for first in firsts)
+    done = compute_parts(speak_part, parts, os.cpu_count() or 1, fresh=True)
+    spoken: dict[str, dict] = {}
+    for part in progress(done, f"speaking {manifest.stem}", len(firsts)):
+        spoken |= part
+    return [spoken[line["id"]] for line in lines]
 
 
 def main() -> None:
@@ -191,7 +208,7 @@ def main() -> None:
     parser.add_argument("--sampling-rate", type=int, default=16000, metavar="HZ", help="of the audio (default 16000)")
     arguments = parser.parse_args()
     interrupt_on_sigterm()
-    lines = list(synthesise(arguments.plan, arguments.manifest, arguments.sampling_rate))
+    lines = synthesise(arguments.plan, arguments.manifest, arguments.sampling_rate)
     with replacing(arguments.manifest) as temporary, open(temporary, "w", encoding="utf-8") as file:
         file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     logging.info("%s: %d utterances", arguments.manifest, len(lines))

@@ -32,22 +32,31 @@ def check_stopped() -> None:
         raise Stopped
 
 
-def compute_parts(work: Callable[[Any], None], parts: Iterator[Any], num_jobs: int) -> Iterator[None]:
-    """Yield once for each part done; only two parts per process are in memory at a time.
+def compute_parts(
+    work: Callable[[Any], Any], parts: Iterator[Any], num_jobs: int, *, fresh: bool = False
+) -> Iterator[Any]:
+    """Yield what `work` returns for each part, as it is done; only two parts per process are in memory at a time.
 
     Args:
       work: a function of a module, which processes can import.
       parts: what it takes, one after the other; can be pickled.
       num_jobs: processes; below 2 this one computes.
+      fresh: every part has a process of its own, however many at a time, because what `work` uses keeps state.
     Raises:
       OSError: a process was killed.
     """
-    if num_jobs < 2:
+    if num_jobs < 2 and not fresh:
         yield from map(work, parts)
         return
-    context = multiprocessing.get_context("spawn")  # a fork of a process that has run torch may hang
+    # Not by fork: a copy of a process that has run torch may hang.
+    context = multiprocessing.get_context("forkserver" if fresh else "spawn")
+    if fresh:
+        context.set_forkserver_preload(["cascade.features"])  # what takes seconds to import, once for all processes
     stop = context.Event()
-    with ProcessPoolExecutor(num_jobs, mp_context=context, initializer=_start_worker, initargs=(stop,)) as pool:
+    with ProcessPoolExecutor(
+        num_jobs, mp_context=context, initializer=_start_worker, initargs=(stop,),
+        max_tasks_per_child=1 if fresh else None,
+    ) as pool:
         running: set[Future] = set()
         try:
             while True:
@@ -58,7 +67,8 @@ def compute_parts(work: Callable[[Any], None], parts: Iterator[Any], num_jobs: i
                 for future in done:
                     yield future.result()
         except BrokenProcessPool as error:
-            raise OSError("a process was killed, perhaps for lack of memory: run again with --num-jobs 1") from error
+            advice = "" if fresh else ": run again with --num-jobs 1"
+            raise OSError("a process was killed, perhaps for lack of memory" + advice) from error
         except BaseException:
             stop.set()
             pool.shutdown(cancel_futures=True)
