@@ -98,7 +98,10 @@ def _bars(
     axis.invert_yaxis()
     axis.grid(axis="y", visible=False)
     axis.axvline(0, color="#666666", linewidth=0.8)
-    axis.set_xlim(right=1.25 * right)
+    if right > 0:
+        axis.set_xlim(right=1.25 * right)
+    else:
+        axis.text(0.5, 0.5, "no correct word", transform=axis.transAxes, ha="center", color="#555555")
 
 
 def _distribution(axis, models: Mapping[str, dict[str, Any]], colours: Mapping[str, str], pyplot) -> None:

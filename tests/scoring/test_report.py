@@ -154,6 +154,15 @@ def test_delays_join_the_rows_of_their_mode_and_the_report(exp_dir):
     assert "plots/delay.png" in [path for _, path in draw_plots(experiment, exp_dir)]
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_model_without_a_correct_word_still_has_a_picture(exp_dir):
+    nothing = delays()
+    for found in nothing["modes"].values():
+        found.update({key: [] if key.endswith("quantiles") else None for key in found if "_delay_ms_" in key})
+    (exp_dir / "student" / "latency.json").write_text(json.dumps(timed("student") | {"look_ahead_ms": 640, "delays": nothing}))
+    assert "plots/delay.png" in [path for _, path in draw_plots(collect(exp_dir), exp_dir)]
+
+
 def test_delays_of_another_block_are_not_joined(exp_dir):
     row = timed("student") | {"look_ahead_ms": 1280, "delays": delays()}
     (exp_dir / "student" / "latency.json").write_text(json.dumps(row))
