@@ -5,6 +5,7 @@ import copy
 import torch
 from torch import nn
 
+from cascade.models.build import params_by_part
 from cascade.models.prepack import PrepackedLinear, prepack
 from tests.models.test_encoder import MEL_BINS, small_model
 
@@ -23,6 +24,7 @@ def test_a_prepacked_model_says_the_same():
     left = [module for module in packed.encoder.modules() if isinstance(module, nn.Linear)]
     assert not left and isinstance(packed.joiner.encoder_proj, PrepackedLinear)
     assert isinstance(packed.joiner.output, nn.Linear)  # the searches read its weight
+    assert params_by_part(packed) == params_by_part(plain)
     for batch_size in (1, 3):
         features = torch.randn(batch_size, 32, MEL_BINS)
         torch.testing.assert_close(encoded(packed, features), encoded(plain, features), rtol=1e-5, atol=1e-5)
