@@ -159,7 +159,8 @@ def test_a_model_without_a_correct_word_still_has_a_picture(exp_dir):
     nothing = delays()
     for found in nothing["modes"].values():
         found.update({key: [] if key.endswith("quantiles") else None for key in found if "_delay_ms_" in key})
-    (exp_dir / "student" / "latency.json").write_text(json.dumps(timed("student") | {"look_ahead_ms": 640, "delays": nothing}))
+    row = timed("student") | {"look_ahead_ms": 640, "delays": nothing}
+    (exp_dir / "student" / "latency.json").write_text(json.dumps(row))
     assert "plots/delay.png" in [path for _, path in draw_plots(collect(exp_dir), exp_dir)]
 
 
