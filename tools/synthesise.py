@@ -191,6 +191,8 @@ def synthesise(plan: Path, manifest: Path, sampling_rate: int) -> list[dict]:
     folder = manifest.with_suffix("")
     folder.mkdir(parents=True, exist_ok=True)
     lines = [json.loads(line) for line in plan.read_text(encoding="utf-8").splitlines()]
+    if len({line["id"] for line in lines}) < len(lines):
+        raise ValueError(f"--plan {plan}: every line needs an id of its own")
     firsts = range(0, len(lines), LINES_PER_PART)
     parts = ((lines[first : first + LINES_PER_PART], folder, sampling_rate) for first in firsts)
     done = compute_parts(speak_part, parts, os.cpu_count() or 1, fresh=True)

@@ -149,7 +149,8 @@ def main() -> None:
         torch.set_num_threads(arguments.threads)
     torch.set_flush_denormal(True)
     model, config, tokenizer, options = load_for_decoding(
-        arguments, arguments.mode, method=arguments.method, beam=arguments.beam, blank_penalty=arguments.blank_penalty
+        arguments, arguments.mode, prepacked=False, method=arguments.method, beam=arguments.beam,
+        blank_penalty=arguments.blank_penalty,
     )
     search = build_search(model, options, tokenizer.unk_id)
     batches = decode_batches(arguments.manifest, config, arguments.max_seconds)

@@ -77,7 +77,7 @@ def load_for_decoding(
 
     Args:
       mode: the pass.
-      prepacked: the model will only be run (`prepack`).
+      prepacked: the model will only be run, chunk by chunk (`prepack`).
       search: `method`, `beam` and `blank_penalty` of DecodingOptions, where they matter.
     Raises:
       ConfigError: options that do not fit together, found before the model is read.

@@ -9,6 +9,7 @@ import tempfile
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 from cascade.log import progress
@@ -92,6 +93,20 @@ def _fetch(url: str, part: Path) -> None:
         raise OSError(f"the connection ended after {received} of {length} bytes")
 
 
+def _plain_members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """Files and folders with their paths below the current folder, without owners and odd modes.
+
+    Raises:
+      TarError: a link, a device, or a path that leaves the folder.
+    """
+    for member in tar:
+        member.name = member.name.lstrip("/")
+        if not (member.isfile() or member.isdir()) or ".." in Path(member.name).parts:
+            raise tarfile.TarError(f"{member.name!r} is no plain file inside of the archive's folder")
+        member.mode = 0o755 if member.isdir() else 0o644
+        yield member
+
+
 def unpack(archive: str | Path, folder: str | Path) -> None:
     """Unpack a tar archive (any compression) to `folder`, which is whole or absent afterwards.
 
@@ -104,7 +119,10 @@ def unpack(archive: str | Path, folder: str | Path) -> None:
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         with tarfile.open(archive) as tar:
-            tar.extractall(temporary, filter="data")
+            if hasattr(tarfile, "data_filter"):
+                tar.extractall(temporary, filter="data")
+            else:  # Python 3.11 before 3.11.4
+                tar.extractall(temporary, _plain_members(tar))
         inside = list(temporary.iterdir())
         top = inside[0] if len(inside) == 1 and inside[0].is_dir() else temporary
         top.rename(folder)

@@ -67,6 +67,8 @@ def compute_parts(
                 for future in done:
                     yield future.result()
         except BrokenProcessPool as error:
+            for child in multiprocessing.active_children():  # Python 3.12 sends SIGTERM, which workers ignore
+                child.kill()
             advice = "" if fresh else ": run again with --num-jobs 1"
             raise OSError("a process was killed, perhaps for lack of memory" + advice) from error
         except BaseException:

@@ -112,3 +112,12 @@ def test_a_truncated_archive_is_an_error_and_is_removed(tmp_path):
     with pytest.raises(ValueError, match="run again to fetch it anew"):
         unpack(tmp_path / "a.tar", tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_python_without_tar_filters_refuses_the_same(tmp_path, monkeypatch):
+    monkeypatch.delattr("tarfile.data_filter", raising=False)
+    test_absolute_members_land_inside_of_the_folder(tmp_path)
+    for name in ("../evil", "top/../../evil"):
+        (tmp_path / "b.tar").write_bytes(tar_bytes({"top/a": b"a", name: b"evil"}))
+        with pytest.raises(ValueError, match="not a whole, safe tar archive"):
+            unpack(tmp_path / "b.tar", tmp_path / "other")

@@ -20,10 +20,11 @@ def encoded(model, features):
 @torch.inference_mode()
 def test_a_prepacked_model_says_the_same():
     plain = small_model().float()
-    packed = prepack(copy.deepcopy(plain))
-    left = [module for module in packed.encoder.modules() if isinstance(module, nn.Linear)]
-    assert not left and isinstance(packed.joiner.encoder_proj, PrepackedLinear)
-    assert isinstance(packed.joiner.output, nn.Linear)  # the searches read its weight
+    packed = prepack(copy.deepcopy(plain), least_weights=1)
+    assert not any(isinstance(module, nn.Linear) for module in packed.encoder.causal.modules())
+    # What sees any number of frames, or is read by the searches, stays plain.
+    others = (*packed.encoder.noncausal.modules(), packed.joiner.encoder_proj, packed.joiner.output)
+    assert not any(isinstance(module, PrepackedLinear) for module in others)
     assert params_by_part(packed) == params_by_part(plain)
     for batch_size in (1, 3):
         features = torch.randn(batch_size, 32, MEL_BINS)
@@ -31,7 +32,7 @@ def test_a_prepacked_model_says_the_same():
 
 
 def test_a_float64_model_stays_as_it_is():
-    model = prepack(small_model())
+    model = prepack(small_model(), least_weights=1)
     assert not any(isinstance(module, PrepackedLinear) for module in model.modules())
 
 
@@ -40,3 +41,8 @@ def test_a_layer_without_bias_and_a_strided_input_are_taken():
     x = torch.randn(2, 6, 3).transpose(1, 2)
     with torch.inference_mode():
         torch.testing.assert_close(PrepackedLinear(linear)(x), linear(x), rtol=1e-5, atol=1e-6)
+
+
+def test_small_layers_stay_as_they_are():
+    model = prepack(small_model().float())
+    assert not any(isinstance(module, PrepackedLinear) for module in model.modules())
