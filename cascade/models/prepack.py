@@ -9,7 +9,7 @@ from torch import Tensor, nn
 class PrepackedLinear(nn.Module):
     """A linear layer whose weight lies in oneDNN's own blocks: (..., C_in) -> (..., C_out), float32, inference only.
 
-    For large layers and the 8 frames of a chunk it is faster than a plain layer, whose product goes to the BLAS library.
+    For large layers and the 8 frames of a chunk it is faster than a plain layer, which calls the BLAS library.
     torch.compile's CPU back end calls the same two operators.
     """
 
