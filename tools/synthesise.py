@@ -195,7 +195,7 @@ def synthesise(plan: Path, manifest: Path, sampling_rate: int) -> list[dict]:
         raise ValueError(f"--plan {plan}: every line needs an id of its own")
     firsts = range(0, len(lines), LINES_PER_PART)
     parts = ((lines[first : first + LINES_PER_PART], folder, sampling_rate) for first in firsts)
-    done = compute_parts(speak_part, parts, os.cpu_count() or 1, fresh=True)
+    done = compute_parts(speak_part, parts, len(os.sched_getaffinity(0)), fresh=True)
     spoken: dict[str, dict] = {}
     for part in progress(done, f"speaking {manifest.stem}", len(firsts)):
         spoken |= part

@@ -60,7 +60,8 @@ def perturb_vocal_tract(
 ) -> np.ndarray:
     """Scale the frequencies as another length of the vocal tract would (Jaitly and Hinton 2013): another speaker.
 
-    Up to 4800 Hz what was heard at f is heard at factor * f; from there a line leads to the highest frequency.
+    What is heard at f was said at f / factor, up to f = min(4800 Hz, 0.6 times the highest frequency) * min(factor, 1);
+    from there a line leads to the highest frequency.
 
     Args:
       features: (T, F) float32 log-mel energies between LOW_FREQUENCY and HIGH_FREQUENCY, not changed.

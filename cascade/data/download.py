@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import tarfile
 import tempfile
@@ -94,7 +95,7 @@ def _fetch(url: str, part: Path) -> None:
 
 
 def _plain_members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """Files and folders with their paths below the current folder, without owners and odd modes.
+    """Files and folders with their paths below the current folder, with this user as owner and usual modes.
 
     Raises:
       TarError: a link, a device, or a path that leaves the folder.
@@ -104,6 +105,7 @@ def _plain_members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
         if not (member.isfile() or member.isdir()) or ".." in Path(member.name).parts:
             raise tarfile.TarError(f"{member.name!r} is no plain file inside of the archive's folder")
         member.mode = 0o755 if member.isdir() else 0o644
+        member.uid, member.gid, member.uname, member.gname = os.getuid(), os.getgid(), "", ""
         yield member
 
 

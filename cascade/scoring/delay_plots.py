@@ -71,7 +71,7 @@ def _bars(
 ) -> None:  # fmt: skip
     """A bar per mode and model, in the parts emission, wait and compute."""
     height = 0.8 / len(models)
-    right = 0.0
+    right, drawn = 0.0, False
     for number, (name, about) in enumerate(models.items()):
         colour = colours.get(name, "#777777")
         for row, mode in enumerate(modes):
@@ -80,6 +80,7 @@ def _bars(
             if parts is None:
                 continue
             said, shown, compute = parts
+            drawn = True
             y = row + (number - (len(models) - 1) / 2) * height
             size = 0.9 * height
             axis.barh(y, said, size, color=colour, alpha=_ALPHAS["emission"], linewidth=0)
@@ -100,7 +101,7 @@ def _bars(
     axis.axvline(0, color="#666666", linewidth=0.8)
     if right > 0:
         axis.set_xlim(right=1.25 * right)
-    else:
+    if not drawn:
         axis.text(0.5, 0.5, "no correct word", transform=axis.transAxes, ha="center", color="#555555")
 
 

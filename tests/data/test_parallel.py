@@ -1,6 +1,7 @@
 """Parts of a job in several processes."""
 
 import os
+import signal
 
 import pytest
 
@@ -20,6 +21,16 @@ def test_every_part_is_done_once_and_fresh_ones_in_a_process_each(num_jobs, fres
     processes = {process for _, process in done}
     assert len(processes) == 5 if fresh else len(processes) <= num_jobs
     assert (os.getpid() in processes) == (num_jobs == 1 and not fresh)
+
+
+def kill_own_process(_: int) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_a_killed_process_is_an_error_and_no_hang(fresh):
+    with pytest.raises(OSError, match="a process was killed"):
+        list(compute_parts(kill_own_process, iter(range(6)), 3, fresh=fresh))
 
 
 def test_what_a_part_raises_reaches_the_caller():

@@ -121,6 +121,13 @@ def test_an_unknown_voice_is_told_in_one_sentence(tmp_path):
     assert not (tmp_path / "out.jsonl").exists()
 
 
+def test_two_lines_of_one_id_are_told(tmp_path):
+    pytest.importorskip("espeakng_loader")
+    line = {"id": "a", "text": "hello", "voice": "en-us"}
+    done = synthesise(tmp_path / "plan.jsonl", [line, line | {"text": "stop"}])
+    assert done.returncode == 1 and done.stderr.endswith("plan.jsonl: every line needs an id of its own\n")
+
+
 def test_speech_begins_and_ends_where_lead_and_tail_say(tmp_path):
     pytest.importorskip("espeakng_loader")
     line = {"id": "a", "text": "in the kitchen", "voice": "en-us+f3", "lead": 0.5, "tail": 0.25, "gain_db": -6}
