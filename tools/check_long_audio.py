@@ -191,7 +191,7 @@ def main() -> None:
     batch, watch = StreamBatch(model, tokenizer, options, EndpointOptions()), Watch()
 
     def new_decoder() -> StreamingDecoder:
-        return StreamingDecoder(model, tokenizer, config, batch=batch)
+        return StreamingDecoder(model, config, tokenizer, batch=batch)
 
     start = time.process_time()
     with tempfile.TemporaryDirectory() as folder, StopSignals() as stop:

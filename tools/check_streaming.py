@@ -209,7 +209,7 @@ def main() -> None:
             start = time.perf_counter()
             batch = StreamBatch(model, tokenizer, options)
             streamed = stream_all(
-                lambda batch=batch: StreamingDecoder(model, tokenizer, config, batch=batch),
+                lambda batch=batch: StreamingDecoder(model, config, tokenizer, batch=batch),
                 batch, recordings, rate, arguments.num_streams, arguments.seed,
             )
             row = {"mode": mode, "method": method} | compare(recordings, streamed, simulated[whole], tokenizer)

@@ -260,7 +260,7 @@ def open_batch(
         config, tokenizer, kind = model.config, model.tokenizer, OnnxDecoder
         options = DecodingOptions(mode=arguments.mode, **search, **model.times)
     batch = StreamBatch(model, tokenizer, options, endpoint)
-    return partial(kind, model, tokenizer, config, batch=batch), config
+    return partial(kind, model, config, tokenizer, batch=batch), config
 
 
 def write(transcript: Transcript, arguments: argparse.Namespace, is_live: bool) -> None:

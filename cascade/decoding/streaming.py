@@ -1,6 +1,6 @@
 """Decode speech while it comes in: packets of samples to words with times, in every mode of `stream_batch`.
 
-    decoder = StreamingDecoder(model, tokenizer, config, DecodingOptions(mode="two_pass"), EndpointOptions())
+    decoder = StreamingDecoder(model, config, tokenizer, DecodingOptions(mode="two_pass"), EndpointOptions())
     for samples in packets:
         partial = decoder.accept(samples, 16000)
     final = decoder.finish()
@@ -78,7 +78,7 @@ class StreamingDecoder:
     """One stream of audio.
 
     Args:
-      model, tokenizer, config: what `load_model` returns.
+      model, config, tokenizer: what `load_model` returns, in its order: StreamingDecoder(*load_model(folder)).
       options: how to decode; the mode may be two_pass.
       endpoint: rules that end segments; None: the stream is one segment, decoded as `decode_batch` decodes a whole
         utterance, and memory grows with it.
@@ -87,7 +87,7 @@ class StreamingDecoder:
     """
 
     def __init__(
-        self, model: CascadedTransducer, tokenizer: Tokenizer, config: Config, options: DecodingOptions | None = None,
+        self, model: CascadedTransducer, config: Config, tokenizer: Tokenizer, options: DecodingOptions | None = None,
         endpoint: EndpointOptions | None = None, *, batch: StreamBatch | None = None, keep_segments: bool = True,
     ) -> None:  # fmt: skip
         if batch is None:

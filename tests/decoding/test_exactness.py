@@ -57,7 +57,7 @@ def said_by(decoder):
 
 @pytest.fixture(scope="module")
 def full_size():
-    """The teacher of 41 M parameters with random weights in float32 and in float64; a tokenizer; the config."""
+    """The teacher of 41 M parameters with random weights in float32 and in float64; the config; a tokenizer."""
     config = load_config(overrides=["model.causal.num_layers=22", "model.predictor.kind=lstm"])
     torch.manual_seed(1)
     model = build_model(config, 500).eval().requires_grad_(False)
@@ -71,13 +71,13 @@ def full_size():
     model.joiner.output.bias[0] += (logits[:, 1:].amax(dim=1) - logits[:, 0]).median()  # half of them are blanks
     symbols = ["<blk>", "<unk>", *(f"\u2581w{number}" for number in range(498))]
     models = {torch.float32: model, torch.float64: copy.deepcopy(model).double()}
-    return models, Tokenizer("word", "keep", symbols), config
+    return models, config, Tokenizer("word", "keep", symbols)
 
 
 @pytest.mark.parametrize(("kind", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-3)])
 @pytest.mark.parametrize(("chunk", "block", "left"), [(2, 8, 16), (8, 16, 64), (32, 32, 16)])
 def test_the_full_size_encoders_chunked_equal_whole(full_size, kind, tolerance, chunk, block, left):
-    models, _, config = full_size
+    models, config, _ = full_size
     encoder = models[kind].encoder
     parts = [features_of(speech(seconds, chunk), config) for seconds in (0.47, 1.43)]
     lens = torch.tensor([len(part) for part in parts])
@@ -95,12 +95,12 @@ def test_the_full_size_encoders_chunked_equal_whole(full_size, kind, tolerance, 
 ])  # fmt: skip
 def test_the_full_size_model_streamed_says_what_it_says_at_once(full_size, mode, method):
     rng = random.Random(mode)
-    models, tokenizer, config = full_size
+    models, config, tokenizer = full_size
     model, chunk = models[torch.float32], rng.choice(CHUNKS[1:])
     options = DecodingOptions(mode, method, chunk_ms=40 * chunk, look_ahead_ms=40 * rng.choice(blocks(chunk)))
     recordings = [speech(1.3, 3), speech(0.7, 4)]
     batch = StreamBatch(model, tokenizer, options)
-    decoders = [StreamingDecoder(model, tokenizer, config, batch=batch) for _ in recordings]
+    decoders = [StreamingDecoder(model, config, tokenizer, batch=batch) for _ in recordings]
     for decoder, samples in zip(decoders, recordings, strict=True):
         for packet in np.split(samples, sorted(rng.choices(range(len(samples)), k=4))):
             decoder.push(packet, RATE)
@@ -120,7 +120,7 @@ def test_the_full_size_model_streamed_says_what_it_says_at_once(full_size, mode,
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):
     model, config, tokenizer = load_model(make_model_dir(tmp_path_factory.mktemp("run") / "model", epochs=1))
-    return model.double().requires_grad_(False), tokenizer, config
+    return model.double().requires_grad_(False), config, tokenizer
 
 
 class Player:
@@ -141,7 +141,7 @@ class Player:
 @settings(max_examples=16, deadline=None, derandomize=True)
 @given(data=st.data())
 def test_streams_under_any_schedule_say_what_whole_utterances_say(small, data):
-    model, tokenizer, config = small
+    model, config, tokenizer = small
     chunk = data.draw(st.sampled_from(CHUNKS), "chunk")
     options = DecodingOptions(
         data.draw(st.sampled_from(STREAMING_MODES), "mode"), data.draw(st.sampled_from(METHODS), "method"),

@@ -20,17 +20,17 @@ SHORT = EndpointOptions(longest_segment=0.7, late_pause=0.2, silence_after_speec
 
 @pytest.fixture(scope="module", params=["tied_reduced", "lstm"])
 def loaded(request, tmp_path_factory):
-    """A model in float64, its tokenizer and config, in the order of StreamingDecoder."""
+    """A model in float64, its config and tokenizer."""
     folder = make_model_dir(tmp_path_factory.mktemp("run") / "model", request.param, epochs=1)
     model, config, tokenizer = load_model(folder)
-    return model.double().requires_grad_(False), tokenizer, config
+    return model.double().requires_grad_(False), config, tokenizer
 
 
 @pytest.fixture(scope="module")
 def student(tmp_path_factory):
     folder = make_model_dir(tmp_path_factory.mktemp("run") / "model", epochs=1)
     model, config, tokenizer = load_model(folder)
-    return model.double().requires_grad_(False), tokenizer, config
+    return model.double().requires_grad_(False), config, tokenizer
 
 
 def noise(seconds, seed=0, rate=RATE):
@@ -54,7 +54,7 @@ def features_of(samples, config):
 
 def simulate(loaded, samples, options):
     """The whole utterance under the masks of streaming."""
-    model, tokenizer, config = loaded
+    model, config, tokenizer = loaded
     options = replace(options, mode="full" if options.mode == "two_pass" else options.mode)
     features = features_of(samples, config)
     search = build_search(model, options, tokenizer.unk_id)
@@ -95,8 +95,8 @@ def test_streamed_tokens_and_times_equal_the_simulated_ones(loaded, mode, method
     hypothesis = final.segments[0].hypotheses[0]
     assert hypothesis.log_prob == pytest.approx(expected.log_prob, abs=1e-9)
     assert hypothesis.token_log_probs == pytest.approx(expected.token_log_probs, abs=1e-9)
-    assert final.text == loaded[1].decode(expected.tokens)
-    assert final.num_frames == len(features_of(samples, loaded[2])) // 4
+    assert final.text == loaded[2].decode(expected.tokens)
+    assert final.num_frames == len(features_of(samples, loaded[1])) // 4
 
 
 @pytest.mark.parametrize("rest", [0, 1, 79, 80, 400, 560, 640, 700, 5119])
@@ -122,8 +122,8 @@ def test_packets_of_one_sample_and_of_minutes_give_the_same(student, mode, endpo
 @pytest.mark.parametrize("method", METHODS)
 def test_a_complete_block_shows_what_the_look_ahead_pass_says(student, method):
     options = DecodingOptions(mode="two_pass", method=method, chunk_ms=160, look_ahead_ms=320, left_context_ms=320)
-    features = features_of(noise(1.6, 6), student[2])
-    batches = [StreamBatch(student[0], student[1], replace(options, mode=mode)) for mode in ("two_pass", "look_ahead")]
+    features = features_of(noise(1.6, 6), student[1])
+    batches = [StreamBatch(student[0], student[2], replace(options, mode=mode)) for mode in ("two_pass", "look_ahead")]
     streams = [batch.join() for batch in batches]
     for start in range(0, len(features) - 16, 16):
         for batch, stream in zip(batches, streams, strict=True):
@@ -138,7 +138,7 @@ def test_a_complete_block_shows_what_the_look_ahead_pass_says(student, method):
 
 
 def test_the_causal_output_is_computed_once(student, monkeypatch):
-    model, tokenizer, config = student
+    model, config, tokenizer = student
     counts, forward = [], model.encoder.forward_chunk
     monkeypatch.setattr(model.encoder, "forward_chunk", lambda x, *rest: counts.append(x.shape[1]) or forward(x, *rest))
     monkeypatch.setattr(model.encoder, "forward_causal", None)
@@ -154,7 +154,7 @@ def test_streams_that_share_a_batch_do_not_disturb_each_other(loaded, mode, meth
     rng = random.Random(8)
     options = DecodingOptions(mode=mode, method=method, chunk_ms=160, look_ahead_ms=320, left_context_ms=320)
     recordings = [noise(seconds, seed) for seed, seconds in enumerate((1.1, 0.3, 0.9, 0.012, 1.3, 0.7))]
-    batch = StreamBatch(loaded[0], loaded[1], options, SHORT)
+    batch = StreamBatch(loaded[0], loaded[2], options, SHORT)
     waiting = list(enumerate(recordings))
     active, finals = [], {}
     broken_off = StreamingDecoder(*loaded, batch=batch)
@@ -248,7 +248,7 @@ def test_words_have_ordered_times_inside_their_segments(student):
 
 
 def test_the_full_pass_sees_its_segment_and_nothing_else(student):
-    model, tokenizer, config = student
+    model, config, tokenizer = student
     options = DecodingOptions(mode="two_pass", left_context_ms=640, chunk_ms=160, look_ahead_ms=320)
     samples = noise(1.9, 17)
     features = features_of(samples, config)
@@ -268,7 +268,7 @@ def test_the_full_pass_sees_its_segment_and_nothing_else(student):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_an_endpoint_keeps_the_encoder_and_the_last_labels(loaded, method):
-    model, tokenizer, config = loaded
+    model, config, tokenizer = loaded
     options = DecodingOptions(mode="streaming", method=method, left_context_ms=640, chunk_ms=160)
     samples = noise(1.9, 18)
     features = features_of(samples, config)
@@ -296,13 +296,13 @@ def test_an_endpoint_keeps_the_encoder_and_the_last_labels(loaded, method):
 
 def scripted(student, says, endpoint, mode="streaming"):
     """A batch whose search says symbol 3 at the frames (of a segment) for which `says` holds."""
-    batch = StreamBatch(student[0], student[1], DecodingOptions(mode=mode), endpoint)
+    batch = StreamBatch(student[0], student[2], DecodingOptions(mode=mode), endpoint)
     batch._step_search.choose = lambda log_probs, frames: (log_probs[..., 3], 3 * says(frames).long())
     return batch
 
 
 def test_silence_after_speech_ends_a_segment_and_silence_alone_is_dropped(student):
-    features = features_of(noise(8.0, 19), student[2])
+    features = features_of(noise(8.0, 19), student[1])
     batch = scripted(student, lambda frames: frames < 10, EndpointOptions(silence_after_speech=1.2))
     stream = batch.join()
     batch.accept(stream, features)
@@ -364,9 +364,14 @@ def test_audio_too_short_to_say_anything_is_no_error(student):
             assert (final.segments, final.text, final.num_frames) == ((), "", 0)
 
 
+def test_what_load_model_returns_makes_a_decoder(tmp_path):
+    decoder = StreamingDecoder(*load_model(make_model_dir(tmp_path / "model", epochs=1)))
+    assert decoder.accept(noise(1.0), RATE).text or decoder.finish().text
+
+
 def test_a_step_longer_than_a_segment_is_refused(student):
     options = DecodingOptions(mode="look_ahead", look_ahead_ms=1280)
     with pytest.raises(ConfigError, match="longest_segment must be at least one decoding step of 1280 ms, got 0.7 s"):
         StreamingDecoder(*student, options, SHORT)
     with pytest.raises(ValueError, match="options and endpoint belong to the batch"):
-        StreamingDecoder(*student, options, batch=StreamBatch(student[0], student[1], options))
+        StreamingDecoder(*student, options, batch=StreamBatch(student[0], student[2], options))

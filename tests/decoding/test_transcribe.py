@@ -93,7 +93,7 @@ def test_files_decoded_together_say_what_each_says_alone(run_dir, call, mode, me
     assert without_confidences(alone) == without_confidences(together)  # float32 sums depend on the batch's size
     model, config, tokenizer = load_model(run_dir / "student")
     for path, line in zip(recordings(run_dir), together.splitlines(), strict=True):
-        decoder = StreamingDecoder(model, tokenizer, config, DecodingOptions(mode, method, left_context_ms=640))
+        decoder = StreamingDecoder(model, config, tokenizer, DecodingOptions(mode, method, left_context_ms=640))
         decoder.accept(read_audio(path, 16000)[0], 16000)
         assert json.loads(line)["text"] == decoder.finish().text
 
