@@ -144,7 +144,8 @@ def test_what_lacks_its_recording_or_its_text_is_set_aside_with_a_reason(tmp_pat
 def test_a_download_is_unpacked_once_and_its_archive_goes(tmp_path, run_prepare, monkeypatch):
     urls = []
 
-    def fetch(url, path):
+    def fetch(url, path, md5):
+        assert len(md5) == 32
         urls.append(url)
         part = url.rsplit("/", 1)[1].removesuffix(".tar.gz")
         write_parts(tmp_path / "src" / part, part)
@@ -162,7 +163,7 @@ def test_a_download_is_unpacked_once_and_its_archive_goes(tmp_path, run_prepare,
 
 
 def test_a_failed_download_is_one_sentence_that_says_what_else_to_do(tmp_path, run_prepare, monkeypatch):
-    def fail(url, path):
+    def fail(url, path, md5):
         raise OSError("no route to host")
 
     monkeypatch.setattr(module, "download", fail)
@@ -177,6 +178,19 @@ def test_too_small_a_disk_is_found_before_anything_is_downloaded(tmp_path, run_p
     monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 9e9}))
     code, said = run_prepare("--download-dir", tmp_path / "d", "--out", tmp_path / "out")
     assert code == 1 and "9.0 GB of free space" in said and "--mini" in said and said.count("\n") == 1
+
+
+def test_what_an_earlier_run_has_fetched_needs_no_space_again(tmp_path, run_prepare, monkeypatch):
+    def fail(url, path, md5):
+        raise OSError("as far as this test goes")
+
+    monkeypatch.setattr(module, "download", fail)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: type("Usage", (), {"free": 0.9e9}))
+    options = ["--download-dir", tmp_path / "d", "--set", "mini", "--out", tmp_path / "out"]  # 1.0 GB
+    assert "0.9 GB of free space" in run_prepare(*options)[1]
+    with open(tmp_path / "d" / "train-clean-5.tar.part", "wb") as file:
+        file.truncate(200_000_000)  # a hole: it takes no space
+    assert "as far as this test goes" in run_prepare(*options)[1]
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,4 @@
+import hashlib
 import io
 import tarfile
 import threading
@@ -35,8 +36,19 @@ def server(monkeypatch):
                 return
             first = int((self.headers.get("Range") or "bytes=0-")[6:-1]) if state["ranges"] else 0
             body = CONTENT[first:]
+            if first and not body:
+                self.send_response(416)
+                if state["total"]:
+                    self.send_header("Content-Range", f"bytes */{len(CONTENT)}")
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
             self.send_response(206 if first else 200)
-            self.send_header("Content-Length", str(len(body)))
+            if state["chunked"]:
+                self.send_header("Transfer-Encoding", "chunked")
+                body = b"%x\r\n%s\r\n0\r\n\r\n" % (len(body), body)
+            else:
+                self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             if state["short"]:
                 state["short"] -= 1
@@ -47,7 +59,8 @@ def server(monkeypatch):
             pass
 
     http = HTTPServer(("127.0.0.1", 0), Handler)
-    state = {"requests": [], "errors": [], "short": 0, "ranges": True, "url": f"http://127.0.0.1:{http.server_port}/a"}
+    state = {"requests": [], "errors": [], "short": 0, "ranges": True, "total": True, "chunked": False,
+             "url": f"http://127.0.0.1:{http.server_port}/a"}
     threading.Thread(target=http.serve_forever, daemon=True).start()
     yield state
     http.shutdown()
@@ -79,11 +92,43 @@ def test_a_busy_server_is_asked_again_and_a_missing_file_is_not(server, tmp_path
     assert len(server["requests"]) == 3
 
 
-def test_a_part_that_is_no_part_of_the_file_is_fetched_anew(server, tmp_path):
-    (tmp_path / "a.part").write_bytes(b"x" * 10)
-    server["errors"] = [416]
+@pytest.mark.parametrize("ranges", [True, False])
+@pytest.mark.parametrize("total", [True, False])
+def test_a_whole_part_is_used_and_not_fetched_again(server, tmp_path, ranges, total):
+    server.update(ranges=ranges, total=total)
+    (tmp_path / "a.part").write_bytes(CONTENT)
+    before = (tmp_path / "a.part").stat().st_ino
+    download(server["url"], tmp_path / "a", hashlib.md5(CONTENT).hexdigest())
+    assert (tmp_path / "a").read_bytes() == CONTENT and (tmp_path / "a").stat().st_ino == before
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("ranges", [True, False])
+def test_a_part_that_is_longer_than_the_file_is_kept_aside(server, tmp_path, ranges):
+    server["ranges"] = ranges
+    (tmp_path / "a.part").write_bytes(b"x" * (len(CONTENT) + 10))
     download(server["url"], tmp_path / "a")
     assert (tmp_path / "a").read_bytes() == CONTENT
+    assert (tmp_path / "a.part.damaged").read_bytes() == b"x" * (len(CONTENT) + 10)
+
+
+def test_a_file_with_another_sum_is_one_sentence_and_kept_aside(server, tmp_path):
+    (tmp_path / "corpus.tar.part").write_bytes(b"x" * 10)  # of another file
+    good = hashlib.md5(CONTENT).hexdigest()
+    with pytest.raises(ValueError, match=f"corpus.tar was downloaded with the MD5 sum .* instead of {good}: it"):
+        download_archive(server["url"], tmp_path, "corpus", "--corpus-dir DIR", good)
+    assert [path.name for path in tmp_path.iterdir()] == ["corpus.tar.damaged"]
+    assert (tmp_path / "corpus.tar.damaged").read_bytes() == b"x" * 10 + CONTENT[10:]
+    assert (download_archive(server["url"], tmp_path, "corpus", "--corpus-dir DIR", good) / "a.txt").is_file()
+
+
+def test_a_stream_of_unknown_length_that_breaks_off_goes_on(server, tmp_path):
+    server.update(chunked=True, short=1, ranges=False)
+    download(server["url"], tmp_path / "a")
+    assert (tmp_path / "a").read_bytes() == CONTENT and len(server["requests"]) == 2
+    server["short"] = 3
+    with pytest.raises(OSError, match="could not download .*IncompleteRead"):
+        download_archive(server["url"], tmp_path, "corpus", "--corpus-dir DIR")
 
 
 def test_no_connection_is_an_error_with_a_remedy(server, tmp_path):
@@ -107,11 +152,12 @@ def test_absolute_members_land_inside_of_the_folder(tmp_path):
     assert not outside.exists() and (tmp_path / "out" / str(outside).lstrip("/")).read_bytes() == b"evil"
 
 
-def test_a_truncated_archive_is_an_error_and_is_removed(tmp_path):
-    (tmp_path / "a.tar").write_bytes(CONTENT[:-30])
-    with pytest.raises(ValueError, match="run again to fetch it anew"):
+@pytest.mark.parametrize("content", [CONTENT[:-30], CONTENT[:60] + b"12345678" + CONTENT[68:], b"<html>sorry</html>"])
+def test_a_damaged_archive_is_an_error_and_is_kept_aside(tmp_path, content):
+    (tmp_path / "a.tar").write_bytes(content)
+    with pytest.raises(ValueError, match="it is kept as a.tar.damaged, run again to fetch it anew"):
         unpack(tmp_path / "a.tar", tmp_path / "out")
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == ["a.tar.damaged"]
 
 
 def test_a_python_without_tar_filters_refuses_the_same(tmp_path, monkeypatch):

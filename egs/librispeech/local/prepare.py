@@ -22,6 +22,20 @@ CLEAN_100_GB = {"train-clean-100": 6.5, "dev-clean": 0.4, "test-clean": 0.4}
 FULL_GB = CLEAN_100_GB | {"train-clean-360": 23.5, "train-other-500": 31.0, "dev-other": 0.4, "test-other": 0.4}
 SETS = {"full": FULL_GB, "clean-100": CLEAN_100_GB, "mini": MINI_GB}
 """Parts of each choice, with the size of their archive, which is about that of their files too."""
+# OpenSLR's sums (resources/12, 17 and 31), as PaddleSpeech's dataset/{librispeech,musan,mini_librispeech} quote them;
+# WeSpeaker's examples/voxceleb/v2/local/download_data.sh has the same one for MUSAN.
+MD5 = {
+    "dev-clean": "42e2234ba48799c1f50f24a7926300a1",
+    "dev-other": "c8d0bcc9cca99d4f8b62fcc847357931",
+    "test-clean": "32fa31d27d2e1cad72775fee3f4849a9",
+    "test-other": "fb5a50374b501bb3bac4815ee91d3135",
+    "train-clean-100": "2a93770f6d5c6c964bc36631d331a522",
+    "train-clean-360": "c0e676e450a7ff2f54aeade5171606fa",
+    "train-other-500": "d1a0fd59409feb2c614ce4d30c387708",
+    "train-clean-5": "5df7d4e78065366204ca6845bb08f490",
+    "dev-clean-2": "6d7ab67ac6a1d2c993d050e16d61080d",
+    "musan": "0c472d4fc0c5141eca47ad1ffeb2a7df",
+}
 SUFFIXES = (".flac", ".opus", ".wav")
 
 log = logging.getLogger(__name__)
@@ -31,7 +45,9 @@ def download(parts: dict[str, float], download_dir: Path) -> dict[str, Path]:
     """Fetch the parts that are not there yet; an archive goes once it is unpacked."""
     missing = {part: size for part, size in parts.items() if not (download_dir / part).is_dir()}
     download_dir.mkdir(parents=True, exist_ok=True)
+    there = [path for part in missing for path in download_dir.glob(f"{part}.tar*") if path.suffix != ".damaged"]
     free, needed = shutil.disk_usage(download_dir).free / 1e9, sum(missing.values()) + max(missing.values(), default=0)
+    needed = max(0.0, needed - sum(path.stat().st_size for path in there) / 1e9)  # fetched by an earlier run
     if free < needed:
         raise OSError(
             f"{download_dir} has {free:.1f} GB of free space, {', '.join(missing)} need {needed:.1f}: make space, "
@@ -41,7 +57,7 @@ def download(parts: dict[str, float], download_dir: Path) -> dict[str, Path]:
     for part in parts:
         number = 31 if part in MINI_GB else 12
         url = f"{URL}/{number}/{part}.tar.gz"
-        folders[part] = download_archive(url, download_dir, part, "--corpus-dir DIR") / part
+        folders[part] = download_archive(url, download_dir, part, "--corpus-dir DIR", MD5[part]) / part
         (download_dir / f"{part}.tar").unlink(missing_ok=True)
     return folders
 
@@ -95,7 +111,8 @@ def main() -> None:
     arguments = parser.parse_args()
     out = arguments.out
     if arguments.musan_dir:
-        download_archive(f"{URL}/17/musan.tar.gz", arguments.musan_dir, "musan", "--noise-dir DIR")
+        url = f"{URL}/17/musan.tar.gz"
+        download_archive(url, arguments.musan_dir, "musan", "--noise-dir DIR", MD5["musan"])
         (arguments.musan_dir / "musan.tar").unlink(missing_ok=True)
         return
     if out is None:
