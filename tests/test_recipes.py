@@ -15,6 +15,7 @@ import pytest
 
 from cascade.config import Config, load_config
 from cascade.models.build import build_model, count_params
+from tests.scoring.test_report import result
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted(file.parent for file in ROOT.glob("egs/*/run.sh"))
@@ -124,6 +125,22 @@ def test_every_step_names_what_it_makes(recipe):
         assert match, f"step NAME [--after STEP...] --outputs PATH... -- python ...: {step}"
         names.append(match[1])
     assert len(names) == len(set(names)) > 5
+
+
+@each_recipe
+def test_a_report_needs_no_particular_model(recipe):
+    (report,) = [step for step in steps(recipe) if step.startswith("step report ")]
+    assert "--optional " in report and "--inputs" not in report and "--after" not in report
+
+
+def test_stage_9_reports_what_is_there(tmp_path):
+    folder = tmp_path / "teacher" / "decode" / "full-greedy_search"
+    folder.mkdir(parents=True)
+    (folder / "result.json").write_text(json.dumps(result("teacher", "full", "greedy_search")))
+    command = [ROOT / "egs" / "an4" / "run.sh", "--stage", "9", "--exp-dir", tmp_path]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "student has not finished training: run stage 5" in (tmp_path / "RESULTS.md").read_text()
 
 
 def configs(recipe: Path) -> dict[str, list[Path]]:

@@ -1,11 +1,12 @@
 """Run one step of a recipe, unless it is done already.
 
-    python tools/run_stage.py --stamp FILE [--inputs PATH...] [--outputs PATH...] [--force] -- COMMAND...
+    python tools/run_stage.py --stamp FILE [--inputs PATH...] [--optional PATH...] [--outputs PATH...] [--force] \\
+        -- COMMAND...
 
 The stamp is written when COMMAND exits with 0. It holds a fingerprint of the command line, of every file that the
-command names or --inputs lists, and its own time; so a step that takes an earlier step's stamp as its input runs
-again whenever the earlier one really ran again. With the same fingerprint and all outputs in place, the step is
-skipped. What a fingerprint sees:
+command names or --inputs lists (or --optional, where it exists), and its own time; so a step that takes an earlier
+step's stamp as its input runs again whenever the earlier one really ran again. With the same fingerprint and all
+outputs in place, the step is skipped. What a fingerprint sees:
   - a file: its content up to 16 MB; above that, size and time of change
   - a directory: name, size and time of change of every file in it
   - the command: every word but --force, and of the interpreter in front only that it is Python
@@ -154,7 +155,8 @@ def run_step(arguments: argparse.Namespace) -> int:
     """
     stamp, outputs = arguments.stamp, arguments.outputs
     lock = lock_step(stamp)
-    current = fingerprint(arguments.command, arguments.inputs, outputs)
+    inputs = arguments.inputs + [path for path in arguments.optional if path.exists()]
+    current = fingerprint(arguments.command, inputs, outputs)
     if not arguments.force and read_fingerprint(stamp) == current:
         missing = [path for path in outputs if not path.exists()]
         if not missing:
@@ -180,11 +182,12 @@ def run_step(arguments: argparse.Namespace) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
-        usage="run_stage.py --stamp FILE [--inputs PATH...] [--outputs PATH...] [--force] -- COMMAND...",
+        usage="run_stage.py --stamp FILE [--inputs PATH...] [--optional PATH...] [--outputs PATH...] [--force] -- COMMAND",
     )
     parser.add_argument("--stamp", type=Path, required=True, help="file that says the step is done")
     paths = {"type": Path, "nargs": "*", "default": [], "action": "extend"}
     parser.add_argument("--inputs", **paths, help="files, directories, stamps of earlier steps")
+    parser.add_argument("--optional", **paths, help="inputs that may be missing")
     parser.add_argument("--outputs", **paths, help="what the command makes; must exist for a skip")
     parser.add_argument("--force", action="store_true", help="run even if nothing changed")
     words = sys.argv[1:]

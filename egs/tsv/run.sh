@@ -92,7 +92,8 @@ if stage 8 "export the student to ONNX, compare it with PyTorch in onnxruntime a
 fi
 
 if stage 9 "report: results.json, RESULTS.md, plots"; then
-    step report --inputs "$exp"/{teacher,student_alone,student}/{train_summary.json,latency.json,decode/*/result.json} \
+    step report --optional "$exp"/{teacher,student_alone,student}/{train_summary.json,latency.json,losses.jsonl} \
+        "$exp"/{teacher,student_alone,student}/decode/*/result.json "$exp/latency_full_size.json" \
         --outputs "$results/RESULTS.md" -- \
         python -m cascade.bin.report --exp-dir "$exp" --out "$results"
 fi

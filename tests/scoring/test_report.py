@@ -1,6 +1,7 @@
 import json
 import math
 import re
+import shutil
 
 import pytest
 
@@ -184,6 +185,15 @@ def test_missing_pieces_are_named_with_their_stage(exp_dir):
     ]
     text = write_report(experiment, "an4", draw_plots(experiment, exp_dir))
     assert "**Incomplete.**" in text and "student has not been timed: run stage 7" in text
+
+
+@pytest.mark.parametrize("there", MODELS)
+def test_one_model_alone_is_reported(exp_dir, there):
+    for model in set(MODELS) - {there}:
+        shutil.rmtree(exp_dir / model)
+    experiment = collect(exp_dir)
+    text = write_report(experiment, "an4", draw_plots(experiment, exp_dir))
+    assert len(experiment.rows) == 6 and f"{WER[there]:.1f}" in text and "**Incomplete.**" in text
 
 
 def test_no_result_at_all_is_an_error(tmp_path):

@@ -54,6 +54,17 @@ def test_step_runs_again_when_forced(step):
     assert [step(), step(options=("--force",)), step()] == [1, 2, 2]
 
 
+def test_an_optional_input_may_be_missing_and_counts_where_it_is_there(step, tmp_path):
+    file = tmp_path / "maybe"
+    options = ("--optional", file)
+    runs = [step(options=options), step(options=options)]
+    for content in ("one", "two"):
+        file.write_text(content)
+        runs += [step(options=options), step(options=options)]
+    file.unlink()
+    assert [*runs, step(options=options)] == [1, 1, 2, 2, 3, 3, 4]
+
+
 def test_step_runs_again_when_its_command_changes(step):
     assert [step("a"), step("b"), step("b"), step("b", "c")] == [1, 2, 2, 3]
 
