@@ -10,6 +10,7 @@ Samples lie in [-1, 1]. Normalisation is part of the model, not of the features.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from math import gcd
@@ -26,6 +27,11 @@ from cascade.config import FRAME_SHIFT_MS, FeatureConfig
 WINDOW_MS = 25
 LOW_FREQUENCY, HIGH_FREQUENCY = 20.0, -400.0
 MARGIN_SECONDS = 0.01  # a declared end may overshoot the file by a rounding error
+LOWEST_RATE, HIGHEST_RATE = 1000, 768_000
+"""Hz that recordings may have: what lies outside is a damaged header, and resampling it takes endless memory."""
+LARGEST_SAMPLE = 1e12
+"""Energies of larger samples overflow in float32."""
+_BLOCK_SECONDS = 60.0  # a header may claim more samples than memory holds: never ask for all of them at once
 _UNKNOWN_FRAMES = 1 << 40  # libsndfile reports a huge count where a header leaves the length open
 _LARGEST_OGG_PAGE = 65307
 _UNKNOWN_WAV_BYTES = 0x7FFF0000  # pipes write sizes from here on (or 0) for "unknown"
@@ -157,12 +163,14 @@ def read_audio(
       (num_samples,) float32 samples, and a note on what was changed ("resampled from 8000 Hz"), or None.
     Raises:
       FileNotFoundError: no such file.
-      ValueError: unreadable, truncated or empty audio, a start or end outside the file, samples that are no numbers.
+      ValueError: unreadable, truncated or empty audio, a start or end outside the file, no possible sampling rate,
+        samples that are no numbers.
     """
-    blocks = list(_decode(Path(path), start, end))
+    blocks = list(_decode(Path(path), start, end, _BLOCK_SECONDS))
     if not blocks:
-        raise ValueError(f"{path}: no samples in the audio")
-    ((mono, rate, note),) = blocks
+        raise ValueError(f"{path}: no sample lies between start {start} s and end {end} s")
+    _, rate, note = blocks[0]
+    mono = np.concatenate([samples for samples, _, _ in blocks])
     if rate != sampling_rate:
         mono = resample(mono, rate, sampling_rate)
     return mono, _note(note, rate, sampling_rate)
@@ -181,12 +189,8 @@ def read_audio_blocks(
     Raises:
       As `read_audio`, each error when the block is asked for in which it lies.
     """
-    nothing = True
     for mono, rate, note in _decode(Path(path), None, None, seconds):
-        nothing = False
         yield mono, rate, _note(note, rate, sampling_rate)
-    if nothing:
-        raise ValueError(f"{path}: no samples in the audio")
 
 
 def _note(mixed: str | None, rate: int, sampling_rate: int) -> str | None:
@@ -203,23 +207,32 @@ def resample(samples: np.ndarray, rate: int, new_rate: int) -> np.ndarray:
 
 
 def _decode(
-    path: Path, start: float | None, end: float | None, seconds: float | None = None
+    path: Path, start: float | None, end: float | None, seconds: float
 ) -> Iterator[tuple[np.ndarray, int, str | None]]:
-    """(t,) float32 samples at the file's own rate, that rate in Hz, a note on channels; one block without `seconds`."""
-    if not path.is_file():
+    """Blocks of `seconds`: (t,) float32 samples at the file's own rate, that rate in Hz, a note on channels."""
+    if not path.exists():
         raise FileNotFoundError(f"audio file not found: {path}")
+    if not path.is_file():
+        raise ValueError(f"{path}: a directory or a device, not an audio file")
+    _check_container_is_whole(path)
     try:
-        with soundfile.SoundFile(str(path)) as file:
+        with soundfile.SoundFile(os.fsencode(path)) as file:
             rate, length = file.samplerate, file.frames
             if length >= _UNKNOWN_FRAMES:  # libsndfile cannot read these
                 raise ValueError(f"{path}: the header does not say the length (written to a pipe?): encode it again")
-            _check_container_is_whole(path)
+            if length == 0:
+                raise ValueError(f"{path}: the file holds no samples")
+            if not LOWEST_RATE <= rate <= HIGHEST_RATE:
+                raise ValueError(
+                    f"{path}: its header says a sampling rate of {rate} Hz, recordings have {LOWEST_RATE} to "
+                    f"{HIGHEST_RATE} Hz"
+                )
             position, last = _sample_range(path, rate, length, start, end)
             if position:
                 file.seek(position)
             note = f"mixed down from {file.channels} channels" if file.channels > 1 else None
             while position < last:
-                size = last - position if seconds is None else min(last - position, round(seconds * rate))
+                size = min(last - position, round(seconds * rate))
                 samples = file.read(size, dtype="float32", always_2d=True)  # (t, channels)
                 position += len(samples)
                 if len(samples) < size:
@@ -227,11 +240,13 @@ def _decode(
                         f"{path}: truncated audio, {position} of the {last} samples that its header declares"
                     )
                 mono = samples.mean(axis=1, dtype=np.float32)
-                if not np.isfinite(mono).all():
-                    raise ValueError(f"{path}: the audio holds samples that are not finite numbers")
+                if not (np.abs(mono) <= LARGEST_SAMPLE).all():
+                    raise ValueError(f"{path}: the audio holds samples that are no numbers, or far beyond any sound")
                 yield mono, rate, note
     except soundfile.SoundFileError as error:
         detail = str(error).split(": ")[-1].strip()
+        if detail.startswith("File does not exist"):  # what libsndfile says where it finds no frame of MP3
+            detail = "Format not recognised."
         raise ValueError(f"{path}: unreadable or truncated audio ({detail})") from error
 
 

@@ -1,3 +1,4 @@
+import os
 import sys
 
 import numpy as np
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from cascade.config import FeatureConfig
 from cascade.features import StreamingFbank, compute_fbank, num_feature_frames, read_audio, read_audio_blocks
+from tests.data.odd_audio import wav, write_odd_files
 from tests.data.synthetic import AN4, tone
 
 CONFIG = FeatureConfig()
@@ -169,8 +171,31 @@ def test_what_is_no_audio_is_an_error_that_names_the_file(tmp_path):
     with pytest.raises(ValueError, match="none.wav"):
         read_audio(tmp_path / "none.wav", 16000)
     soundfile.write(tmp_path / "nan.wav", np.full(100, np.nan, np.float32), 16000, subtype="FLOAT")
-    with pytest.raises(ValueError, match="not finite"):
+    with pytest.raises(ValueError, match="no numbers, or far beyond any sound"):
         read_audio(tmp_path / "nan.wav", 16000)
+
+
+def test_odd_files_are_refused_in_one_sentence_that_names_them(tmp_path):
+    def refused(path, read):
+        with pytest.raises((ValueError, OSError)) as caught:
+            read(path)
+        assert not isinstance(caught.value, UnicodeError) and path.name in str(caught.value)
+        return str(caught.value)
+
+    said = {}
+    for path in write_odd_files(tmp_path):
+        said[path.name] = refused(path, lambda path: read_audio(path, 16000))
+        assert said[path.name] == refused(path, lambda path: list(read_audio_blocks(path, 16000, 1.0)))
+    assert said["no_data.wav"].endswith("no_data.wav: the file holds no samples")
+    assert said["rate_1.wav"].endswith("its header says a sampling rate of 1 Hz, recordings have 1000 to 768000 Hz")
+    assert said["folder.wav"].endswith("a directory or a device, not an audio file")
+
+
+def test_a_name_that_is_not_utf8_and_64_channels_are_read(tmp_path):
+    path = tmp_path / os.fsdecode(b"caf\xe9.wav")
+    path.write_bytes(wav(np.zeros(64 * 100, "<i2").tobytes(), channels=64))
+    samples, note = read_audio(path, 16000)
+    assert len(samples) == 100 and note == "mixed down from 64 channels"
 
 
 @pytest.mark.parametrize("start, end", [(-0.1, 0.2), (0.3, 0.2), (0.2, 0.2), (0.0, 0.6), (0.6, None)])

@@ -182,7 +182,8 @@ def run_step(arguments: argparse.Namespace) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
-        usage="run_stage.py --stamp FILE [--inputs PATH...] [--optional PATH...] [--outputs PATH...] [--force] -- COMMAND",
+        usage="run_stage.py --stamp FILE [--inputs PATH...] [--optional PATH...] [--outputs PATH...] [--force] "
+              "-- COMMAND...",
     )
     parser.add_argument("--stamp", type=Path, required=True, help="file that says the step is done")
     paths = {"type": Path, "nargs": "*", "default": [], "action": "extend"}

@@ -5,9 +5,10 @@ with a note. `-` reads raw signed 16-bit little-endian mono samples at --samplin
 
     arecord -q -t raw -f S16_LE -r 16000 | python -m cascade.bin.transcribe --exp-dir DIR -
 
-On a terminal the text appears while it is decoded, and a pipe's segments are written as they end. A bad file is
-reported in one sentence, the others still run, and the exit code is 1. Ctrl-C or SIGTERM ends a pipe: what was heard is
-decoded to its last word and written, recordings that are not finished are left out, and the exit code is 75.
+On a terminal the text appears while it is decoded, and a pipe's segments are written as they end. Whatever is wrong
+with an input is reported in one sentence, the others still run, and the exit code is 1. Ctrl-C or SIGTERM ends a pipe:
+what was heard is decoded to its last word and written, recordings that are not finished are left out, and the exit code
+is 75.
 
 With --onnx-dir the exported files decode, in every mode and by both searches: the same text as PyTorch's on the audio
 followed by zeros, except that a full pass hears its segment only, not what the encoder still knows from the one before.
@@ -17,8 +18,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import sys
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -163,7 +166,15 @@ def transcribe(
             )
             active.append(_Job(place, Transcript(path), packets, new_decoder()))
         ended = [job for job in active if not _feed(job)]
-        active[0].decoder.batch.run()
+        try:
+            active[0].decoder.batch.run()
+        except Exception as error:  # whose audio it was is not known: each is decoded again, alone; a pipe cannot be
+            again = [job for job in active if len(active) > 1 and job.transcript.path != PIPE]
+            for job in active:
+                job.decoder.leave() if job in again else _fail(job, error)
+            waiting.extendleft((job.place, job.transcript.path) for job in reversed(again) if not job.transcript.error)
+            ended = [job for job in active if job.transcript.error]
+            active, num_streams = ended.copy(), 1
         for job in active:
             if job.transcript.error is None:
                 watch(job)
@@ -182,26 +193,44 @@ def _feed(job: _Job) -> bool:
     """Let a job's decoder hear its next packet; False at the end or at an error."""
     try:
         packet = next(job.packets, None)
-    except (ValueError, OSError) as error:
-        message = " ".join(str(error).split())
-        job.transcript.error = message if job.transcript.path in message else f"{job.transcript.path}: {message}"
-        job.decoder.leave()
+        if packet is None:
+            job.decoder.end()
+        else:
+            job.decoder.push(*packet)
+    except Exception as error:
+        _fail(job, error)
         return False
-    if packet is None:
-        job.decoder.end()
-        return False
-    job.decoder.push(*packet)
-    return True
+    return packet is not None
+
+
+def _fail(job: _Job, error: Exception) -> None:
+    """Note what went wrong with this input, and break its stream off: the others go on."""
+    if os.environ.get("CASCADE_DEBUG"):
+        traceback.print_exception(error)
+    message, name = " ".join(str(error).split()), _name(job.transcript)
+    if not isinstance(error, (ValueError, OSError)):
+        message = f"{type(error).__name__}: {message}"
+    job.transcript.error = message if name in message else f"{name}: {message}"
+    job.decoder.leave()
+
+
+def _name(transcript: Transcript) -> str:
+    return "standard input" if transcript.path == PIPE else transcript.path
 
 
 def _conclude(job: _Job) -> None:
     if job.transcript.error is not None:
         return
-    final = job.decoder.final()
+    try:
+        final = job.decoder.final()
+    except Exception as error:
+        _fail(job, error)
+        return
     job.transcript.segments = list(final.segments)
     if final.num_frames == 0:
-        name = "standard input" if job.transcript.path == PIPE else job.transcript.path
-        job.transcript.error = f"{name}: {final.duration:.3f} s of audio is too short, the shortest is 0.04 s"
+        job.transcript.error = (
+            f"{_name(job.transcript)}: {final.duration:.3f} s of audio is too short, the shortest is 0.04 s"
+        )
 
 
 class LiveText:
@@ -264,17 +293,17 @@ def open_batch(
 
 
 def write(transcript: Transcript, arguments: argparse.Namespace, is_live: bool) -> None:
-    """Write what became of one input, unless it is on standard output already."""
+    """Write what became of one input, unless it is on standard output already; what cannot be written is its error."""
+    if arguments.out is not None and (transcript.error is None or arguments.format == "json"):
+        path = arguments.out / f"{_stem(transcript.path)}.{arguments.format or 'txt'}"
+        try:
+            path.write_text(formatted(transcript, arguments), encoding="utf-8", errors="backslashreplace")
+        except OSError as error:
+            transcript.error = transcript.error or f"{_name(transcript)}: its text cannot be written: {error}"
+    elif not is_live and (transcript.error is None or arguments.format == "json"):
+        print(formatted(transcript, arguments), end="", flush=True)
     if transcript.error is not None:
         print(f"error: {transcript.error}", file=sys.stderr, flush=True)
-    if is_live or (transcript.error is not None and arguments.format != "json"):
-        return
-    text = formatted(transcript, arguments)
-    if arguments.out is None:
-        print(text, end="", flush=True)
-    else:
-        name = f"{_stem(transcript.path)}.{arguments.format or 'txt'}"
-        (arguments.out / name).write_text(text, encoding="utf-8")
 
 
 def _stem(path: str) -> str:
@@ -291,6 +320,7 @@ def main() -> None:
         longest_segment=arguments.longest_segment,
     )
     new_decoder, config = open_batch(arguments, endpoint)
+    sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text, in JSON neither
     on_terminal = sys.stdout.isatty()
     is_live = arguments.format is None and arguments.out is None and (on_terminal or arguments.files == [PIPE])
     if arguments.out is not None:
@@ -304,8 +334,8 @@ def main() -> None:
         )
         for transcript in transcripts:
             num_done += 1
-            num_failed += transcript.error is not None
             write(transcript, arguments, is_live)
+            num_failed += transcript.error is not None
     if stop.asked:
         raise Interrupted(
             f"{num_done} of {len(arguments.files)} inputs were transcribed"

@@ -48,7 +48,7 @@ def validate(utterance: Utterance, split: str, config: Config) -> tuple[Cut, str
         if info is not None and utterance.end is not None and utterance.end > info.duration + MARGIN_SECONDS:
             return problem(f"{DURATION}: end {utterance.end:g} s lies outside the file of {info.duration:.3f} s")
         samples, note = read_audio(utterance.path, rate, utterance.start, utterance.end)
-    except (ValueError, OSError, soundfile.SoundFileError) as error:
+    except (ValueError, OSError, MemoryError, soundfile.SoundFileError) as error:
         return problem(f"{UNREADABLE}: {' '.join(str(error).split())}")
     duration = len(samples) / rate
     if duration > limits.max_duration:

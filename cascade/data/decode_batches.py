@@ -57,8 +57,9 @@ class DecodeBatches:
             for item in (items[index] for index in indices):
                 try:
                     matrix = item.read()
-                except (ValueError, OSError) as error:
-                    self._add(Problem(item.id, self._manifest.stem, item.path, f"{UNREADABLE}: {error}"))
+                except (ValueError, OSError, MemoryError) as error:
+                    reason = f"{UNREADABLE}: {' '.join(str(error).split())}"
+                    self._add(Problem(item.id, self._manifest.stem, item.path, reason))
                     continue
                 if len(matrix) < SUBSAMPLING:
                     reason = f"{DURATION}: {len(matrix)} feature frames give no encoder frame"
@@ -129,7 +130,7 @@ def decode_batches(
 def _seconds(utterance: Utterance) -> float:
     """The length of an utterance by its header; 0 for what will turn out to be unreadable."""
     try:
-        duration = soundfile.info(str(utterance.path)).duration
-    except soundfile.SoundFileError:
+        duration = soundfile.info(str(utterance.path)).duration if utterance.path.is_file() else 0.0
+    except (soundfile.SoundFileError, OSError, ValueError):
         return 0.0
     return max(0.0, min(utterance.end or duration, duration) - (utterance.start or 0.0))

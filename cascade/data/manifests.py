@@ -21,6 +21,9 @@ from pathlib import Path
 from cascade.data.files import replacing
 from cascade.data.quarantine import DUPLICATE, MALFORMED, Problem
 
+_FOREVER = 1e12
+"""Seconds that no recording has; JSON has infinite numbers and whole ones that no float holds."""
+
 log = logging.getLogger(__name__)
 
 
@@ -75,9 +78,13 @@ def _parse(line: bytes, folder: Path) -> Utterance:
         raise ValueError("not UTF-8 text") from error
     except json.JSONDecodeError as error:
         raise ValueError(f"not JSON ({error.msg} at column {error.colno})") from error
+    except RecursionError as error:
+        raise ValueError("not a JSON object of this kind, nested too deeply") from error
     if not isinstance(values, dict):
         raise ValueError("not a JSON object")
-    for key in ("id", "path", "text"):
+    for key in ("id", "path", "text", "speaker"):
+        if key == "speaker" and values.get(key) is None:
+            continue
         if not isinstance(values.get(key), str):
             raise ValueError(f"{key} must be a string, got {values.get(key)!r}")
         try:
@@ -87,9 +94,6 @@ def _parse(line: bytes, folder: Path) -> Utterance:
     for key in ("id", "path"):
         if not values[key].strip():
             raise ValueError(f"{key} must not be empty")
-    speaker = values.get("speaker")
-    if speaker is not None and not isinstance(speaker, str):
-        raise ValueError(f"speaker must be a string, got {speaker!r}")
     for key in ("start", "end"):
         if values.get(key) is not None and not _is_number(values[key]):
             raise ValueError(f"{key} must be a number of seconds, got {values[key]!r}")
@@ -97,12 +101,13 @@ def _parse(line: bytes, folder: Path) -> Utterance:
     if words is not None:
         _check_words(words, len(values["text"].split()))
     return Utterance(
-        values["id"], folder / values["path"], values["text"], speaker, values.get("start"), values.get("end"), words
+        values["id"], folder / values["path"], values["text"], values.get("speaker"), values.get("start"),
+        values.get("end"), words,
     )
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and value == value
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < _FOREVER
 
 
 def _check_words(words: object, num_words: int) -> None:

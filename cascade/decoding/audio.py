@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from cascade.config import FeatureConfig
-from cascade.features import StreamingFbank
+from cascade.features import HIGHEST_RATE, LARGEST_SAMPLE, LOWEST_RATE, StreamingFbank
 
-_LOWEST_RATE = 1000
 _FILTER_REACH = 10  # of scipy.signal.resample_poly: input or output samples on each side, whichever are wider
 _KAISER_BETA = 5.0
 _PACKET_SECONDS = 0.01
@@ -103,7 +102,7 @@ class AudioInput:
         Returns:
           (t, F) float32 frames that are complete now, t >= 0.
         Raises:
-          ValueError: not one-dimensional, not floating point, not finite; another rate than before or no rate.
+          ValueError: not one-dimensional, not floating point, no numbers or huge ones; another rate, or no rate.
         """
         samples = np.asarray(samples)
         if samples.ndim != 1 or not np.issubdtype(samples.dtype, np.floating):
@@ -111,8 +110,8 @@ class AudioInput:
                 "samples must be one-dimensional floating-point numbers in [-1, 1] (mix channels down, divide 16-bit "
                 f"integers by 32768), got {samples.dtype} of shape {samples.shape}"
             )
-        if not np.isfinite(samples).all():
-            raise ValueError("samples must be finite numbers, got nan or inf")
+        if not (np.abs(samples) <= LARGEST_SAMPLE).all():
+            raise ValueError(f"samples must be numbers of a size up to {LARGEST_SAMPLE:g}, got others, nan or inf")
         self._check_rate(sampling_rate)
         self._num_samples += samples.size
         return self._fbank.accept(self._resampler.accept(samples.astype(np.float32, copy=True)))
@@ -127,9 +126,9 @@ class AudioInput:
 
     def _check_rate(self, sampling_rate: int) -> None:
         if self.sampling_rate is None:
-            if sampling_rate != int(sampling_rate) or sampling_rate < _LOWEST_RATE:
+            if not (LOWEST_RATE <= sampling_rate <= HIGHEST_RATE and sampling_rate == int(sampling_rate)):
                 raise ValueError(
-                    f"sampling_rate must be a whole number of at least {_LOWEST_RATE} Hz, got {sampling_rate}"
+                    f"sampling_rate must be a whole number from {LOWEST_RATE} to {HIGHEST_RATE} Hz, got {sampling_rate}"
                 )
             self.sampling_rate = int(sampling_rate)
             self._resampler = StreamingResampler(self.sampling_rate, self._config.sampling_rate)

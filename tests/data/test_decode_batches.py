@@ -4,6 +4,7 @@ import torch
 
 from cascade.config import TokenConfig
 from cascade.data.decode_batches import decode_batches
+from tests.data.odd_audio import write_odd_files
 from tests.data.synthetic import small_config, tone, write_lines
 
 
@@ -51,6 +52,16 @@ def test_bad_utterances_are_listed_and_the_others_decoded(tmp_path, caplog):
     assert "cut is left out" in caplog.text
     list(batches)
     assert len(batches.problems) == 5
+
+
+def test_odd_files_are_all_listed_and_the_others_decoded(tmp_path):
+    odd = write_odd_files(tmp_path / "odd")
+    soundfile.write(tmp_path / "good.flac", tone(0.8), 16000)
+    lines = [{"id": path.name, "path": str(path), "text": "RED"} for path in [*odd, tmp_path / "good.flac"]]
+    found, batches = collect(write_lines(tmp_path / "m.jsonl", lines))
+    assert set(found) == {"good.flac"}
+    assert {problem.id for problem in batches.problems} == {path.name for path in odd}
+    assert {problem.kind for problem in batches.problems} == {"unreadable audio"}
 
 
 def test_missing_manifest_is_an_error(tmp_path):

@@ -13,6 +13,7 @@ from cascade.data.cuts import load_samples, read_cuts
 from cascade.data.manifests import Utterance, read_manifest, write_manifest
 from cascade.data.quarantine import Problem, read_quarantine
 from cascade.features import read_audio
+from tests.data.odd_audio import write_odd_files
 from tests.data.synthetic import AN4, small_config, tone, write_corpus, write_lines
 
 
@@ -55,6 +56,12 @@ BAD = {
     "no text": (lambda root: {"id": "x", "path": "a.wav"}, "malformed line: ", "text must be a string, got None"),
     "number as id": (lambda root: {"id": 3, "path": "a", "text": "RED"}, "malformed line: ", "id must be a string"),
     "empty id": (lambda root: {"id": "", "path": "a", "text": "RED"}, "malformed line: ", "id must not be empty"),
+    "endless start": (lambda root: good(root, "x", start=10**400), "malformed line: ", "start must be a number"),
+    "infinite end": (lambda root: good(root, "x", end=float("inf")), "malformed line: ", "end must be a number"),
+    "half a character": (
+        lambda root: json.dumps(good(root, "x", speaker="\ud800")), "malformed line: ", "speaker holds half a character"
+    ),
+    "nested": (lambda root: "[" * 100_000, "malformed line: ", "line 2: not a JSON object of this kind"),
     "bad start": (lambda root: good(root, "x", start="1"), "malformed line: ", "start must be a number"),
 }
 
@@ -72,6 +79,15 @@ def test_each_bad_utterance_is_set_aside_with_its_reason(tmp_path, name):
     assert problem.reason.startswith(kind) and detail in problem.reason, problem.reason
     entries = [json.loads(line) for line in (tmp_path / "data" / "quarantine.jsonl").read_text().splitlines()]
     assert [set(entry) for entry in entries] == [{"id", "split", "path", "reason"}]
+
+
+def test_odd_files_are_all_set_aside_and_nothing_else_happens(tmp_path):
+    odd = write_odd_files(tmp_path / "odd")
+    lines = [{"id": path.name, "path": str(path), "text": "RED"} for path in odd]
+    config = small_config(data=DataConfig(max_quarantine_share=1.0))
+    cuts, problems = prepare_lines(tmp_path, [*lines, good(tmp_path)], config)
+    assert [cut.id for cut in cuts] == ["good"] and [problem.id for problem in problems] == [path.name for path in odd]
+    assert {problem.kind for problem in problems} == {"unreadable audio"}
 
 
 def test_line_that_is_not_utf8_is_set_aside_and_a_byte_order_mark_is_not(tmp_path):

@@ -341,11 +341,11 @@ def test_wrong_audio_is_named(student):
     for samples, message in (
         (np.zeros((2, 100), np.float32), r"mix channels down.*got float32 of shape \(2, 100\)"),
         (np.zeros(100, np.int16), "divide 16-bit integers by 32768.*got int16"),
-        (np.array([0.0, np.nan]), "samples must be finite numbers"),
+        (np.array([0.0, np.nan]), "samples must be numbers of a size up to 1e"),
     ):
         with pytest.raises(ValueError, match=message):
             decoder.accept(samples, RATE)
-    with pytest.raises(ValueError, match="sampling_rate must be a whole number of at least 1000 Hz, got 0"):
+    with pytest.raises(ValueError, match="sampling_rate must be a whole number from 1000 to 768000 Hz, got 0"):
         decoder.accept(noise(0.1), 0)
     decoder.accept(noise(0.1), RATE)
     with pytest.raises(ValueError, match="sampling_rate must stay 16000 Hz within a stream, got 8000"):

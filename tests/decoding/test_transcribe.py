@@ -17,10 +17,12 @@ from cascade.bin.cli import Interrupted
 from cascade.checkpoint import load_model
 from cascade.config import ConfigError
 from cascade.decoding.methods import METHODS, STREAMING_MODES, DecodingOptions
+from cascade.decoding.stream_batch import StreamBatch
 from cascade.decoding.streaming import Segment, StreamingDecoder
 from cascade.decoding.subtitles import format_srt, format_vtt
 from cascade.decoding.words import Word
 from cascade.features import read_audio
+from tests.data.odd_audio import write_odd_files
 from tests.decoding.tiny_run import SECONDS, make_manifest, make_model_dir
 
 
@@ -115,6 +117,57 @@ def test_a_bad_file_is_named_and_the_others_still_run(run_dir, call, tmp_path):
     assert code == 1 and [line["error"] is None for line in lines] == [False] * 4 + [True]
     assert [line["path"] for line in lines] == [str(path) for path in [*bad, good]]
     assert all(line["text"] == "" and line["segments"] == [] for line in lines[:4])
+
+
+@pytest.mark.parametrize("num_streams", [1, 5])
+def test_odd_files_end_nobody_elses_transcript(run_dir, call, tmp_path, num_streams):
+    good, odd = recordings(run_dir)[0], write_odd_files(tmp_path / "odd")
+    expected = json.loads(call("--json", good)[1])
+    paths = [good, *odd, good]
+    code, out, error = call("--json", "--num-streams", num_streams, *paths)
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert code == 1 and [line["path"] for line in lines] == [str(path) for path in paths]
+    assert [without_confidences(json.dumps(lines[place])) for place in (0, -1)] == [
+        without_confidences(json.dumps(expected))
+    ] * 2
+    for path, line in zip(odd, lines[1:-1], strict=True):
+        assert line["text"] == "" and path.name in line["error"] and f"error: {line['error']}\n" in error
+    assert "Traceback" not in error
+
+
+def test_a_name_that_is_not_utf8_is_written_in_json_and_text(run_dir, call, tmp_path):
+    path = tmp_path / os.fsdecode(b"caf\xe9.wav")
+    path.write_bytes(recordings(run_dir)[1].read_bytes())
+    code, out, _ = call("--json", path)
+    assert code == 0 and json.loads(out)["path"] == str(path)
+    assert call(path, recordings(run_dir)[0])[0] == 0
+    assert call("--json", "--out", tmp_path / "out", path)[0] == 0
+
+
+def test_what_fails_while_streams_are_decoded_together_is_the_fault_of_one(run_dir, call, tmp_path, monkeypatch):
+    soundfile.write(tmp_path / "silent.wav", np.zeros(16000), 16000)
+    good = recordings(run_dir)
+    expected = call("--json", "--num-streams", 1, *good)[1]
+    advance = StreamBatch._advance
+
+    def fail(batch, streams):
+        if any(stream.features.mean() < -15 for stream in streams):  # log of the smallest energy
+            raise RuntimeError("no luck\nwith this one")
+        advance(batch, streams)
+
+    monkeypatch.setattr(StreamBatch, "_advance", fail)
+    code, out, error = call("--json", *good[:2], tmp_path / "silent.wav", *good[2:])
+    lines = out.splitlines(keepends=True)
+    assert code == 1
+    assert json.loads(lines.pop(2))["error"] == f"{tmp_path / 'silent.wav'}: RuntimeError: no luck with this one"
+    assert without_confidences("".join(lines)) == without_confidences(expected) and "Traceback" not in error
+
+
+def test_an_output_that_cannot_be_written_is_the_error_of_its_input(run_dir, call, tmp_path):
+    (tmp_path / "1.srt").mkdir()
+    code, _, error = call("--srt", "--out", tmp_path, *recordings(run_dir))
+    assert code == 1 and "1.wav: its text cannot be written" in error and error.count("error: ") == 1
+    assert all((tmp_path / f"{number}.srt").is_file() for number in (0, 2, 3))
 
 
 def test_another_rate_and_channels_are_taken_with_a_note(run_dir, call, tmp_path, caplog):
