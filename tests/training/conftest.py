@@ -71,6 +71,15 @@ def corpus(tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def trained(corpus, tmp_path_factory):
+    """A finished model directory with a tied-and-reduced predictor; only to be read."""
+    exp_dir = tmp_path_factory.mktemp("trained") / "model"
+    run("train", "--data", corpus / "fbank", "--tokens", corpus / "tokens", "--exp-dir", exp_dir, "--threads", 1,
+        *OPTIONS)
+    return exp_dir
+
+
 @pytest.fixture
 def train(corpus):
     """train(exp_dir, *words): the training program on the tiny corpus."""

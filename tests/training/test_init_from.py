@@ -23,15 +23,6 @@ def tokenizer_of(folder, words, kind="word"):
     return train_tokenizer(words, config_of(f"tokens.kind={kind}", "tokens.vocab_size=60").tokens, folder)
 
 
-@pytest.fixture(scope="module")
-def trained(corpus, tmp_path_factory):
-    """A finished model directory with a tied-and-reduced predictor."""
-    exp_dir = tmp_path_factory.mktemp("trained") / "model"
-    run("train", "--data", corpus / "fbank", "--tokens", corpus / "tokens", "--exp-dir", exp_dir, "--threads", 1,
-        *OPTIONS)
-    return exp_dir
-
-
 def fresh(config, tokenizer, seed=99):
     torch.manual_seed(seed)
     return build_model(config, tokenizer.vocab_size)
