@@ -201,18 +201,25 @@ class DistillationConfig:
 class TrainingConfig:
     num_epochs: int = 30
     """Passes over the training data (every speed copy counts as data)."""
+    optimizer: str = "adamw"
+    """muon (the encoders' matrices by Muon, everything else by AdamW) | adamw."""
     learning_rate: float = 1e-3
     """Peak learning rate of AdamW."""
+    muon_learning_rate: float = 0.02
+    """Peak learning rate of Muon."""
     warmup_steps: int = 500
     """Steps of linear warm-up; then cosine decay to final_lr_share."""
     final_lr_share: float = 0.05
     """Learning rate at the last step as a share of the peak."""
     weight_decay: float = 0.01
-    """AdamW weight decay on matrices; vectors have none."""
+    """Decoupled weight decay of matrices; vectors have none."""
     beta2: float = 0.98
     """AdamW's second-moment decay."""
     max_grad_norm: float = 5.0
     """Gradients are clipped to this norm."""
+    max_bad_steps: int = 20
+    """Steps in a row without finite losses and gradients, all skipped, after which training goes back to its last
+    checkpoint with half the learning rate, once; the next time it ends with an error."""
     average_last: int = 5
     """The final model averages this many last epochs."""
     blank_penalty: float = 0.0

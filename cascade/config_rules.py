@@ -13,6 +13,7 @@ _CHOICES = {
     "model.noncausal.convolution": ("left", "centred"),
     "model.predictor.kind": ("lstm", "stateless", "tied_reduced"),
     "loss.rnnt_type": ("regular", "modified", "constrained"),
+    "training.optimizer": ("muon", "adamw"),
     "distillation.kind": ("pruned", "collapsed", "one_best"),
     "distillation.ranges": ("teacher", "student"),
     "distillation.cell_weight": ("uniform", "teacher_occupancy"),
@@ -33,7 +34,8 @@ _AT_LEAST = {
     "loss.prune_range": 2, "loss.lm_scale": 0, "loss.am_scale": 0, "loss.simple_scale": 0, "loss.warmup_steps": 0,
     "loss.delay_penalty": 0, "loss.causal_weight": 0, "loss.ctc_scale": 0,
     "distillation.weight": 0, "distillation.temperature": 1e-3,
-    "training.num_epochs": 1, "training.learning_rate": 0, "training.warmup_steps": 0, "training.average_last": 1,
+    "training.num_epochs": 1, "training.learning_rate": 0, "training.muon_learning_rate": 0,
+    "training.max_bad_steps": 1, "training.warmup_steps": 0, "training.average_last": 1,
     "training.keep_epochs": 1, "training.log_every_steps": 1, "training.max_grad_norm": 0,
     "training.validate_every_epochs": 1, "training.blank_penalty": 0,
 }

@@ -45,8 +45,13 @@ class Processes:
         if self.world_size == 1:
             return values
         tensor = torch.tensor(values, dtype=torch.float64, device=device)
-        _all_reduce(tensor)
+        self.sum_in_place(tensor)
         return tensor.tolist()
+
+    def sum_in_place(self, tensor: torch.Tensor) -> None:
+        """Add a tensor up over the processes."""
+        if self.world_size > 1:
+            _all_reduce(tensor)
 
     def sum_gradients(self, model: nn.Module) -> None:
         """Add every gradient up over the processes; a missing one counts as zero."""

@@ -22,7 +22,7 @@ from cascade.tokens import Tokenizer
 from cascade.training.distributed import Processes
 from cascade.training.metrics import Metrics, MetricWriter
 from cascade.training.objective import VALIDATION_CONTEXT, Objective
-from cascade.training.optim import build_optimizer, learning_rate
+from cascade.training.optim import build_optimizer, rate_share
 
 
 @dataclass
@@ -65,7 +65,9 @@ class Trainer:
         self.processes, self.device, self.fingerprint = processes, processes.device, fingerprint
         self.model, self.config, self.exp_dir = model.to(self.device), config, exp_dir
         self.objective = Objective(model, config, teacher.to(self.device) if teacher is not None else None)
-        self.optimizer = build_optimizer(model, config.training)
+        self.optimizer = build_optimizer(
+            model, config.training, processes.rank, processes.world_size, processes.sum_in_place
+        )
         self.state = TrainState()
         self.metrics = Metrics()
         self.train_batches = TrainBatches(
@@ -166,7 +168,7 @@ class Trainer:
         step, training = self.state.step, self.config.training
         torch.manual_seed((self.config.seed * 1_000_003 + step) * 4096 + self.processes.rank)
         context, passes = self.objective.draw(step)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.model.zero_grad(set_to_none=True)
         num_tokens = 0.0
         if batch is not None:
             batch = batch.to(self.device)
@@ -183,14 +185,12 @@ class Trainer:
             if parameter.grad is not None:
                 parameter.grad /= max(num_tokens, 1.0)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), training.max_grad_norm)
-        rate = learning_rate(training, step, run_share)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        rate = rate_share(training, step, run_share)
         if torch.isfinite(norm):
-            self.optimizer.step()
+            self.optimizer.step(rate)
         else:
             logging.warning("step %d skipped: the gradient is not finite (norm %s)", step, float(norm))
-        self.metrics.add({"grad_norm": (float(norm), 1.0), "learning_rate": (rate, 1.0)})
+        self.metrics.add({"grad_norm": (float(norm), 1.0), "learning_rate": (rate * training.learning_rate, 1.0)})
         self.state.step += 1
 
     def _log(self, split: str) -> None:

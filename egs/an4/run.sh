@@ -31,19 +31,19 @@ fi
 if stage 3 "train the teacher"; then
     step teacher --after fbank tokens --outputs "$exp/teacher" -- \
         python -m cascade.bin.train --data "$exp/fbank" --tokens "$exp/tokens" --exp-dir "$exp/teacher" \
-        ${force:+--force} --config "${teacher[@]}"
+        --num-processes 2 ${force:+--force} --config "${teacher[@]}"
 fi
 
 if stage 4 "train the student alone, without teacher"; then
     step student_alone --after fbank tokens --outputs "$exp/student_alone" -- \
         python -m cascade.bin.train --data "$exp/fbank" --tokens "$exp/tokens" --exp-dir "$exp/student_alone" \
-        ${force:+--force} --config "${student[@]}" distillation=null
+        --num-processes 2 ${force:+--force} --config "${student[@]}" distillation=null
 fi
 
 if stage 5 "train the student, distilled from the teacher"; then
     step student --after fbank tokens teacher --outputs "$exp/student" -- \
         python -m cascade.bin.train --data "$exp/fbank" --tokens "$exp/tokens" --exp-dir "$exp/student" \
-        --teacher "$exp/teacher" ${force:+--force} --config "${student[@]}"
+        --teacher "$exp/teacher" --num-processes 2 ${force:+--force} --config "${student[@]}"
 fi
 
 if stage 6 "decode the test set: three modes, two methods"; then
