@@ -6,8 +6,10 @@ training goes on, `checkpoint.pt` (everything needed to resume).
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +27,74 @@ FORMAT = 1
 def save_file(values: dict[str, Any], path: str | Path) -> None:
     """Write next to `path`, then rename: a reader never sees half a file."""
     path = Path(path)
+    os.replace(_write_partial(values, path), path)
+
+
+def _write_partial(values: dict[str, Any], path: Path) -> Path:
+    """Write to a file beside `path` and return it; what stands in `path` stays.
+
+    Raises:
+      OSError: the disk is full, the folder cannot be written: named with the path, and half a file removed.
+    """
     partial = path.with_name(path.name + ".partial")
-    with open(partial, "wb") as file:
-        torch.save(values, file)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with open(partial, "wb") as file:
+            torch.save(values, file)
+            file.flush()
+            os.fsync(file.fileno())
+    except (OSError, RuntimeError) as error:  # torch's writer hides the system's error in a RuntimeError
+        partial.unlink(missing_ok=True)
+        cause = error if isinstance(error, OSError) else error.__context__
+        reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else str(error).splitlines()[0]
+        raise OSError(f"{path} cannot be written ({reason}): free some space or choose another folder, then run the "
+                      "same command again; earlier checkpoints are untouched") from error
+    return partial
+
+
+CHECKPOINT, PREVIOUS = "checkpoint.pt", "checkpoint-previous.pt"
+
+
+def save_resumable(values: dict[str, Any], model_dir: Path) -> None:
+    """Write checkpoint.pt and keep the one before; at any moment of it a whole one is there."""
+    path = model_dir / CHECKPOINT
+    partial = _write_partial(values, path)
+    if path.is_file():
+        link = model_dir / f"{PREVIOUS}.partial"
+        link.unlink(missing_ok=True)
+        try:
+            os.link(path, link)
+        except OSError:  # no hard links on this file system
+            shutil.copyfile(path, link)
+        os.replace(link, model_dir / PREVIOUS)
     os.replace(partial, path)
+    folder = os.open(model_dir, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the new names, too, outlive a loss of power
+    finally:
+        os.close(folder)
+
+
+def load_resumable(model_dir: Path) -> dict[str, Any] | None:
+    """The newest checkpoint that can be read; None when there is none.
+
+    Raises:
+      ValueError: all that are there are damaged.
+    """
+    paths = [path for path in (model_dir / CHECKPOINT, model_dir / PREVIOUS) if path.is_file()]
+    for path in paths:
+        try:
+            return load_file(path)
+        except ValueError as error:
+            problem = error
+            logging.warning("%s: %s", error, "trying the one before" if path != paths[-1] else "there is no other")
+    if paths:
+        raise ValueError(f"{problem}; no checkpoint in {model_dir} can be read: start over with --force")
+    return None
+
+
+def num_non_finite(weights: dict[str, Tensor]) -> int:
+    """How many weights are not finite numbers."""
+    return sum(int((~torch.isfinite(tensor)).sum()) for tensor in weights.values() if tensor.is_floating_point())
 
 
 def load_file(path: str | Path) -> dict[str, Any]:
@@ -64,7 +128,7 @@ def average_values(paths: list[Path]) -> dict[str, Any]:
     training.blank_penalty of the first one's config is taken off the blank's output bias.
 
     Raises:
-      ValueError: the files come from models of different shape.
+      ValueError: the files come from models of different shape, or hold weights that are not finite.
     """
     first = load_file(paths[0])
     sums = {name: tensor.double() for name, tensor in first["model"].items()}
@@ -74,6 +138,9 @@ def average_values(paths: list[Path]) -> dict[str, Any]:
             raise ValueError(f"{path} and {paths[0]} hold models of different shape")
         for name, tensor in weights.items():
             sums[name] += tensor
+    if num_non_finite(sums):
+        raise ValueError(f"{', '.join(path.name for path in paths)} in {paths[0].parent}: weights are not finite "
+                         "numbers, their training diverged; there is nothing to average")
     model: dict[str, Tensor] = {
         name: (total / len(paths)).to(first["model"][name].dtype) for name, total in sums.items()
     }
@@ -113,6 +180,8 @@ def restore_model(values: dict[str, Any]) -> tuple[CascadedTransducer, Config]:
         model.load_state_dict(values["model"])
     except RuntimeError as error:
         raise ValueError("the checkpoint's weights do not fit this version of the model: train again") from error
+    if num_non_finite(values["model"]):
+        raise ValueError("the model's weights are not finite numbers: its training diverged, train again")
     return model.eval(), config
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 
 from cascade.bin.cli import Interrupted, add_config_arguments, config_from_arguments, run_program
-from cascade.checkpoint import load_file
+from cascade.checkpoint import load_resumable
 from cascade.config import Config, ConfigError, save_config
 from cascade.log import setup_logging
 from cascade.models.build import params_by_part
@@ -32,8 +32,10 @@ from cascade.training.trainer import Trainer
 
 def clear_other_run(exp_dir: Path, wanted: str, force: bool) -> None:
     """Move a run with other inputs, or any run under --force, out of the way: it stays in DIR.previous."""
-    checkpoint = exp_dir / "checkpoint.pt"
-    if not checkpoint.is_file() or (not force and load_file(checkpoint).get("fingerprint") == wanted):
+    values = load_resumable(exp_dir) if not force else None
+    if (values is None and not force) or (values is not None and values.get("fingerprint") == wanted):
+        return
+    if not exp_dir.is_dir():
         return
     previous = exp_dir.with_name(exp_dir.name + ".previous")
     shutil.rmtree(previous, ignore_errors=True)

@@ -52,6 +52,18 @@ class Batch:
         tensors = (self.features, self.feature_lens, self.tokens, self.token_lens)
         return Batch(*(tensor.to(device, non_blocking=True) for tensor in tensors), self.ids, self.texts)
 
+    def split(self, num_parts: int) -> list[Batch]:
+        """At most this many batches of neighbours, each padded to its own longest utterance."""
+        parts = []
+        for rows in np.array_split(np.arange(len(self.ids)), min(num_parts, len(self.ids))):
+            part = slice(int(rows[0]), int(rows[-1]) + 1)
+            feature_lens, token_lens = self.feature_lens[part], self.token_lens[part]
+            parts.append(Batch(
+                self.features[part, : int(feature_lens.max())], feature_lens,
+                self.tokens[part, : int(token_lens.max())], token_lens, self.ids[part], self.texts[part],
+            ))
+        return parts
+
 
 class Item(NamedTuple):
     """What is kept of a cut: 281 k utterances in three speeds fit in memory."""
@@ -170,15 +182,27 @@ class TrainBatches:
                 noise.hours, noise.num_files, 100 * config.augment.noise_share, *config.augment.noise_snr_db,
             )
         self._dataset = _Dataset(self._items, config, fill, noise, keep)
-        self._plan = lru_cache(maxsize=2)(self._make_plan)
+        self._plan = lru_cache(maxsize=4)(self._make_plan)
+        self._done: tuple[tuple[int, int], ...] = ()
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the order and the augmentation of the next iteration."""
-        self._epoch = epoch
+    def set_epoch(self, epoch: int, done: Sequence[tuple[int, int]] = ()) -> None:
+        """Choose the order and the augmentation of the next iteration.
+
+        done: (number of processes, batches of each) of earlier parts of this epoch, when other numbers of processes
+        were at it: what they have had does not come again.
+        """
+        self._epoch, self._done = epoch, tuple((size, count) for size, count in done)
+
+    @property
+    def share_done(self) -> float:
+        """Share of the epoch's audio that went to earlier parts of it."""
+        left = self._left(self._epoch, self._done)
+        return 1.0 - float(self._num_frames[left].sum() / self._num_frames.sum())
 
     def num_batches(self, epoch: int | None = None) -> int:
-        """Batches of this rank in an epoch (the one set, when None); the same for every rank."""
-        return len(self._plan(self._epoch if epoch is None else epoch)) // self._world_size
+        """Batches of this rank in an epoch (what is left of the one set, when None); the same for every rank."""
+        plan = self._plan(self._epoch, self._done) if epoch is None else self._plan(epoch, ())
+        return len(plan) // self._world_size
 
     def __len__(self) -> int:
         return self.num_batches()
@@ -202,19 +226,36 @@ class TrainBatches:
 
     def plan(self) -> list[np.ndarray]:
         """This rank's batches of the epoch, as indices into `items`."""
-        return self._plan(self._epoch)[self._rank :: self._world_size]
+        return self._plan(self._epoch, self._done)[self._rank :: self._world_size]
 
     def load(self, indices: np.ndarray) -> Batch:
         """The batch of these utterances, as this epoch augments them."""
         return self._dataset[self._epoch, indices]
 
-    def _make_plan(self, epoch: int) -> list[np.ndarray]:
+    def _make_plan(self, epoch: int, done: tuple[tuple[int, int], ...]) -> list[np.ndarray]:
+        """Every rank's batches of what is left of an epoch."""
+        left = self._left(epoch, done)
+        if done and len(left) < self._world_size:
+            if len(left):
+                log.warning("epoch %d ends without its last %d utterances, fewer than processes", epoch, len(left))
+            return []
+        return self._plan_of(left, epoch, self._world_size)
+
+    def _left(self, epoch: int, done: tuple[tuple[int, int], ...]) -> np.ndarray:
+        """Indices of the utterances that no earlier part of the epoch has had."""
+        left = np.arange(len(self._items))
+        for world_size, num_batches in done:
+            had = self._plan_of(left, epoch, world_size)[: num_batches * world_size]
+            left = np.setdiff1d(left, np.concatenate(had)) if had else left
+        return left
+
+    def _plan_of(self, left: np.ndarray, epoch: int, world_size: int) -> list[np.ndarray]:
         data = self._config.data
-        max_frames = data.batch_duration * FRAMES_PER_SECOND
-        return plan_batches(
-            self._num_frames, max_frames, data.num_buckets, self._config.seed, epoch, self._world_size,
-            short_first=epoch <= data.sorted_epochs,
+        plan = plan_batches(
+            self._num_frames[left], data.batch_duration * FRAMES_PER_SECOND, data.num_buckets, self._config.seed, epoch,
+            world_size, short_first=epoch <= data.sorted_epochs,
         )
+        return [left[batch] for batch in plan]
 
 
 class _Dataset(Dataset):
@@ -251,8 +292,10 @@ class _Dataset(Dataset):
         return self._kept[index]
 
 
-def dev_batches(cuts_path: str | Path, tokenizer: Tokenizer, config: Config) -> Iterator[Batch]:
-    """Yield the dev set by length, without augmentation, the same batches every time.
+def dev_batches(
+    cuts_path: str | Path, tokenizer: Tokenizer, config: Config, rank: int = 0, world_size: int = 1
+) -> Iterator[Batch]:
+    """Yield a rank's share of the dev set by length, without augmentation, the same batches every time.
 
     Utterances with more tokens than encoder frames have no finite loss in every topology: left out, with a warning.
     """
@@ -262,7 +305,8 @@ def dev_batches(cuts_path: str | Path, tokenizer: Tokenizer, config: Config) -> 
         log.warning("%s: %d utterances with more tokens than frames have no loss", cuts_path, len(items) - len(usable))
     num_frames = np.array([item.num_frames for item in usable], dtype=np.int64)
     order = np.argsort(num_frames, kind="stable")
-    for indices in cut_batches(order, num_frames, config.data.batch_duration * FRAMES_PER_SECOND):
+    batches = cut_batches(order, num_frames, config.data.batch_duration * FRAMES_PER_SECOND)
+    for indices in batches[rank::world_size]:
         chosen = [usable[index] for index in indices]
         yield collate(
             [read_features(item.features) for item in chosen], [item.tokens for item in chosen],

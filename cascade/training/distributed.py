@@ -1,14 +1,24 @@
-"""Several processes under torchrun; one process without it. Sums travel, never means."""
+"""Several processes that train one model, under torchrun or `launch`. Sums travel, never means.
+
+Not torch's DistributedDataParallel: it averages per-rank means, where the mean over all tokens and lattice cells is
+wanted; it sums inside of the backward pass, where a process that runs out of memory leaves the others waiting for ever;
+and it makes a gradient of zeros where there is none (a pass that is not drawn), which the optimizers take for one.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
+from datetime import timedelta
+from typing import Any
 
 import torch
 from torch import distributed, nn
 
 from cascade.training.launch import EXIT_PEER_LOST, is_worker
+
+TIMEOUT = timedelta(minutes=10)
+"""For a machine that vanishes without closing its connections; a process that ends is noticed at once."""
 
 
 class Processes:
@@ -25,7 +35,7 @@ class Processes:
             return cls()
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+        distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
         return cls(distributed.get_rank(), world_size)
 
     @property
@@ -40,41 +50,69 @@ class Processes:
         """The one that writes files."""
         return self.rank == 0
 
-    def sum(self, values: list[float], device: torch.device) -> list[float]:
+    def sum(self, values: list[float]) -> list[float]:
         """Each number added up over the processes."""
         if self.world_size == 1:
             return values
-        tensor = torch.tensor(values, dtype=torch.float64, device=device)
+        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
         self.sum_in_place(tensor)
         return tensor.tolist()
+
+    def max(self, value: float) -> float:
+        """The largest of the processes' numbers."""
+        if self.world_size == 1:
+            return value
+        tensor = torch.tensor(value, dtype=torch.float64, device=self.device)
+        self._together(distributed.all_reduce, tensor, distributed.ReduceOp.MAX)
+        return float(tensor)
 
     def sum_in_place(self, tensor: torch.Tensor) -> None:
         """Add a tensor up over the processes."""
         if self.world_size > 1:
-            _all_reduce(tensor)
+            self._together(distributed.all_reduce, tensor)
 
     def sum_gradients(self, model: nn.Module) -> None:
-        """Add every gradient up over the processes; a missing one counts as zero."""
+        """Add every gradient up over the processes; one that no process has stays None."""
         if self.world_size == 1:
             return
         parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        flat = torch.cat([(p.grad if p.grad is not None else torch.zeros_like(p)).flatten() for p in parameters])
-        _all_reduce(flat)
-        for parameter, part in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
-            parameter.grad = part.view_as(parameter)
+        there = torch.tensor([float(p.grad is not None) for p in parameters]).to(parameters[0])
+        flat = torch.cat(
+            [(p.grad if p.grad is not None else torch.zeros_like(p)).flatten() for p in parameters] + [there]
+        )
+        self.sum_in_place(flat)
+        *parts, there = flat.split([*(p.numel() for p in parameters), len(parameters)])
+        for parameter, part, count in zip(parameters, parts, there.tolist(), strict=True):
+            parameter.grad = part.view_as(parameter) if count else None
+
+    def gather(self, value: Any) -> list[Any]:
+        """The processes' values (builtin types), in the order of their ranks, on every process."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        self._together(distributed.all_gather_object, values, value)
+        return values
+
+    def from_first(self, value: Any) -> Any:
+        """The first process's value (builtin types and tensors) on every process."""
+        if self.world_size == 1:
+            return value
+        values = [value if self.is_first else None]
+        self._together(distributed.broadcast_object_list, values)
+        return values[0]
 
     def barrier(self) -> None:
-        self.sum([0.0], self.device)
+        self.sum([0.0])
 
     def close(self) -> None:
         if self.world_size > 1:
             distributed.destroy_process_group()
 
-
-def _all_reduce(tensor: torch.Tensor) -> None:
-    try:
-        distributed.all_reduce(tensor)
-    except RuntimeError as error:  # gloo's and NCCL's words for a connection that broke
-        if is_worker():
-            sys.exit(EXIT_PEER_LOST)
-        raise OSError(f"another process of this training ended, its error says why ({error})") from error
+    @staticmethod
+    def _together(operation: Any, *arguments: Any) -> None:
+        try:
+            operation(*arguments)
+        except RuntimeError as error:  # gloo's and NCCL's words for a connection that broke
+            if is_worker():
+                sys.exit(EXIT_PEER_LOST)
+            raise OSError(f"another process of this training ended, its error says why ({error})") from error

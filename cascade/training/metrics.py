@@ -8,6 +8,8 @@ from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
+from cascade.training.distributed import Processes
+
 
 class Metrics:
     """Sums of (value, count) by name; `means` divides."""
@@ -20,6 +22,13 @@ class Metrics:
         for name, (value, count) in sums.items():
             self.sums[name] = self.sums.get(name, 0.0) + value
             self.counts[name] = self.counts.get(name, 0.0) + count
+
+    def over(self, processes: Processes) -> Metrics:
+        """The sums of all processes."""
+        metrics = Metrics()
+        for sums, counts in processes.gather((self.sums, self.counts)):
+            metrics.add({name: (value, counts[name]) for name, value in sums.items()})
+        return metrics
 
     def means(self) -> dict[str, float]:
         return {name: self.sums[name] / self.counts[name] for name in self.sums if self.counts[name]}

@@ -83,6 +83,27 @@ def run_passes(
     return outputs, torch.stack((zeros, zeros, batch.token_lens, lens), dim=1)
 
 
+class Term(NamedTuple):
+    """One term of the objective: `weight` times the mean of `total` over `count` things."""
+
+    total: Tensor
+    """() sum over the batch, with gradient."""
+    count: float
+    """Tokens, or for distillation lattice cells: what the sum over all processes is divided by."""
+    weight: float
+
+
+class Losses(NamedTuple):
+    """What `Objective` says of a batch."""
+
+    terms: dict[str, Term]
+    """By the names under which their means are logged, in the same order on every process."""
+    impossible: list[str]
+    """Ids of utterances without an alignment (too few frames for their tokens): their losses count as zero."""
+    non_finite: list[str]
+    """Ids of utterances whose loss is not a finite number: the model or its input is not, this step cannot be taken."""
+
+
 class Objective:
     """Losses of a batch, as sums, with the counts that turn them into means.
 
@@ -102,18 +123,13 @@ class Objective:
             return context, PASSES
         return context, (PASSES[0] if rng.random() < self.config.loss.causal_weight else PASSES[1],)
 
-    def __call__(
-        self, batch: Batch, step: int, context: Context, passes: tuple[str, ...] = PASSES
-    ) -> tuple[Tensor, dict[str, tuple[float, float]], list[str]]:
+    def __call__(self, batch: Batch, step: int, context: Context, passes: tuple[str, ...] = PASSES) -> Losses:
         """
         Args:
           batch: features and tokens of N utterances.
           step: for the warm-up of the losses.
           context: C, L, B of this batch, also used by the teacher.
           passes: which passes to compute.
-        Returns:
-          the sum to minimise (divide by the batch's tokens), {name: (sum, count)} for the log, and the ids of
-          utterances set aside because no alignment exists (their losses count as zero).
         """
         loss_config = self.config.loss
         warmup = loss_warmup(loss_config.simple_scale, loss_config.warmup_steps, step)
@@ -123,33 +139,33 @@ class Objective:
             with torch.no_grad():
                 teacher_outputs, _ = run_passes(self.teacher, batch, context, passes)
         num_tokens = float(batch.token_lens.sum())
-        total = outputs[passes[0]].am.new_zeros(())
-        sums: dict[str, tuple[float, float]] = {}
-        impossible: Tensor | None = None
+        terms: dict[str, Term] = {}
+        impossible = torch.zeros_like(batch.token_lens, dtype=torch.bool)
+        broken = torch.zeros_like(impossible)
         for name in passes:
             weight = loss_config.causal_weight if name == "causal" else 1 - loss_config.causal_weight
             weight = 1.0 if loss_config.pass_sampling else weight
             # Users wait for the causal pass; the other one corrects it and keeps its own times.
             delay_penalty = loss_config.delay_penalty if warmup.done and name == "causal" else 0.0
             loss = self._transducer(outputs[name], batch, boundary, delay_penalty)
+            finite = _finite_outputs(outputs[name])
+            no_path = finite & (torch.isposinf(loss.simple) | torch.isposinf(loss.pruned)).detach()
             bad = ~(torch.isfinite(loss.simple) & torch.isfinite(loss.pruned)).detach()
-            impossible = bad if impossible is None else impossible | bad
-            simple, pruned = (torch.where(bad, 0.0, part).sum() for part in (loss.simple, loss.pruned))
-            part = warmup.simple_scale * simple + warmup.pruned_scale * pruned
-            sums[f"{name}_simple"] = (float(simple.detach()), num_tokens)
-            sums[f"{name}_pruned"] = (float(pruned.detach()), num_tokens)
+            impossible, broken = impossible | no_path, broken | (bad & ~no_path)
+            for part, values in (("simple", loss.simple), ("pruned", loss.pruned)):
+                scale = warmup.simple_scale if part == "simple" else warmup.pruned_scale
+                terms[f"{name}_{part}"] = Term(torch.where(bad, 0.0, values).sum(), num_tokens, weight * scale)
             if loss_config.ctc_scale:
                 ctc = self._ctc(name, outputs[name].encoder_out, batch, boundary)
-                sums[f"{name}_ctc"] = (float(ctc.detach()), num_tokens)
-                part = part + loss_config.ctc_scale * ctc
+                terms[f"{name}_ctc"] = Term(ctc, num_tokens, weight * loss_config.ctc_scale)
             if teacher_outputs is not None:
                 own = self.config.distillation.ranges == "student" and warmup.done
-                kl = self._distill(outputs[name], teacher_outputs[name], loss.ranges, batch, boundary, own)
-                sums[f"{name}_kd"] = (float(kl.detach()) * num_tokens, num_tokens)
-                part = part + self.config.distillation.weight * kl * num_tokens
-            total = total + weight * part
-        sums["loss"] = (float(total.detach()), num_tokens)
-        return total, sums, [batch.ids[index] for index in torch.nonzero(impossible).flatten().tolist()]
+                kl, count = self._distill(outputs[name], teacher_outputs[name], loss.ranges, batch, boundary, own)
+                terms[f"{name}_kd"] = Term(kl, count, weight * self.config.distillation.weight)
+        impossible_ids, broken_ids = (
+            [batch.ids[index] for index in torch.nonzero(rows).flatten().tolist()] for rows in (impossible, broken)
+        )
+        return Losses(terms, impossible_ids, broken_ids)
 
     def _transducer(
         self, output: PassOutput, batch: Batch, boundary: Tensor, delay_penalty: float = 0.0,
@@ -163,7 +179,8 @@ class Objective:
         )
 
     def _ctc(self, name: str, encoder_out: Tensor, batch: Batch, boundary: Tensor) -> Tensor:
-        log_probs = functional.log_softmax(self.model.heads.ctc[name](encoder_out).float(), dim=-1)
+        logits = self.model.heads.ctc[name](encoder_out)
+        log_probs = functional.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1)
         return functional.ctc_loss(
             log_probs.transpose(0, 1), batch.tokens, boundary[:, 3], batch.token_lens, reduction="sum",
             zero_infinity=True,
@@ -171,8 +188,8 @@ class Objective:
 
     def _distill(
         self, student: PassOutput, teacher: PassOutput, ranges: Tensor, batch: Batch, boundary: Tensor, own: bool
-    ) -> Tensor:
-        """KL(teacher || student), the mean over valid cells, of like pass to like pass.
+    ) -> tuple[Tensor, float]:
+        """KL(teacher || student) of like pass to like pass: the sum over valid cells and their number or weight.
 
         ranges: (N, T, R) the student's; own: compare on them, otherwise on the teacher's. one_best needs neither.
         """
@@ -187,4 +204,10 @@ class Objective:
             student.joiner, teacher.joiner, batch.tokens, boundary, ranges, kind=config.kind,
             temperature=config.temperature, cell_weights=weights,
         )
-        return values.sum() / counts.sum().clamp(min=1e-10)
+        return values.sum(), float(counts.sum())
+
+
+def _finite_outputs(output: PassOutput) -> Tensor:
+    """(N,) whether all that a pass hands to its losses is finite, padding included."""
+    parts = (output.am, output.lm, output.joiner.encoder, output.joiner.predictor)
+    return torch.stack([torch.isfinite(part.detach()).flatten(1).all(dim=1) for part in parts]).all(dim=0)

@@ -12,6 +12,7 @@ import torch
 
 from cascade.config import FRAME_SHIFT_MS, Config
 from cascade.training.objective import VALIDATION_CONTEXT
+from cascade.training.optim import Muon
 from cascade.training.trainer import Trainer
 
 NUM_STEPS = 12
@@ -65,7 +66,7 @@ def measure(trainer: Trainer, plan: list[np.ndarray], num_steps: int = NUM_STEPS
     chosen = [int(by_size[ranks[position]]) for position in spread_order(len(ranks))]
     longest = max(range(len(plan)), key=lambda index: max(batches.items[item].num_frames for item in plan[index]))
     largest = int(by_size[-1])
-    seconds, frames = [], []
+    seconds, frames, non_finite = [], [], set()
     trainer.model.train()
 
     def step(index: int) -> float:
@@ -73,13 +74,13 @@ def measure(trainer: Trainer, plan: list[np.ndarray], num_steps: int = NUM_STEPS
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         start = time.monotonic()
-        try:
-            trainer.step(batch, 0.0)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-        except (torch.OutOfMemoryError, MemoryError) as error:
+        result = trainer.take_step.attempt(batch, len(seconds), 0.01, num_parts=1)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        if result is None:
             raise MemoryError(f"{len(batch.ids)} utterances of {batch.features.shape[1] / FRAMES_PER_SECOND:.1f} s "
-                              f"do not fit into the memory of {device}") from error
+                              f"do not fit into the memory of {device}")
+        non_finite.update(result.impossible, result.non_finite)
         return time.monotonic() - start
 
     step(chosen[0])
@@ -88,7 +89,7 @@ def measure(trainer: Trainer, plan: list[np.ndarray], num_steps: int = NUM_STEPS
         seconds.append(step(index))
         frames.append(int(sizes[index]))
         late = float(time.monotonic() - begin > SECONDS_FOR_STEPS)
-        if trainer.processes.sum([late], device)[0] > 0:  # all ranks stop at the same step
+        if trainer.processes.sum([late])[0] > 0:  # all ranks stop at the same step
             break
     for index in {largest, longest}:
         step(index)
@@ -97,7 +98,7 @@ def measure(trainer: Trainer, plan: list[np.ndarray], num_steps: int = NUM_STEPS
         peak = torch.cuda.max_memory_reserved(device)
     else:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return Measured(np.array(seconds), np.array(frames), dev_seconds, peak, sorted(trainer.set_aside))
+    return Measured(np.array(seconds), np.array(frames), dev_seconds, peak, sorted(non_finite))
 
 
 @torch.no_grad()
@@ -123,12 +124,15 @@ def estimate_seconds(measured: Measured, epoch_frames: float, config: Config) ->
 
 
 def checkpoint_bytes(trainer: Trainer) -> tuple[int, int]:
-    """(an epoch's file, the largest sum on disk of a run): kept epochs, the final model, and two resumable ones.
+    """(an epoch's file, the largest sum on disk of a run): kept epochs, the final model, and resumable ones.
 
-    The resumable checkpoint holds AdamW's two moments too, and is written beside the old one before it replaces it.
+    A resumable checkpoint holds AdamW's two moments, or Muon's one, too; a third one is written beside two old ones.
     """
     epoch = sum(tensor.numel() * tensor.element_size() for tensor in trainer.model.state_dict().values())
-    moments = 2 * sum(p.numel() * p.element_size() for p in trainer.model.parameters() if p.requires_grad)
+    moments = sum(
+        (1 if isinstance(part, Muon) else 2) * parameter.numel() * parameter.element_size()
+        for part in trainer.optimizer.parts for group in part.param_groups for parameter in group["params"]
+    )
     training = trainer.config.training
     kept = min(training.keep_epochs + 1, training.num_epochs)  # a new one comes before the oldest goes
-    return epoch, (kept + 1) * epoch + 2 * (epoch + moments)
+    return epoch, (kept + 1) * epoch + 3 * (epoch + moments)

@@ -4,14 +4,25 @@ from __future__ import annotations
 
 import json
 import logging
+import resource
 import signal
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from cascade.checkpoint import average_values, epoch_path, last_epochs, load_file, model_values, save_file
+from cascade.checkpoint import (
+    average_values,
+    epoch_path,
+    last_epochs,
+    load_resumable,
+    model_values,
+    num_non_finite,
+    save_file,
+    save_resumable,
+)
 from cascade.config import Config
 from cascade.data.batches import Batch, TrainBatches, dev_batches
 from cascade.log import progress
@@ -19,10 +30,12 @@ from cascade.models.build import count_params, params_by_part
 from cascade.models.transducer import CascadedTransducer
 from cascade.provenance import command_line, git_commit, machine
 from cascade.tokens import Tokenizer
+from cascade.training.bad_batches import save_bad_batch
 from cascade.training.distributed import Processes
 from cascade.training.metrics import Metrics, MetricWriter
 from cascade.training.objective import VALIDATION_CONTEXT, Objective
 from cascade.training.optim import build_optimizer, rate_share
+from cascade.training.step import Stepper
 
 
 @dataclass
@@ -32,11 +45,25 @@ class TrainState:
     epoch: int = 1
     """The epoch under way, from 1."""
     batch: int = 0
-    """Batches of this epoch that are done."""
+    """Batches of this epoch that are done by this number of processes."""
     step: int = 0
-    """Optimizer steps that are done."""
+    """Optimizer steps that are done or were skipped."""
     seconds: float = 0.0
     """Time spent training."""
+    cpu_seconds: float = 0.0
+    """Processor time of all processes."""
+    epoch_parts: list[list[int]] = field(default_factory=list)
+    """[number of processes, batches of each] of earlier parts of this epoch, under other numbers of processes."""
+    bad_steps: int = 0
+    """Steps in a row that were skipped because their numbers were not finite."""
+    rate_scale: float = 1.0
+    """Of the learning rates; halved when training diverges."""
+    largest_part: float = float("inf")
+    """Padded feature frames that fit into memory at once."""
+
+
+class Diverged(ValueError):
+    """Training cannot go on: its numbers are not finite."""
 
 
 class SignalWatch:
@@ -68,60 +95,97 @@ class Trainer:
         self.optimizer = build_optimizer(
             model, config.training, processes.rank, processes.world_size, processes.sum_in_place
         )
+        self.take_step = Stepper(model, self.objective, self.optimizer, config, processes, self.device)
         self.state = TrainState()
         self.metrics = Metrics()
         self.train_batches = TrainBatches(
             data_dir / "train_cuts.jsonl.gz", tokenizer, config, processes.rank, processes.world_size,
             stats={"mean": model.encoder.feature_mean.cpu()},  # so that what SpecAugment masks is 0 after normalising
         )
-        self.dev = lambda: dev_batches(data_dir / "dev_cuts.jsonl.gz", tokenizer, config)
+        self.dev = lambda: dev_batches(
+            data_dir / "dev_cuts.jsonl.gz", tokenizer, config, processes.rank, processes.world_size
+        )
         self.set_aside: set[str] = set()
-
-    @property
-    def checkpoint_path(self) -> Path:
-        return self.exp_dir / "checkpoint.pt"
+        self.writer: MetricWriter | None = None
+        self.problem = ""
+        self.clock = Clock()
 
     def resume(self) -> bool:
-        """Go on from checkpoint.pt if there is one; False = a fresh start."""
-        if not self.checkpoint_path.is_file():
+        """Go on from the newest good checkpoint of the first process, if there is one; False = a fresh start."""
+        values = load_resumable(self.exp_dir) if self.processes.is_first else None
+        values = self.processes.from_first(values)
+        if values is None:
             return False
-        values = load_file(self.checkpoint_path)
+        self._restore(values)
+        logging.info("resuming in epoch %d after batch %d", self.state.epoch, self.state.batch)
+        return True
+
+    def _restore(self, values: dict[str, Any]) -> None:
         self.model.load_state_dict(values["model"])
         self.optimizer.load_state_dict(values["optimizer"])
         self.state = TrainState(**values["state"])
         before = values.get("processes", self.processes.world_size)
-        if self.state.batch and before != self.processes.world_size:  # each process has batches of its own
-            raise ValueError(
-                f"{self.exp_dir} stopped inside an epoch of {before} processes, this are {self.processes.world_size}: "
-                f"go on with --num-processes {before}, or start over with --force"
-            )
-        self.metrics.sums, self.metrics.counts = values["sums"], values["counts"]
+        if self.state.batch and before != self.processes.world_size:
+            logging.info("the epoch began with %d processes, %d go on with the rest", before, self.processes.world_size)
+            self.state.epoch_parts.append([before, self.state.batch])
+            self.state.batch = 0
+        self.take_step.largest_part = self.state.largest_part
+        self.metrics = Metrics()
+        if self.processes.is_first:  # they are the sums of all processes
+            self.metrics.add({name: (total, values["counts"][name]) for name, total in values["sums"].items()})
         self.set_aside = set(values["set_aside"])
-        logging.info("resuming in epoch %d after batch %d", self.state.epoch, self.state.batch)
-        return True
+        self.clock = Clock()
+
+    def _values(self) -> dict[str, Any]:
+        """What a resumable checkpoint holds, on every process."""
+        metrics = self.metrics.over(self.processes)
+        seconds, cpu_seconds = self.clock.take()
+        self.state.seconds += seconds
+        self.state.cpu_seconds += self.processes.sum([cpu_seconds])[0]
+        self.state.largest_part = self.take_step.largest_part
+        return model_values(self.model, self.config, self.state.epoch) | {
+            "optimizer": self.optimizer.state_dict(), "state": asdict(self.state), "sums": metrics.sums,
+            "counts": metrics.counts, "set_aside": self._gather_set_aside(), "fingerprint": self.fingerprint,
+            "processes": self.processes.world_size,
+        }
+
+    def _gather_set_aside(self) -> list[str]:
+        """Ids that any process has set aside; the first one says those of the others."""
+        ids = set().union(*self.processes.gather(sorted(self.set_aside)))
+        self._set_aside(ids)
+        return sorted(ids)
+
+    def _set_aside(self, ids: set[str]) -> None:
+        for utterance in sorted(ids - self.set_aside):
+            logging.info("utterance %s has more tokens than its frames allow: set aside", utterance)
+        self.set_aside |= ids
 
     def save(self) -> None:
+        """Write a resumable checkpoint."""
+        values = self._values()
         if self.processes.is_first:
-            values = model_values(self.model, self.config, self.state.epoch) | {
-                "optimizer": self.optimizer.state_dict(), "state": asdict(self.state), "sums": self.metrics.sums,
-                "counts": self.metrics.counts, "set_aside": sorted(self.set_aside), "fingerprint": self.fingerprint,
-                "processes": self.processes.world_size,
-            }
-            save_file(values, self.checkpoint_path)
+            save_resumable(values, self.exp_dir)
 
     def run(self) -> bool:
-        """Train to the end. False = a signal came, everything is saved."""
+        """Train to the end. False = a signal came, everything is saved.
+
+        Raises:
+          Diverged: the numbers stay not finite.
+        """
         training = self.config.training
-        if self.state.epoch > training.num_epochs and (self.exp_dir / "averaged.pt").is_file():
+        finished = self.state.epoch > training.num_epochs and (self.exp_dir / "averaged.pt").is_file()
+        if self.processes.from_first(finished):
             logging.info("%s is finished already", self.exp_dir)
             return True
+        self.clock = Clock()
+        self._share_start()
         self.writer = MetricWriter(self.exp_dir, self.state.step) if self.processes.is_first else None
         watch = SignalWatch()
         self.last_save = time.monotonic()
         try:
             while self.state.epoch <= training.num_epochs:
-                if not self._run_epoch(watch):
-                    logging.info("stopped by %s after step %d", watch.name, self.state.step)
+                if self._run_epoch(watch) == "stopped":
+                    logging.info("stopped by %s after step %d", watch.name or "a signal", self.state.step)
                     return False
             if self.processes.is_first:
                 self._finish()
@@ -132,70 +196,100 @@ class Trainer:
             if self.writer is not None:
                 self.writer.close()
 
-    def _run_epoch(self, watch: SignalWatch) -> bool:
+    def _share_start(self) -> None:
+        """Begin with the first process's weights on all of them; a diverging run can go back to them."""
+        values = self._values()
+        if self.state.step == 0 and self.processes.is_first:
+            save_resumable(values, self.exp_dir)
+        if self.processes.world_size > 1:
+            self.model.load_state_dict(self.processes.from_first(values["model"]))
+
+    def _run_epoch(self, watch: SignalWatch) -> str:
+        """finished | stopped (by a signal) | went back (to a checkpoint)."""
         epoch, training = self.state.epoch, self.config.training
-        self.train_batches.set_epoch(epoch)
-        total = self.train_batches.num_batches(epoch)
+        self.train_batches.set_epoch(epoch, self.state.epoch_parts)
+        total, done_before = len(self.train_batches), self.train_batches.share_done
         self.model.train()
-        started, seconds_before = time.monotonic(), self.state.seconds
-        batches = iter(self.train_batches.iterate(skip=self.state.batch))
+        batches = self.train_batches.iterate(skip=self.state.batch)
         bar = progress(range(self.state.batch, total), f"epoch {epoch}/{training.num_epochs}")
         for _ in bar:
-            self.step(next(batches, None), (epoch - 1 + self.state.batch / total) / training.num_epochs)
+            share = done_before + (1 - done_before) * self.state.batch / total
+            self.step(next(batches), (epoch - 1 + share) / training.num_epochs)
             self.state.batch += 1
-            self.state.seconds = seconds_before + time.monotonic() - started
             if self.state.step % training.log_every_steps == 0:
                 self._log("train")
-            stop = self.processes.sum([float(bool(watch.name))], self.device)[0] > 0
-            if stop or time.monotonic() - self.last_save > 60 * training.save_every_minutes:
+            late = time.monotonic() - self.last_save > 60 * training.save_every_minutes
+            stop, late = self.processes.sum([float(bool(watch.name)), float(late and not self.state.bad_steps)])
+            if self.state.bad_steps >= training.max_bad_steps or ((stop or late) and not self._is_finite()):
+                bar.close()
+                self._go_back()
+                return "went back"
+            if stop or late:
                 self.save()
                 self.last_save = time.monotonic()
             if stop:
-                return False
+                return "stopped"
         bar.close()
+        if not self._is_finite():
+            self._go_back()
+            return "went back"
         if epoch % training.validate_every_epochs == 0 or epoch == training.num_epochs:
             self._validate()
-        self.state.seconds = seconds_before + time.monotonic() - started
         if self.processes.is_first:
             save_file(model_values(self.model, self.config, epoch), epoch_path(self.exp_dir, epoch))
             epoch_path(self.exp_dir, epoch - training.keep_epochs).unlink(missing_ok=True)
-        self.state.epoch, self.state.batch = epoch + 1, 0
+        self.state.epoch, self.state.batch, self.state.epoch_parts = epoch + 1, 0, []
         self.save()
-        return True
+        return "finished"
 
-    def step(self, batch: Batch | None, run_share: float) -> None:
-        """One optimizer step. A rank without a batch takes part with zeros."""
-        step, training = self.state.step, self.config.training
-        torch.manual_seed((self.config.seed * 1_000_003 + step) * 4096 + self.processes.rank)
-        context, passes = self.objective.draw(step)
-        self.model.zero_grad(set_to_none=True)
-        num_tokens = 0.0
-        if batch is not None:
-            batch = batch.to(self.device)
-            loss, sums, impossible = self.objective(batch, step, context, passes)
-            loss.backward()
-            num_tokens = float(batch.token_lens.sum())
-            self.metrics.add(sums)
-            for utterance in set(impossible) - self.set_aside:
-                logging.warning("utterance %s has more tokens than its frames allow: set aside", utterance)
-                self.set_aside.add(utterance)
-        num_tokens = self.processes.sum([num_tokens], self.device)[0]
-        self.processes.sum_gradients(self.model)
-        for parameter in self.model.parameters():
-            if parameter.grad is not None:
-                parameter.grad /= max(num_tokens, 1.0)
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), training.max_grad_norm)
-        rate = rate_share(training, step, run_share)
-        if torch.isfinite(norm):
-            self.optimizer.step(rate)
+    def step(self, batch: Batch, run_share: float) -> None:
+        """One optimizer step; one whose numbers are not finite is skipped and its batch saved."""
+        rate = self.state.rate_scale * rate_share(self.config.training, self.state.step, run_share)
+        result = self.take_step(batch, self.state.step, rate)
+        self._set_aside(set(result.impossible))
+        if result.problem:
+            self.state.bad_steps += 1
+            self.problem = f"step {self.state.step}: {result.problem}"
+            path = save_bad_batch(self.exp_dir, batch, self.state.step, self.processes.rank, result)
+            logging.warning("step %d skipped: %s; its batch is in %s", self.state.step, result.problem, path)
         else:
-            logging.warning("step %d skipped: the gradient is not finite (norm %s)", step, float(norm))
-        self.metrics.add({"grad_norm": (float(norm), 1.0), "learning_rate": (rate * training.learning_rate, 1.0)})
+            self.state.bad_steps = 0
+            self.metrics.add(result.sums)
         self.state.step += 1
 
-    def _log(self, split: str) -> None:
+    def _is_finite(self) -> bool:
+        return not num_non_finite(self.model.state_dict())
+
+    def _go_back(self) -> None:
+        """Load the last checkpoint and go on with half the learning rate.
+
+        Raises:
+          Diverged: that was done already.
+        """
+        if self._is_finite():
+            cause = f"{self.state.bad_steps} steps in a row were not finite, the last one: {self.problem}"
+        else:
+            cause = f"weights are not finite after step {self.state.step}"
+        if self.state.rate_scale < 1:
+            raise Diverged(
+                f"training diverged again with half the learning rate: {cause}; the batches are in "
+                f"{self.exp_dir / 'bad_batches'}, the last good checkpoint stays. Look at the data, or lower "
+                "training.learning_rate and training.muon_learning_rate"
+            )
+        self._restore(self.processes.from_first(load_resumable(self.exp_dir) if self.processes.is_first else None))
+        self.state.rate_scale, self.state.bad_steps = self.state.rate_scale / 2, 0
+        logging.warning(
+            "training diverged (%s): back to step %d, with half the learning rate", cause, self.state.step
+        )
         if self.writer is not None:
-            self.writer.write(split, self.state.epoch, self.state.step, self.metrics.means())
+            self.writer.close()
+            self.writer = MetricWriter(self.exp_dir, self.state.step)
+        self.save()
+
+    def _log(self, split: str) -> None:
+        metrics = self.metrics.over(self.processes)
+        if self.writer is not None:
+            self.writer.write(split, self.state.epoch, self.state.step, metrics.means())
         self.metrics = Metrics()
 
     @torch.no_grad()
@@ -204,8 +298,11 @@ class Trainer:
         self.model.eval()
         train_metrics, self.metrics = self.metrics, Metrics()
         for batch in self.dev():
-            _, sums, _ = self.objective(batch.to(self.device), self.state.step, VALIDATION_CONTEXT)
-            self.metrics.add(sums)
+            terms = self.objective(batch.to(self.device), self.state.step, VALIDATION_CONTEXT).terms
+            num_tokens = float(batch.token_lens.sum())
+            loss = sum(term.weight * float(term.total) * num_tokens / max(term.count, 1e-10) for term in terms.values())
+            self.metrics.add({name: (float(term.total), term.count) for name, term in terms.items()})
+            self.metrics.add({"loss": (loss, num_tokens)})
         self._log("dev")
         self.metrics = train_metrics
         self.model.train()
@@ -217,7 +314,8 @@ class Trainer:
         save_file(average_values(last_epochs(self.exp_dir, training.num_epochs, count)), self.exp_dir / "averaged.pt")
         parts = params_by_part(self.model)
         summary = {
-            "train_minutes": round(self.state.seconds / 60, 2), "seed": self.config.seed, "num_params": parts["total"],
+            "train_minutes": round(self.state.seconds / 60, 2), "cpu_minutes": round(self.state.cpu_seconds / 60, 2),
+            "seed": self.config.seed, "num_params": parts["total"],
             "num_params_training": count_params(self.model) - parts["total"], "epochs": training.num_epochs,
             "steps": self.state.step, "set_aside": sorted(self.set_aside), "processes": self.processes.world_size,
             "threads": torch.get_num_threads() * self.processes.world_size,
@@ -225,3 +323,19 @@ class Trainer:
         }
         (self.exp_dir / "train_summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
         logging.info("finished %s: %.1f minutes", self.exp_dir, self.state.seconds / 60)
+
+
+class Clock:
+    """Wall and processor seconds since it was asked last, ended loader processes included."""
+
+    def __init__(self) -> None:
+        self.marks = self._now()
+
+    @staticmethod
+    def _now() -> tuple[float, float]:
+        used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+        return time.monotonic(), sum(usage.ru_utime + usage.ru_stime for usage in used)
+
+    def take(self) -> tuple[float, float]:
+        before, self.marks = self.marks, self._now()
+        return self.marks[0] - before[0], self.marks[1] - before[1]

@@ -10,6 +10,7 @@ import torch
 from cascade.config import load_config
 from cascade.training import step_timing
 from cascade.training.distributed import Processes
+from cascade.training.objective import Objective
 from cascade.training.run_inputs import RunPaths, build_trainer, read_inputs
 from cascade.training.step_timing import (
     Measured,
@@ -62,14 +63,14 @@ def test_a_good_run_gets_its_numbers_and_no_file_is_written(corpus, tmp_path, ca
 
 def test_the_estimate_is_made_from_measured_steps(trainer, monkeypatch):
     clock, plan = [0.0], trainer.train_batches.plan()
-    real, taken = trainer.step, []
+    real, taken = trainer.take_step.attempt, []
 
-    def slow(batch, share):
+    def slow(batch, *arguments, **options):
         taken.append(batch.features.shape[0] * batch.features.shape[1])
-        real(batch, share)
         clock[0] += taken[-1] / 1000  # a millisecond of this clock per frame
+        return real(batch, *arguments, **options)
 
-    monkeypatch.setattr(trainer, "step", slow)
+    monkeypatch.setattr(trainer.take_step, "attempt", slow)
     monkeypatch.setattr(step_timing.time, "monotonic", lambda: clock[0])
     measured = measure(trainer, plan)
     sizes = padded_frames(trainer, plan)
@@ -164,11 +165,9 @@ def test_an_earlier_run_is_recognised_and_stays_as_it_is(corpus, train, tmp_path
 
 
 def test_a_batch_that_does_not_fit_is_a_problem_with_its_remedy(corpus, tmp_path, capsys, monkeypatch):
-    from cascade.training.trainer import Trainer
-
-    def full(self, batch, share):
+    def full(*arguments):
         raise torch.OutOfMemoryError("no memory")
 
-    monkeypatch.setattr(Trainer, "step", full)
+    monkeypatch.setattr(Objective, "__call__", full)
     assert dry_run(corpus, tmp_path / "model").returncode == 1
     assert "do not fit into the memory of cpu: lower data.batch_duration (now 4)" in capsys.readouterr().out

@@ -1,5 +1,6 @@
 import random
 
+import pytest
 import torch
 
 from cascade.config import load_config
@@ -27,49 +28,68 @@ def make_batch(token_lens=(3, 2), frames=(60, 44)):
     return Batch(features, torch.tensor(frames), tokens, torch.tensor(token_lens), names, names)
 
 
+def value(losses):
+    """What is minimised, with this batch alone."""
+    return sum(term.weight * term.total / term.count for term in losses.terms.values())
+
+
 def test_losses_are_sums_over_utterances():
     model, config = make()
     batch, objective = make_batch(), Objective(model, config)
-    whole, sums, _ = objective(batch, 100, CONTEXT)
+    whole = objective(batch, 100, CONTEXT).terms
     parts = []
     for row in range(2):
         frames, count = int(batch.feature_lens[row]), int(batch.token_lens[row])
         one = Batch(batch.features[row : row + 1, :frames], batch.feature_lens[row : row + 1],
                     batch.tokens[row : row + 1, :count], batch.token_lens[row : row + 1], ["x"], ["x"])
-        parts.append(float(objective(one, 100, CONTEXT)[0].detach()))
-    assert abs(float(whole.detach()) - sum(parts)) < 1e-3 * sum(parts)
-    assert sums["loss"][1] == 5
+        parts.append(objective(one, 100, CONTEXT).terms)
+    for name, term in whole.items():
+        assert torch.allclose(term.total, parts[0][name].total + parts[1][name].total, rtol=1e-3)
+        assert term.count == parts[0][name].count + parts[1][name].count == 5
 
 
 def test_an_impossible_utterance_is_named_and_leaves_the_others_alone():
     model, config = make("loss.ctc_scale=0", "loss.rnnt_type=modified")
     objective = Objective(model, config)
     batch = make_batch((3, 30), (60, 44))  # 30 tokens in 11 frames: no path in the modified topology
-    total, _, impossible = objective(batch, 100, CONTEXT)
-    assert impossible == ["utt-1"]
-    total.backward()
+    losses = objective(batch, 100, CONTEXT)
+    assert losses.impossible == ["utt-1"] and not losses.non_finite
+    value(losses).backward()
     assert all(bool(torch.isfinite(p.grad).all()) for p in model.parameters() if p.grad is not None)
     alone = Batch(batch.features[:1], batch.feature_lens[:1], batch.tokens[:1, :3], batch.token_lens[:1], ["x"], ["x"])
-    assert torch.allclose(total, objective(alone, 100, CONTEXT)[0], rtol=1e-4)
+    for name, term in objective(alone, 100, CONTEXT).terms.items():
+        assert torch.allclose(losses.terms[name].total, term.total, rtol=1e-4)
+
+
+@pytest.mark.parametrize("broken", ["features", "weights"])
+def test_numbers_that_are_not_finite_are_told_from_a_missing_alignment(broken):
+    model, config = make("loss.rnnt_type=modified")
+    batch = make_batch((3, 2), (60, 44))
+    if broken == "features":
+        batch.features[1, 5] = torch.nan
+    else:
+        torch.nn.init.constant_(model.joiner.output.weight, torch.nan)
+    losses = Objective(model, config)(batch, 100, CONTEXT)
+    assert losses.non_finite == (["utt-1"] if broken == "features" else ["utt-0", "utt-1"])
+    assert not losses.impossible
 
 
 def test_a_student_equal_to_its_teacher_has_no_divergence():
     for kind in ("pruned", "collapsed", "one_best"):
         model, config = make(f"distillation.kind={kind}")
         teacher, _ = make(f"distillation.kind={kind}")
-        _, sums, _ = Objective(model, config, teacher)(make_batch(), 100, CONTEXT)
+        terms = Objective(model, config, teacher)(make_batch(), 100, CONTEXT).terms
         other, _ = make(seed=1)
-        _, far, _ = Objective(model, config, other)(make_batch(), 100, CONTEXT)
+        far = Objective(model, config, other)(make_batch(), 100, CONTEXT).terms
         for name in ("causal_kd", "noncausal_kd"):
-            assert abs(sums[name][0]) < 1e-4
-            assert far[name][0] > 1e-2
+            assert abs(float(terms[name].total)) < 1e-3
+            assert float(far[name].total) > 1e-2 and far[name].count > 1
 
 
 def test_the_teacher_gets_no_gradient_and_stays_in_eval_mode():
     model, config = make("distillation.weight=3")
     teacher, _ = make(seed=1)
-    total, _, _ = Objective(model.train(), config, teacher.train())(make_batch(), 100, CONTEXT)
-    total.backward()
+    value(Objective(model.train(), config, teacher.train())(make_batch(), 100, CONTEXT)).backward()
     assert not teacher.training
     assert all(parameter.grad is None for parameter in teacher.parameters())
 
@@ -98,12 +118,12 @@ def test_warmup_moves_from_the_simple_to_the_pruned_loss():
 
 
 def test_delay_penalty_acts_on_the_causal_pass_after_the_warm_up():
-    sums = {}
+    terms = {}
     for penalty in (0.0, 0.5):
         model, config = make(f"loss.delay_penalty={penalty}")  # loss.warmup_steps=3
         for step in (0, 2, 3, 100):
-            sums[penalty, step] = Objective(model, config)(make_batch(), step, CONTEXT)[1]
+            terms[penalty, step] = Objective(model, config)(make_batch(), step, CONTEXT).terms
     for step in (0, 2, 3, 100):
-        for name, value in sums[0.0, step].items():
-            touched = step >= 3 and name in ("loss", "causal_simple", "causal_pruned")
-            assert (sums[0.5, step][name] != value) == touched, (step, name)
+        for name, term in terms[0.0, step].items():
+            touched = step >= 3 and name in ("causal_simple", "causal_pruned")
+            assert (float(terms[0.5, step][name].total) != float(term.total)) == touched, (step, name)

@@ -10,7 +10,7 @@ import time
 import pytest
 import torch
 
-from cascade.checkpoint import load_file, load_model, save_file
+from cascade.checkpoint import load_file, load_model
 from tests.training.conftest import OPTIONS, run
 
 
@@ -87,17 +87,6 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(train, tmp_path):
     train(exp_dir, "training.save_every_minutes=0")
     assert same_weights(tmp_path / "whole" / "averaged.pt", exp_dir / "averaged.pt")
     assert "1000" not in (exp_dir / "losses.jsonl").read_text()
-
-
-def test_another_number_of_processes_does_not_go_on_inside_an_epoch(train, tmp_path):
-    train(tmp_path, "training.num_epochs=1")
-    values = load_file(tmp_path / "checkpoint.pt")
-    values["state"] |= {"epoch": 1, "batch": 1}
-    save_file(values | {"processes": 2}, tmp_path / "checkpoint.pt")
-    done = train(tmp_path, "training.num_epochs=1", check=False)
-    assert done.returncode == 1 and "go on with --num-processes 2, or start over with --force" in done.stderr
-    save_file(values | {"processes": 1}, tmp_path / "checkpoint.pt")
-    train(tmp_path, "training.num_epochs=1")
 
 
 def test_a_finished_run_keeps_what_it_says_of_itself(train, tmp_path):
