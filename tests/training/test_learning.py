@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import log_softmax
 
 from cascade.training.objective import PASSES, Context, Objective
-from tests.training.test_objective import make, make_batch
+from tests.training.test_objective import make, make_batch, value
 
 CONTEXT = Context(4, 8, None)
 PLAIN = ["loss.warmup_steps=100", "loss.simple_scale=1", "loss.ctc_scale=0.3", "distillation.weight=1"]
@@ -22,8 +22,8 @@ def config_of(*options):
 
 def terms(model, teacher, options, step, passes):
     """(what is minimised, {name: mean}) of one batch."""
-    total, sums, _ = Objective(model, config_of(*options), teacher)(make_batch(), step, CONTEXT, passes)
-    return total, {name: value / count for name, (value, count) in sums.items()}
+    losses = Objective(model, config_of(*options), teacher)(make_batch(), step, CONTEXT, passes)
+    return value(losses), {name: float(term.total.detach()) / term.count for name, term in losses.terms.items()}
 
 
 # How a term is singled out: two settings of the objective that differ in the weight of this term alone.
@@ -54,9 +54,8 @@ def test_a_step_down_the_gradient_of_a_term_lowers_it_as_much_as_the_gradient_sa
     key = f"{name}_{term}"
     assert before[key] > 0
     # the share of this term in the difference of both totals, to turn the total's slope into the term's
-    num_tokens = float(make_batch().token_lens.sum())
-    share = float(difference.detach()) / (before[key] * num_tokens)
-    predicted = STEP * float(norm) / (share * num_tokens)
+    share = float(difference.detach()) / before[key]
+    predicted = STEP * float(norm) / share
     assert share > 0 and predicted > 1e-5
     assert before[key] - after[key] == pytest.approx(predicted, rel=0.2)
 
@@ -87,7 +86,7 @@ def test_distillation_moves_the_posteriors_of_a_student_to_those_of_its_teacher(
     start = distance()
     for _ in range(6):
         optimizer.zero_grad()
-        (objective(batch, 0, CONTEXT, (name,))[0] / (1e4 * float(batch.token_lens.sum()))).backward()
+        (value(objective(batch, 0, CONTEXT, (name,))) / 1e4).backward()
         optimizer.step()
     assert distance() < 0.85 * start
 
