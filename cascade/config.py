@@ -55,8 +55,8 @@ class TokenConfig:
 class DataConfig:
     speed_factors: tuple[float, ...] = (0.9, 1.0, 1.1)
     """Training copies with perturbed speed; 1.0 alone turns it off."""
-    min_duration: float = 0.1
-    """Shortest utterance in seconds; shorter ones are quarantined."""
+    min_duration: float = 0.0
+    """Shortest utterance in seconds; shorter ones are quarantined, and always those that have no encoder frame."""
     max_duration: float = 30.0
     """Longest utterance in seconds; longer ones are quarantined."""
     max_quarantine_share: float = 0.05

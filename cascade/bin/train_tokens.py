@@ -1,7 +1,7 @@
 """Stage 2: train the tokenizer on the transcripts of train, then check every transcript against it.
 
 Reads DATA/<split>_cuts.jsonl.gz (stage 0), writes the tokenizer's folder OUT. Training utterances with characters
-(kind word: words) that it lacks, or with more tokens than encoder frames at the fastest speed, are added to
+(kind word: words) that it lacks, or with more tokens than encoder frames at the slowest speed, are added to
 DATA/quarantine.jsonl; training leaves them out by the same rule. Utterances of other splits always count in the error
 rate: for them there is only a warning.
 """

@@ -143,7 +143,7 @@ class TrainBatches:
     """Training batches of one rank.
 
     Utterances that cannot be used with the tokenizer (see `token_problem`) are left out with all their speed copies;
-    stage 2 has listed them in the quarantine file.
+    stage 2 has listed them in the quarantine file. Of the others, copies with more tokens than frames are left out.
     """
 
     def __init__(
@@ -345,6 +345,8 @@ def _usable(
             bad[utterance] = problem
     if bad:
         log.warning("%d training utterances do not fit the tokenizer and are left out, as stage 2 has listed", len(bad))
-    usable = [item for utterance, item in kept if utterance not in bad]
-    assert all(len(item.tokens) <= item.num_frames // SUBSAMPLING for item in usable)
+    fitting = [item for utterance, item in kept if utterance not in bad]
+    usable = [item for item in fitting if len(item.tokens) <= item.num_frames // SUBSAMPLING]
+    if len(usable) < len(fitting):
+        log.info("%d fast copies have fewer frames than tokens and are left out", len(fitting) - len(usable))
     return usable, bad

@@ -55,9 +55,9 @@ def validate(utterance: Utterance, split: str, config: Config) -> tuple[Cut, str
         return problem(f"{DURATION}: {duration:.3f} s is longer than data.max_duration={limits.max_duration:g}")
     if duration < limits.min_duration:
         return problem(f"{DURATION}: {duration:.3f} s is shorter than data.min_duration={limits.min_duration:g}")
-    fastest = max(limits.speed_factors)
-    if num_feature_frames(int(len(samples) / fastest), rate) < SUBSAMPLING:
-        return problem(f"{DURATION}: {duration:.3f} s gives no encoder frame at speed {fastest:g}")
+    slowest = min(limits.speed_factors) if split == "train" else 1.0
+    if num_feature_frames(int(len(samples) / slowest), rate) < SUBSAMPLING:
+        return problem(f"{DURATION}: {duration:.3f} s gives no encoder frame at speed {slowest:g}")
     return _make_cut(utterance, text, start, len(samples), rate, info), note
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -72,11 +73,23 @@ def check_share(split: str, num_total: int, problems: list[Problem], config: Dat
         kinds = ", ".join(f"{kind} {count}" for kind, count in Counter(item.kind for item in problems).most_common())
         raise ValueError(
             f"{split}: {len(problems)} of {num_total} utterances ({100 * share:.1f} %) had to be set aside ({kinds}), "
-            f"more than data.max_quarantine_share={config.max_quarantine_share}; {path} names each: "
-            f"mend them or raise the share"
+            f"more than data.max_quarantine_share={config.max_quarantine_share:g}; {path} names each: mend them"
+            f"{_other_options(problems, config)}, or let that many go with "
+            f"data.max_quarantine_share={math.ceil(100 * share) / 100:g}"
         )
     if num_total == len(problems):
         raise ValueError(f"{split}: no usable utterance is left; {path} names what was set aside")
+
+
+def _other_options(problems: list[Problem], config: DataConfig) -> str:
+    """Which options keep what was set aside."""
+    hints = {
+        f"data.min_duration={config.min_duration:g}": "use the {} shorter ones with a lower {}",
+        f"data.max_duration={config.max_duration:g}": "use the {} longer ones with a higher {}",
+        TOO_MANY_TOKENS: "use the {} with {} by another tokens.kind (bpe, word) or a slower copy in data.speed_factors",
+    }
+    counts = {named: sum(named in problem.reason for problem in problems) for named in hints}
+    return "".join(f", or {hints[named].format(count, named)}" for named, count in counts.items() if count)
 
 
 def token_problem(
@@ -84,8 +97,8 @@ def token_problem(
 ) -> str | None:
     """Why a training utterance cannot be used with this tokenizer, or None.
 
-    At most one token per encoder frame can be decoded, so the fastest copy must have a frame for each:
-    tokens <= T // 4. One bad copy sets aside the whole utterance.
+    At most one token per encoder frame can be decoded: the slowest copy must have a frame for each, tokens <= T // 4.
+    Faster copies that have too few are left out by training, one by one.
 
     Args:
       num_samples: samples of the utterance at speed 1.
@@ -94,9 +107,9 @@ def token_problem(
     unknown = tokenizer.unknown_characters(text)
     if unknown:
         return f"{UNKNOWN_CHARACTERS}: the tokenizer lacks {' '.join(sorted(unknown))}"
-    fastest = max(speeds)
-    num_frames = num_feature_frames(int(num_samples / fastest), sampling_rate) // SUBSAMPLING
+    slowest = min(speeds)
+    num_frames = num_feature_frames(int(num_samples / slowest), sampling_rate) // SUBSAMPLING
     num_tokens = len(tokenizer.encode(text))
     if num_tokens > num_frames:
-        return f"{TOO_MANY_TOKENS}: {num_tokens} tokens, {num_frames} encoder frames at speed {fastest:g}"
+        return f"{TOO_MANY_TOKENS}: {num_tokens} tokens, {num_frames} encoder frames at speed {slowest:g}"
     return None

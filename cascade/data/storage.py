@@ -25,12 +25,12 @@ import torch
 from lhotse import Features, LilcomChunkyWriter
 from lhotse.features.io import get_reader
 
-from cascade.config import FRAME_SHIFT_MS, Config, FeatureConfig
+from cascade.config import FRAME_SHIFT_MS, SUBSAMPLING, Config, FeatureConfig
 from cascade.data.cuts import Cut, at_speed, load_samples, read_cuts, write_cuts
 from cascade.data.files import replacing
 from cascade.data.parallel import check_stopped, compute_parts
 from cascade.data.reverb import Rooms, read_response, reverberate
-from cascade.features import compute_fbank
+from cascade.features import compute_fbank, num_feature_frames
 from cascade.log import progress
 
 PART_SIZE = 200
@@ -171,6 +171,9 @@ def _compute_part(part: Part) -> None:
                 samples = load_samples(cut, part.features.sampling_rate)
                 for factor in part.speeds:
                     copy, changed = at_speed(cut, samples, factor)
+                    num_frames = num_feature_frames(len(changed), part.features.sampling_rate)
+                    if num_frames < SUBSAMPLING and factor > min(part.speeds):
+                        continue  # too fast to have an encoder frame; stage 0 asks for one of the slowest copy
                     name = part.rooms.draw(cut.id, factor) if part.rooms is not None else None
                     if name is not None:
                         response = read_response(part.rooms.folder / name, part.features.sampling_rate)
