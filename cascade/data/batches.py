@@ -165,7 +165,8 @@ class TrainBatches:
         if not self._items:
             raise ValueError(f"{cuts_path} holds no utterance that can be trained on")
         self._num_frames = np.array([item.num_frames for item in self._items], dtype=np.int64)
-        stats = read_stats(Path(cuts_path).parent / "stats.pt") if stats is None else stats
+        if stats is None:
+            stats = read_stats(Path(cuts_path).parent / "stats.pt", config.features.num_mel_bins)
         fill = np.asarray(stats["mean"], dtype=np.float32)
         num_bytes = int(self._num_frames.sum()) * config.features.num_mel_bins * 4
         keep = num_bytes <= CACHE_BYTES and config.data.num_workers == 0

@@ -14,13 +14,12 @@ from lhotse.supervision import AlignmentItem
 from lhotse.utils import fastcopy
 
 from cascade.config import SUBSAMPLING, Config
+from cascade.data.cut_checks import Cut, parse_cut, read_lines
 from cascade.data.files import replacing
 from cascade.data.manifests import Utterance
 from cascade.data.quarantine import DURATION, EMPTY_TEXT, UNREADABLE, Problem
 from cascade.features import MARGIN_SECONDS, num_feature_frames, read_audio, resample
 from cascade.text import normalizer
-
-Cut = MonoCut | MultiCut
 
 
 def validate(utterance: Utterance, split: str, config: Config) -> tuple[Cut, str | None] | Problem:
@@ -140,12 +139,15 @@ def read_cuts(path: str | Path) -> Iterator[Cut]:
     """Yield the cuts of a .jsonl.gz file one by one.
 
     Raises:
-      FileNotFoundError, ValueError: no such file, or not lhotse cuts.
+      FileNotFoundError, ValueError: no such file, or one that is damaged or holds something else, with the line.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"cuts not found: {path}; run the stage that makes them (0 data, 1 features)")
-    try:
-        yield from CutSet.from_jsonl_lazy(path)
-    except (KeyError, TypeError, EOFError, ValueError) as error:
-        raise ValueError(f"{path} does not hold lhotse cuts ({type(error).__name__}: {error})") from error
+    for number, line in enumerate(read_lines(path), 1):
+        if line.strip():
+            try:
+                cut = parse_cut(line)
+            except ValueError as error:
+                raise ValueError(f"{path} line {number}: {error}; run the stage that makes it again") from error
+            yield cut

@@ -13,6 +13,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+import pickle
 import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
@@ -26,6 +27,7 @@ from lhotse import Features, LilcomChunkyWriter
 from lhotse.features.io import get_reader
 
 from cascade.config import FRAME_SHIFT_MS, SUBSAMPLING, Config, FeatureConfig
+from cascade.data.cut_checks import read_lines
 from cascade.data.cuts import Cut, at_speed, load_samples, read_cuts, write_cuts
 from cascade.data.files import replacing
 from cascade.data.parallel import check_stopped, compute_parts
@@ -140,11 +142,12 @@ def _fingerprint(
     digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     if not source.is_file():
         raise FileNotFoundError(f"cuts not found: {source}; run stage 0 first")
-    with gzip.open(source) as file:
-        num_cuts = 0
-        for line in file:
-            digest.update(line)
-            num_cuts += 1
+    num_cuts = 0
+    for line in read_lines(source):
+        digest.update(line)
+        num_cuts += 1
+    if num_cuts == 0:
+        raise ValueError(f"{source} holds no utterance: run stage 0 (prepare_data) again")
     return digest.hexdigest(), num_cuts
 
 
@@ -205,8 +208,30 @@ def _write_stats(stems: Iterable[Path], path: Path) -> None:
         torch.save(stats, temporary)
 
 
-def read_stats(path: str | Path) -> dict[str, torch.Tensor]:
-    """{"mean": (F,), "std": (F,)} float32 of stage 1."""
+def read_stats(path: str | Path, num_mel_bins: int | None = None) -> dict[str, torch.Tensor]:
+    """{"mean": (F,), "std": (F,)} float32 of stage 1.
+
+    Args:
+      num_mel_bins: F, if it is to be checked.
+    Raises:
+      FileNotFoundError, ValueError: no such file, or not what stage 1 writes.
+    """
+    remedy = "run stage 1 (compute_features) again"
     if not Path(path).is_file():
         raise FileNotFoundError(f"feature statistics not found: {path}; run stage 1 first")
-    return torch.load(path, weights_only=True)
+    try:
+        stats = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError, LookupError, ValueError, TypeError, OSError) as error:
+        raise ValueError(f"{path} is damaged ({type(error).__name__}): {remedy}") from error
+    names = ("mean", "std")
+    if not isinstance(stats, dict) or not all(isinstance(stats.get(name), torch.Tensor) for name in names):
+        raise ValueError(f"{path} does not hold the tensors mean and std: {remedy}")
+    mean, std = (stats[name] for name in names)
+    if mean.ndim != 1 or mean.shape != std.shape or not (mean.is_floating_point() and std.is_floating_point()):
+        shapes = f"{tuple(mean.shape)} and {tuple(std.shape)}"
+        raise ValueError(f"{path}: mean and std must be real numbers, one per mel bin, got {shapes}: {remedy}")
+    if num_mel_bins is not None and len(mean) != num_mel_bins:
+        raise ValueError(f"{path} has {len(mean)} mel bins, features.num_mel_bins={num_mel_bins}: {remedy}")
+    if not bool(mean.isfinite().all()) or not bool((std.isfinite() & (std > 0)).all()):
+        raise ValueError(f"{path}: mean must be finite and std positive in every mel bin: {remedy}")
+    return {"mean": mean.float(), "std": std.float()}

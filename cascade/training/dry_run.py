@@ -96,13 +96,6 @@ def _build(
     config: Config, paths: RunPaths, inputs: RunInputs, processes: Processes, report: Report
 ) -> Trainer | None:
     _check_tokens(config, inputs.tokenizer, report)
-    bins = len(inputs.stats["mean"])
-    if bins != config.features.num_mel_bins:
-        report.problems.append(
-            f"--data {paths.data} has {bins} mel bins, features.num_mel_bins={config.features.num_mel_bins}: "
-            "run stage 1 again"
-        )
-        return None
     try:
         trainer = build_trainer(config, paths, inputs, "", processes)
     except (ValueError, OSError) as error:

@@ -91,7 +91,7 @@ def read_inputs(paths: RunPaths, config: Config) -> RunInputs:
       ValueError, OSError: something is missing, damaged, or does not fit the rest.
     """
     tokenizer = Tokenizer.load(paths.tokens)
-    stats = read_stats(paths.data / "stats.pt")
+    stats = read_stats(paths.data / "stats.pt", config.features.num_mel_bins)
     teacher = load_teacher(paths.teacher, paths.tokens, config) if paths.teacher is not None else None
     source = read_source(paths.init_from, config) if paths.init_from is not None else None
     return RunInputs(tokenizer, stats, teacher, source)

@@ -1,0 +1,112 @@
+"""Lines of lhotse cuts, checked as far as this project relies on them."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from lhotse import MonoCut, MultiCut
+from lhotse.cut.set import deserialize_cut
+
+Cut = MonoCut | MultiCut
+
+
+def read_lines(path: Path) -> Iterator[bytes]:
+    """Yield the lines of a .jsonl or .jsonl.gz file.
+
+    Raises:
+      ValueError: truncated or damaged, with the number of the last good line.
+    """
+    number = 0
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
+            for line in file:
+                yield line
+                number += 1
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f"{path} is truncated or damaged after line {number} ({error}): make it again") from error
+
+
+def parse_cut(line: bytes) -> Cut:
+    """The cut of one line.
+
+    Raises:
+      ValueError: what is wrong with it, and the cut's id where it has one.
+    """
+    try:
+        values = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not JSON ({error})") from error
+    name = values.get("id") if isinstance(values, dict) else None
+    about = f"cut {name}: " if isinstance(name, str) else ""
+    if not isinstance(values, dict) or values.get("type") not in ("MonoCut", "MultiCut", "Cut"):
+        raise ValueError(f"{about}no lhotse cut of type MonoCut or MultiCut")
+    try:
+        cut = deserialize_cut(values)
+    except KeyError as error:
+        raise ValueError(f"{about}no lhotse cut, {error} is missing") from error
+    except (TypeError, ValueError, AttributeError, LookupError, AssertionError, ArithmeticError) as error:
+        raise ValueError(f"{about}no lhotse cut ({type(error).__name__}: {' '.join(str(error).split())})") from error
+    for place, value, is_right, wanted in _facts(cut):
+        if not is_right(value):
+            raise ValueError(f"{about}{place} must be {wanted}, got {value!r}")
+    return cut
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+def _is_text_or_none(value: Any) -> bool:
+    return value is None or isinstance(value, str)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 53
+
+
+def _is_seconds(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1e12
+
+
+def _is_duration(value: Any) -> bool:
+    return _is_seconds(value) and value > 0
+
+
+def _is_speed(value: Any) -> bool:
+    return _is_duration(value) and math.isfinite(1 / value)
+
+
+def _facts(cut: Cut) -> Iterator[tuple[str, Any, Callable[[Any], bool], str]]:
+    """(place, value, what it must satisfy, in words) of everything that is read of a cut."""
+    text, count = "a string that is not empty", "a whole positive number"
+    yield "id", cut.id, _is_text, text
+    yield "start", cut.start, _is_seconds, "a number of seconds, 0 or more"
+    yield "duration", cut.duration, _is_duration, "a positive number of seconds"
+    yield "supervisions", cut.supervisions, lambda value: isinstance(value, list), "a list"
+    for item in cut.supervisions:
+        yield "text of a supervision", item.text, _is_text_or_none, "a string"
+        yield "speaker of a supervision", item.speaker, _is_text_or_none, "a string"
+    custom = cut.custom
+    yield "custom", custom, lambda value: value is None or isinstance(value, dict), "an object"
+    if custom and "utterance" in custom:
+        yield "custom utterance", custom["utterance"], _is_text, text
+        yield "custom speed", custom.get("speed"), _is_speed, "a positive number"
+    if cut.recording is not None:
+        recording = cut.recording
+        yield "sampling_rate of the recording", recording.sampling_rate, _is_count, count
+        yield "num_samples of the recording", recording.num_samples, _is_count, count
+        yield "duration of the recording", recording.duration, _is_duration, "a positive number of seconds"
+        yield "sources of the recording", recording.sources, bool, "a list with one source at least"
+        yield "source of the recording", recording.sources[0].source, _is_text, text
+    if cut.features is not None:
+        features = cut.features
+        for name in ("num_frames", "num_features"):
+            yield f"{name} of the features", getattr(features, name), _is_count, count
+        for name in ("type", "storage_type", "storage_path", "storage_key"):
+            yield f"{name} of the features", getattr(features, name), _is_text, text
