@@ -2,6 +2,7 @@ import contextlib
 import importlib
 import io
 import json
+import os
 import sys
 from typing import NamedTuple
 
@@ -47,6 +48,24 @@ def run(*words, check=True):
         torch.set_flush_denormal(False)
     assert not check or code == 0, errors.getvalue()
     return Done(code, errors.getvalue())
+
+
+def fork(*words, errors, before=lambda: None):
+    """Run one program in a fork of this process, so that signals can end it; returns the child's process id.
+
+    errors: file for its stderr. before: called in the child first.
+    """
+    child = os.fork()
+    if child:
+        return child
+    code = 99
+    try:
+        before()
+        done = run(*words, check=False)
+        errors.write_text(done.stderr)
+        code = done.returncode
+    finally:
+        os._exit(code)
 
 
 @pytest.fixture(scope="session")

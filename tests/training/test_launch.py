@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -14,6 +15,7 @@ import torch
 
 from cascade.checkpoint import load_file
 from tests.training.conftest import OPTIONS
+from tests.training.test_step import NO_DROPOUT
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -31,6 +33,7 @@ def launch(corpus):
             list(map(str, command)), cwd=ROOT, stderr=subprocess.PIPE, text=True,
             env={**environment, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
             preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # also where nohup started the tests
+            start_new_session=True,
         ))
         return started[-1]
 
@@ -57,7 +60,7 @@ def test_processes_stop_together_at_a_signal_and_end_with_the_same_bits(launch, 
     whole = launch(tmp_path / "whole", "training.num_epochs=3")
     stopped = launch(tmp_path / "stopped", "training.num_epochs=3")
     wait_for(tmp_path / "stopped" / "epoch-1.pt", stopped)
-    stopped.send_signal(signal.SIGTERM)
+    os.killpg(stopped.pid, signal.SIGTERM)  # as a job scheduler does
     errors = stopped.communicate(timeout=120)[1]
     if stopped.returncode == 75:
         assert errors.count("interrupted: training state is saved") == 1, errors
@@ -117,3 +120,30 @@ def test_torchrun_starts_its_processes_itself(train, tmp_path, monkeypatch):
     assert done.returncode == 2 and "--num-processes must be at least 1, got 0" in done.stderr
     done = train(tmp_path, "--num-processes", 2, "--dry-run", check=False)
     assert done.returncode == 2 and "--dry-run measures one process" in done.stderr
+
+
+def test_two_machines_that_meet_at_a_rendezvous_train_what_one_process_trains(train, corpus, tmp_path):
+    options = [
+        *NO_DROPOUT, "training.num_epochs=1", "training.average_last=1", "data.batch_duration=100",
+        "data.num_buckets=1", "training.optimizer=muon",
+    ]
+    train(tmp_path / "one", *options)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1", "--rdzv-id", "test",
+        "--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", "-m", "cascade.bin.train", "--data",
+        corpus / "fbank", "--tokens", corpus / "tokens", "--exp-dir", tmp_path / "two", "--threads", "1", *OPTIONS,
+        *options,
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    machines = [
+        subprocess.Popen(list(map(str, command)), cwd=ROOT, stderr=subprocess.PIPE, text=True, env=environment)
+        for _ in range(2)
+    ]
+    errors = [machine.communicate(timeout=300)[1] for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], errors
+    one, two = (load_file(tmp_path / name / "averaged.pt")["model"] for name in ("one", "two"))
+    for name in one:
+        assert torch.allclose(one[name], two[name], atol=2e-5), name

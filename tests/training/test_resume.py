@@ -1,0 +1,123 @@
+"""A run that was ended at any moment, politely or not, comes to the same weights, bit for bit."""
+
+import json
+import os
+import signal
+import time
+
+import pytest
+import torch
+
+from cascade.checkpoint import load_file
+from cascade.training.step import Stepper
+from tests.training.conftest import OPTIONS, fork, run
+from tests.training.test_train import same_weights
+
+RUN = ["training.num_epochs=3", "training.save_every_minutes=0", "training.optimizer=muon", "training.max_bad_steps=2"]
+
+
+def words(corpus, exp_dir, *options):
+    inputs = ["--data", corpus / "fbank", "--tokens", corpus / "tokens", "--exp-dir", exp_dir, "--threads", 1]
+    return ["train", *inputs, *OPTIONS, *RUN, *options]
+
+
+@pytest.fixture(scope="module")
+def wholes(corpus, trained, tmp_path_factory):
+    """{student or not: (a run that was never stopped, its options)}"""
+    folder = tmp_path_factory.mktemp("whole")
+    options = {False: [], True: ["distillation.weight=2", "--teacher", trained]}
+    for student, extra in options.items():
+        run(*words(corpus, folder / str(student), *extra))
+    return {student: (folder / str(student), extra) for student, extra in options.items()}
+
+
+def wait(child):
+    _, status = os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(status)
+
+
+@pytest.mark.parametrize("student", [False, True])
+def test_a_run_stopped_by_signals_ends_with_the_same_bits_and_log(student, wholes, corpus, tmp_path):
+    whole, options = wholes[student]
+    losses, errors, codes = tmp_path / "stopped" / "losses.jsonl", tmp_path / "errors", []
+    for stop in (True, True, False):
+        written = losses.stat().st_size if losses.is_file() else 0
+        child = fork(*words(corpus, tmp_path / "stopped", *options), errors=errors)
+        if stop:
+            deadline = time.monotonic() + 60
+            while not losses.is_file() or losses.stat().st_size <= written:
+                assert time.monotonic() < deadline
+                time.sleep(0.002)
+            os.kill(child, signal.SIGTERM)
+        codes.append(wait(child))
+    assert codes == [75, 75, 0], errors.read_text()
+    assert same_weights(whole / "averaged.pt", tmp_path / "stopped" / "averaged.pt")
+    rows = [(folder / "losses.jsonl").read_text() for folder in (whole, tmp_path / "stopped")]
+    assert rows[0] == rows[1]
+
+
+def kill():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def in_a_step(patch):
+    real = Stepper.__call__
+    patch.setattr(Stepper, "__call__", lambda self, batch, step, rate: kill() if step == 5 else real(
+        self, batch, step, rate))
+
+
+def half_way_through_a_checkpoint(patch):
+    real, calls = torch.save, []
+
+    def half(values, file):
+        calls.append(1)
+        if len(calls) < 4:
+            return real(values, file)
+        file.write(b"PK\x03\x04" + bytes(5000))
+        file.flush()
+        kill()
+
+    patch.setattr(torch, "save", half)
+
+
+def between_the_names_of_a_checkpoint(patch):
+    real = os.replace
+
+    def replace(source, target):
+        real(source, target)
+        if str(target).endswith("checkpoint-previous.pt") and load_file(target)["state"]["step"] == 4:
+            kill()
+
+    patch.setattr(os, "replace", replace)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("moment", [in_a_step, half_way_through_a_checkpoint, between_the_names_of_a_checkpoint])
+def test_a_run_killed_at_any_moment_goes_on_to_the_same_bits(moment, num_workers, wholes, corpus, tmp_path):
+    whole, command = wholes[False][0], words(corpus, tmp_path / "killed", f"data.num_workers={num_workers}")
+    with pytest.MonkeyPatch.context() as patch:
+        child = fork(*command, errors=tmp_path / "errors", before=lambda: moment(patch))
+        assert wait(child) == -signal.SIGKILL
+    assert not (tmp_path / "killed" / "averaged.pt").exists()
+    done = run(*command)
+    assert "resuming in epoch" in done.stderr
+    assert same_weights(whole / "averaged.pt", tmp_path / "killed" / "averaged.pt")
+    rows = [json.loads(line) for line in (tmp_path / "killed" / "losses.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == sorted(row["step"] for row in rows)
+
+
+def test_log_rows_beyond_the_checkpoint_are_dropped(wholes, corpus, tmp_path):
+    run(*words(corpus, tmp_path / "model"))
+    (tmp_path / "model" / "averaged.pt").unlink()
+    with open(tmp_path / "model" / "losses.jsonl", "a") as file:
+        file.write(json.dumps({"step": 10**6, "epoch": 9, "split": "train", "loss": 1.0}) + "\n" + '{"step": 10000')
+    run(*words(corpus, tmp_path / "model"))
+    assert same_weights(wholes[False][0] / "averaged.pt", tmp_path / "model" / "averaged.pt")
+    assert "1000" not in (tmp_path / "model" / "losses.jsonl").read_text()
+
+
+def test_a_folder_that_cannot_be_written_is_one_sentence(corpus, tmp_path):
+    (tmp_path / "file").write_text("")
+    done = run(*words(corpus, tmp_path / "file" / "model"), check=False)
+    assert done.returncode == 1 and str(tmp_path / "file") in done.stderr and "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: ")
