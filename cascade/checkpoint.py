@@ -122,11 +122,13 @@ def model_values(model: CascadedTransducer, config: Config, epoch: int) -> dict[
     }
 
 
-def average_values(paths: list[Path]) -> dict[str, Any]:
+def average_values(paths: list[Path], config: Config | None = None) -> dict[str, Any]:
     """The mean, in float64, of the weights of several epochs of one run; tied matrices are stored once and stay tied.
 
-    training.blank_penalty of the first one's config is taken off the blank's output bias.
+    training.blank_penalty is taken off the blank's output bias.
 
+    Args:
+      config: of the run that they belong to, which the average carries; None = the first one's.
     Raises:
       ValueError: the files come from models of different shape, or hold weights that are not finite.
     """
@@ -144,8 +146,9 @@ def average_values(paths: list[Path]) -> dict[str, Any]:
     model: dict[str, Tensor] = {
         name: (total / len(paths)).to(first["model"][name].dtype) for name, total in sums.items()
     }
-    model["joiner.output.bias"][0] -= first["config"]["training"].get("blank_penalty", 0.0)
-    return first | {"model": model, "epoch": load_file(paths[-1])["epoch"]}
+    options = first["config"] if config is None else config_to_dict(config)
+    model["joiner.output.bias"][0] -= options["training"].get("blank_penalty", 0.0)
+    return first | {"config": options, "model": model, "epoch": load_file(paths[-1])["epoch"]}
 
 
 def epoch_path(model_dir: str | Path, epoch: int) -> Path:

@@ -2,6 +2,7 @@
 
 A YAML file holds sections of these options; `load_config` merges files and `section.key=value` overrides in
 order. Lengths of chunks, blocks and contexts are in 40 ms encoder frames unless the name carries a unit.
+A new option also goes into one of the tables of `config_rules`: does another value make another training?
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from cascade.config_rules import first_problem
+from cascade.config_rules import first_problem, starts_over
 
 FRAME_SHIFT_MS = 10
 SUBSAMPLING = 4
@@ -304,6 +305,15 @@ def changed_options(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
     return {
         name: (flat_old.get(name), flat_new.get(name)) for name in names if flat_old.get(name) != flat_new.get(name)
     }
+
+
+def changed_numbers(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
+    """The options of `changed_options` that make another training; a whole section where only one config has it."""
+    changed = {name: values for name, values in changed_options(old, new).items() if starts_over(name)}
+    if (old.distillation is None) != (new.distillation is None):
+        changed = {name: values for name, values in changed.items() if not name.startswith("distillation.")}
+        changed["distillation"] = ("null", "a section") if old.distillation is None else ("a section", "null")
+    return changed
 
 
 def save_options(options: dict[str, Any], distillation: DistillationConfig, path: str | Path) -> None:

@@ -1,4 +1,4 @@
-"""What the options of an experiment may be: choices, bounds, and how they must fit together."""
+"""What the options of an experiment may be, how they must fit together, and what another value means for a run."""
 
 from __future__ import annotations
 
@@ -45,6 +45,46 @@ _AT_MOST = {
     "augment.rir_share": 1, "model.causal.dropout": 0.9, "model.noncausal.dropout": 0.9, "model.predictor.dropout": 0.9,
     "loss.lm_scale": 1, "loss.am_scale": 1, "loss.causal_weight": 1, "training.final_lr_share": 1,
 }
+
+# Whether a training in --exp-dir starts over when an option has another value than before. Every option stands in one
+# of these two tables, below its section: a new one belongs into the first if it changes a single number of a training.
+STARTS_OVER = {
+    "": "seed",
+    "features": "sampling_rate num_mel_bins",
+    "data": "speed_factors batch_duration num_buckets sorted_epochs",
+    "augment": "num_time_masks time_mask_frames max_time_mask_share num_freq_masks freq_mask_bins time_warp_frames "
+               "share vtlp_factor noise_share noise_snr_db",
+    "model": "d_model subsampling_channels joiner_dim",
+    "model.causal": "num_layers num_heads feedforward_dim kernel_size convolution dropout",
+    "model.noncausal": "num_layers num_heads feedforward_dim kernel_size convolution dropout",
+    "model.predictor": "kind context_size num_heads embedding_dim hidden_dim num_layers dropout",
+    "context": "chunk_frames left_chunks block_chunks",
+    "loss": "prune_range lm_scale am_scale simple_scale warmup_steps rnnt_type delay_penalty causal_weight "
+            "pass_sampling ctc_scale",
+    "distillation": "weight kind ranges cell_weight temperature init_from_teacher",
+    "training": "optimizer learning_rate muon_learning_rate warmup_steps final_lr_share weight_decay beta2 "
+                "max_grad_norm",
+}
+GOES_ON = {
+    "features": "extractor",  # both give the same features
+    # Only earlier stages read these; what came of it is in their files, which a run compares too.
+    "tokens": "kind vocab_size byte_fallback case normal_form strip_punctuation",
+    "data": "min_duration max_duration max_quarantine_share num_workers",
+    "augment": "rir_share",
+    # max_bad_steps matters where training diverges, from there on. The last three: epochs are added, or those that are
+    # there averaged anew.
+    "training": "keep_epochs log_every_steps save_every_minutes validate_every_epochs max_bad_steps num_epochs "
+                "average_last blank_penalty",
+}
+
+
+def starts_over(name: str) -> bool:
+    """Whether another value of this option, "section.key", makes another training."""
+    section, _, option = name.rpartition(".")
+    if option in GOES_ON.get(section, "").split():
+        return False
+    assert option in STARTS_OVER.get(section, "").split(), f"{name} is in neither table"
+    return True
 
 
 def _get(config: Any, name: str) -> Any:

@@ -1,9 +1,11 @@
 """Train a cascaded transducer, alone or distilled from a teacher.
 
 A `distillation:` section in the config makes the model a student and wants --teacher. Run again after an
-interruption, training goes on where it stopped; with other options it starts over and keeps the earlier run in
-DIR.previous. --init-from starts from the weights of a trained model instead of random ones (fine-tuning). --dry-run
-checks everything, measures a few steps, estimates hours and disk, and writes nothing.
+interruption, training goes on where it stopped. With options or data that change its numbers it starts over, says what
+differs, and keeps the earlier run as DIR.previous-1, -2, ...: none is removed. Other options (intervals, workers) are
+free. With more training.num_epochs it trains on; with another training.average_last it averages the kept epochs anew.
+--init-from starts from the weights of a trained model instead of random ones (fine-tuning). --dry-run checks all,
+measures a few steps, estimates hours and disk, and writes nothing.
 """
 
 from __future__ import annotations
@@ -17,46 +19,35 @@ from pathlib import Path
 import torch
 
 from cascade.bin.cli import Interrupted, add_config_arguments, config_from_arguments, run_program
-from cascade.checkpoint import load_resumable
 from cascade.config import Config, ConfigError, save_config
 from cascade.log import setup_logging
 from cascade.models.build import params_by_part
 from cascade.models.compress import init_from_teacher
 from cascade.training.distributed import Processes
 from cascade.training.dry_run import dry_run
+from cascade.training.earlier_run import carry_on, make_room, plan_run
 from cascade.training.init_from import start_from
 from cascade.training.launch import check_count, is_worker, run_workers
-from cascade.training.run_inputs import RunInputs, RunPaths, build_trainer, check_options, fingerprint, read_inputs
+from cascade.training.run_inputs import RunInputs, RunPaths, build_trainer, check_options, describe_inputs, read_inputs
 from cascade.training.trainer import Trainer
-
-
-def clear_other_run(exp_dir: Path, wanted: str, force: bool) -> None:
-    """Move a run with other inputs, or any run under --force, out of the way: it stays in DIR.previous."""
-    values = load_resumable(exp_dir) if not force else None
-    if (values is None and not force) or (values is not None and values.get("fingerprint") == wanted):
-        return
-    if not exp_dir.is_dir():
-        return
-    previous = exp_dir.with_name(exp_dir.name + ".previous")
-    shutil.rmtree(previous, ignore_errors=True)
-    exp_dir.rename(previous)
-    logging.warning(
-        "%s held a run %s: starting over; the earlier run is in %s", exp_dir,
-        "that --force discards" if force else "with other options or data", previous,
-    )
 
 
 def train(config: Config, paths: RunPaths, inputs: RunInputs, processes: Processes, force: bool) -> bool:
     """Train in paths.exp_dir, from the start or from where an earlier call stopped. False = stopped by a signal."""
-    mark = fingerprint(config, paths)
+    described = describe_inputs(config, paths)
     if processes.is_first:
-        clear_other_run(paths.exp_dir, mark, force)
+        plan = plan_run(config, paths.exp_dir, described, force)
+        config = plan.config
+        make_room(plan, paths.exp_dir)
         paths.exp_dir.mkdir(parents=True, exist_ok=True)
         setup_logging(paths.exp_dir / "train.log")
+        for line in (plan.summary, *plan.lines):
+            logging.log(logging.WARNING if plan.action == "start over" else logging.INFO, "%s: %s", paths.exp_dir, line)
+        carry_on(plan, paths.exp_dir)
         save_config(config, paths.exp_dir / "config.yaml")
         shutil.copytree(paths.tokens, paths.exp_dir / "tokens", dirs_exist_ok=True)
-    processes.barrier()
-    trainer = build_trainer(config, paths, inputs, mark, processes)
+    config = processes.from_first(config)
+    trainer = build_trainer(config, paths, inputs, described, processes)
     for name, count in params_by_part(trainer.model).items():
         logging.info("parameters: %-18s %11s", name, f"{count:,}")
     if not trainer.resume():
@@ -91,7 +82,7 @@ def main() -> None:
         "--num-processes", type=int, default=1, metavar="N",
         help="processes on this machine, each with batches of its own: one for each GPU, or for each CPU core",
     )
-    parser.add_argument("--force", action="store_true", help="start over even if a run is there")
+    parser.add_argument("--force", action="store_true", help="start over; the run that is there is kept, see above")
     parser.add_argument(
         "--dry-run", action="store_true", help="check everything, measure some steps, estimate hours, memory and disk"
     )

@@ -17,13 +17,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cascade.checkpoint import load_file
 from cascade.config import SUBSAMPLING, Config
 from cascade.data.storage import read_features
 from cascade.models.build import count_params, params_by_part
 from cascade.tokens import Tokenizer
 from cascade.training.distributed import Processes
-from cascade.training.run_inputs import RunInputs, RunPaths, build_trainer, fingerprint, read_inputs
+from cascade.training.earlier_run import plan_run
+from cascade.training.run_inputs import RunInputs, RunPaths, build_trainer, describe_inputs, read_inputs
 from cascade.training.step_timing import (
     FRAMES_PER_SECOND,
     NUM_STEPS,
@@ -72,7 +72,7 @@ def dry_run(config: Config, paths: RunPaths, processes: Processes, force: bool =
             _check_data(trainer, paths, report)
             if not report.problems:
                 _estimate(trainer, report)
-    _check_exp_dir(paths, fingerprint(config, paths) if inputs is not None and not force else None, report)
+    _check_exp_dir(config, paths, inputs is not None, force, report)
     if processes.is_first:
         print(f"dry run of {paths.exp_dir}: nothing is written\n\n{report}")
     if report.problems:
@@ -97,7 +97,7 @@ def _build(
 ) -> Trainer | None:
     _check_tokens(config, inputs.tokenizer, report)
     try:
-        trainer = build_trainer(config, paths, inputs, "", processes)
+        trainer = build_trainer(config, paths, inputs, {}, processes)
     except (ValueError, OSError) as error:
         report.problems.append(" ".join(str(error).split()))
         return None
@@ -239,22 +239,19 @@ def _report_disk(trainer: Trainer, report: Report) -> None:
         )
 
 
-def _check_exp_dir(paths: RunPaths, mark: str | None, report: Report) -> None:
-    """What the real run would do with what --exp-dir holds; mark: its fingerprint, None = it starts over."""
-    folder, checkpoint = _existing(paths.exp_dir), paths.exp_dir / "checkpoint.pt"
+def _check_exp_dir(config: Config, paths: RunPaths, complete: bool, force: bool, report: Report) -> None:
+    """What the real run would do with what --exp-dir holds; complete: its inputs can be read, to compare them."""
+    folder = _existing(paths.exp_dir)
     if paths.exp_dir.exists() and not paths.exp_dir.is_dir():
         report.problems.append(f"--exp-dir {paths.exp_dir} is a file: name a folder")
     elif not os.access(folder, os.W_OK | os.X_OK):
         report.problems.append(f"--exp-dir {paths.exp_dir} cannot be written: {folder} is not yours to write in")
-    elif not checkpoint.is_file():
-        report.add("exp-dir", "no run is there: it begins with epoch 1")
     else:
-        values = load_file(checkpoint)
-        if values.get("fingerprint") == mark:
-            report.add("exp-dir", f"this very run is there: it goes on (epoch {values['state']['epoch']})")
-        else:
-            report.add("exp-dir", f"another run is there: it moves to {paths.exp_dir.name}.previous, this one begins "
-                                  "with epoch 1")
+        try:
+            plan = plan_run(config, paths.exp_dir, describe_inputs(config, paths) if complete else {}, force)
+            report.add("exp-dir", plan.summary, *plan.lines)
+        except (ValueError, OSError) as error:
+            report.problems.append(" ".join(str(error).split()))
 
 
 def _existing(path: Path) -> Path:

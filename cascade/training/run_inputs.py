@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +18,9 @@ from cascade.tokens import Tokenizer
 from cascade.training.distributed import Processes
 from cascade.training.init_from import Source, checkpoint_file, read_source, take_feature_stats
 from cascade.training.trainer import Trainer
+
+Inputs = dict[str, str | None]
+"""What a run was made from, by name: a hash or a value; None = it has no such thing."""
 
 
 class RunPaths(NamedTuple):
@@ -97,22 +101,39 @@ def read_inputs(paths: RunPaths, config: Config) -> RunInputs:
     return RunInputs(tokenizer, stats, teacher, source)
 
 
-def fingerprint(config: Config, paths: RunPaths) -> str:
-    """What a run depends on: config, tokens, data statistics, noise, teacher, the weights it starts from."""
-    digest = hashlib.sha256(repr(config).encode())
-    files = [paths.tokens / "tokens.txt", paths.data / "stats.pt"]
-    if (paths.data / "noise" / "index.json").is_file():
-        files.append(paths.data / "noise" / "index.json")
-    if paths.teacher is not None:
-        files.append(paths.teacher / "averaged.pt")
-    if paths.init_from is not None:
-        files.append(checkpoint_file(paths.init_from))
-    for path in files:
-        digest.update(path.read_bytes())
+def describe_inputs(config: Config, paths: RunPaths) -> Inputs:
+    """What a run depends on besides its config: its files, by name. Of models only the weights count.
+
+    Raises:
+      ValueError, OSError: a file is missing or damaged.
+    """
+    noise = paths.data / "noise" / "index.json"
+    tokenizer = json.loads((paths.tokens / "tokenizer.json").read_text(encoding="utf-8"))
+    return {
+        "tokens.txt": _hash_file(paths.tokens / "tokens.txt"),
+        **{f"tokenizer {name}": str(value) for name, value in tokenizer.items() if name != "vocab_size"},
+        "data statistics": _hash_file(paths.data / "stats.pt"),
+        "noise": _hash_file(noise) if config.augment.noise_share and noise.is_file() else None,
+        "teacher": None if paths.teacher is None else _hash_weights(paths.teacher / "averaged.pt"),
+        "init-from": None if paths.init_from is None else _hash_weights(checkpoint_file(paths.init_from)),
+    }
+
+
+def _hash_file(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _hash_weights(path: Path) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(load_file(path)["model"].items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
 
-def build_trainer(config: Config, paths: RunPaths, inputs: RunInputs, mark: str, processes: Processes) -> Trainer:
+def build_trainer(
+    config: Config, paths: RunPaths, inputs: RunInputs, described: Inputs, processes: Processes
+) -> Trainer:
     """A trainer with a model of random weights that normalises features as it will to the end. Writes nothing."""
     torch.manual_seed(config.seed)
     model = build_model(config, inputs.tokenizer.vocab_size)
@@ -121,4 +142,4 @@ def build_trainer(config: Config, paths: RunPaths, inputs: RunInputs, mark: str,
         take_feature_stats(model, inputs.source)
     else:
         model.encoder.set_feature_stats(inputs.stats["mean"], inputs.stats["std"])
-    return Trainer(model, inputs.teacher, config, inputs.tokenizer, paths.data, paths.exp_dir, mark, processes)
+    return Trainer(model, inputs.teacher, config, inputs.tokenizer, paths.data, paths.exp_dir, described, processes)

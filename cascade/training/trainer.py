@@ -87,9 +87,9 @@ class Trainer:
 
     def __init__(
         self, model: CascadedTransducer, teacher: CascadedTransducer | None, config: Config, tokenizer: Tokenizer,
-        data_dir: Path, exp_dir: Path, fingerprint: str, processes: Processes,
+        data_dir: Path, exp_dir: Path, inputs: dict[str, str | None], processes: Processes,
     ) -> None:
-        self.processes, self.device, self.fingerprint = processes, processes.device, fingerprint
+        self.processes, self.device, self.inputs = processes, processes.device, inputs
         self.model, self.config, self.exp_dir = model.to(self.device), config, exp_dir
         self.objective = Objective(model, config, teacher.to(self.device) if teacher is not None else None)
         self.optimizer = build_optimizer(
@@ -145,7 +145,7 @@ class Trainer:
         self.state.largest_part = self.take_step.largest_part
         return model_values(self.model, self.config, self.state.epoch) | {
             "optimizer": self.optimizer.state_dict(), "state": asdict(self.state), "sums": metrics.sums,
-            "counts": metrics.counts, "set_aside": self._gather_set_aside(), "fingerprint": self.fingerprint,
+            "counts": metrics.counts, "set_aside": self._gather_set_aside(), "inputs": self.inputs,
             "processes": self.processes.world_size,
         }
 
@@ -311,7 +311,8 @@ class Trainer:
         """Average the last epochs into the final model and say what the run was."""
         training = self.config.training
         count = min(training.average_last, training.num_epochs)
-        save_file(average_values(last_epochs(self.exp_dir, training.num_epochs, count)), self.exp_dir / "averaged.pt")
+        epochs = last_epochs(self.exp_dir, training.num_epochs, count)
+        save_file(average_values(epochs, self.config), self.exp_dir / "averaged.pt")
         parts = params_by_part(self.model)
         summary = {
             "train_minutes": round(self.state.seconds / 60, 2), "cpu_minutes": round(self.state.cpu_seconds / 60, 2),

@@ -160,7 +160,8 @@ def test_an_earlier_run_is_recognised_and_stays_as_it_is(corpus, train, tmp_path
     assert dry_run(corpus, tmp_path / "model").returncode == 0
     assert "this very run is there" in capsys.readouterr().out
     assert dry_run(corpus, tmp_path / "model", "training.learning_rate=1e-4").returncode == 0
-    assert "moves to model.previous" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "it is kept as model.previous-1" in shown and "training.learning_rate: 0.001, now 0.0001" in shown
     assert files(tmp_path) == before
 
 

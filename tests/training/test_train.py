@@ -53,16 +53,6 @@ def test_a_finished_run_keeps_what_it_says_of_itself(train, tmp_path):
     assert before == {name: (tmp_path / "model" / name).read_bytes() for name in before}
 
 
-def test_other_options_start_over_and_keep_the_earlier_run(finished, train, tmp_path):
-    exp_dir = tmp_path / "model"
-    train(exp_dir)
-    first = (exp_dir / "averaged.pt").read_bytes()
-    done = train(exp_dir, "training.learning_rate=5e-4")
-    assert "starting over" in done.stderr
-    assert (tmp_path / "model.previous" / "averaged.pt").read_bytes() == first
-    assert not same_weights(exp_dir / "averaged.pt", tmp_path / "model.previous" / "averaged.pt")
-
-
 def test_distillation_starts_from_the_teacher_and_logs_its_loss(finished, train, tmp_path):
     done = train(tmp_path / "student", "distillation.weight=2", "--teacher", finished)
     assert "causal encoder: copied from the teacher, layers 1" in done.stderr
