@@ -1,0 +1,42 @@
+"""Find the largest data.batch_duration of a training that fits into this machine's memory.
+
+Takes real steps, with the optimizer and the teacher if there is one, on the batches of the corpus that need the most:
+most frames, most lattice cells, longest utterance. A tenth of the memory is left free. Prints the number of seconds;
+writes nothing. With --num-processes each process has a GPU or a share of the cores of its own: on CPUs, which share one
+memory, divide by their number.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from cascade.bin.cli import add_config_arguments, config_from_arguments, run_program
+from cascade.training.distributed import Processes
+from cascade.training.max_batch import largest_batch
+from cascade.training.run_inputs import RunPaths, build_trainer, check_options, read_inputs
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_config_arguments(parser)
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="features, what compute_features wrote")
+    parser.add_argument("--tokens", type=Path, required=True, metavar="DIR", help="what train_tokens wrote")
+    parser.add_argument("--teacher", type=Path, metavar="DIR", help="the teacher's --exp-dir, for distillation")
+    parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
+    arguments = parser.parse_intermixed_args()
+    config = config_from_arguments(arguments)
+    paths = RunPaths(arguments.data, arguments.tokens, Path("unused"), arguments.teacher)
+    check_options(config, paths)
+    torch.set_flush_denormal(True)
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    trainer = build_trainer(config, paths, read_inputs(paths, config), "", Processes())
+    best = largest_batch(trainer)
+    print(f"data.batch_duration={best.batch_duration:.0f}")
+
+
+if __name__ == "__main__":
+    run_program(main)
