@@ -59,7 +59,7 @@ def test_on_a_cpu_what_would_not_fit_is_not_tried(corpus, monkeypatch):
     monkeypatch.setattr(max_batch, "available_bytes", lambda device: 500.0)
     monkeypatch.setattr(max_batch, "peak_bytes", lambda device: float(next(peaks)))
     real, tried = max_batch._try, []
-    monkeypatch.setattr(max_batch, "_try", lambda trainer, size, limit: tried.append(size) or real(trainer, size, limit))
+    monkeypatch.setattr(max_batch, "_try", lambda *trial: tried.append(trial) or real(*trial))
     done, _ = find(corpus)
     sizes = [line for line in done.stderr.splitlines() if "s of audio" in line]
     assert "too large" in done.stderr and 0 < len(tried) < len(sizes)
