@@ -3,6 +3,7 @@
 #
 #   tools/check_k2.sh [--cases N] [--seed N] [--dir DIR]
 #
+# --dir is k2's environment and the files exchanged; by default ~/.cache/cascade/check_k2.
 # k2's wheels on PyPI end at Python 3.9 and torch 1.13.1, so k2 lives in an environment and a process of its own;
 # the two sides exchange .npz files. About 3 GB are downloaded on the first run. Where Python 3.9 is missing, or the
 # packages cannot be had, the reason is printed and the exit code is 0 (nothing was compared); a difference gives 1.
@@ -11,13 +12,13 @@ cd "$(dirname "$0")/.."
 
 cases=24
 seed=()
-dir="${TMPDIR:-/tmp}/cascade_check_k2"
+dir="${XDG_CACHE_HOME:-$HOME/.cache}/cascade/check_k2"  # its code is run: in nobody else's reach, so not in /tmp
 while [ $# -gt 0 ]; do
   case "$1" in
     --cases) cases="${2:?--cases needs a number}"; shift 2 ;;
     --seed) seed=(--seed "${2:?--seed needs a number}"); shift 2 ;;
     --dir) dir="${2:?--dir needs a folder}"; shift 2 ;;
-    -h | --help) sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 0 ;;
+    -h | --help) sed -n '2,10s/^# \{0,1\}//p' "$0"; exit 0 ;;
     *) echo "unknown option $1, see --help" >&2; exit 2 ;;
   esac
 done

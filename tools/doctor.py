@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -299,11 +300,17 @@ def examine_pitfalls(findings, facts):
                      "they hide the pinned ones: unset PYTHONPATH, set PYTHONNOUSERSITE=1")
     elif facts and facts["user_site"]:
         findings.add(section, "user packages", "~/.local packages are visible", NOTE, "PYTHONNOUSERSITE=1 hides them")
-    cache = Path(os.environ.get("NUMBA_CACHE_DIR") or ROOT / "cascade" / "losses" / "__pycache__")
+    named = os.environ.get("NUMBA_CACHE_DIR")
+    cache = Path(named or ROOT / "cascade" / "losses" / "__pycache__")
     folder = next(path for path in (cache, *cache.parents) if path.is_dir())
-    if not os.access(str(folder), os.W_OK):
+    private = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cascade" / "numba"
+    state = folder.stat()
+    if state.st_mode & stat.S_IWOTH or (named and state.st_uid not in (0, os.getuid())):
+        findings.add(section, "numba's cache", f"others may write to {folder}", PROBLEM,
+                     f"what they put there is run as you: NUMBA_CACHE_DIR={private}")
+    elif not os.access(str(folder), os.W_OK):
         findings.add(section, "numba's cache", f"{folder} cannot be written", NOTE,
-                     "each start compiles the loss again, some seconds: NUMBA_CACHE_DIR=/tmp/numba")
+                     f"each start compiles the loss again, some seconds: NUMBA_CACHE_DIR={private}")
     encoding = sys.getfilesystemencoding().lower()
     if encoding not in ("utf-8", "utf8"):
         findings.add(section, "locale", f"file names are {encoding}", PROBLEM, "export LC_ALL=C.UTF-8")

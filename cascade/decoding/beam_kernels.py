@@ -126,7 +126,10 @@ def gather_rows(frame_out, slot_out, places, rows, hidden):
 
 @_kernel
 def _select(log_softmax, places, rows, n, best, parents, symbols):
-    """The best B continuations of stream n, best first, into best, parents and symbols; returns how many there are."""
+    """The best B continuations of stream n, best first, into best, parents and symbols; returns how many there are.
+
+    Of equal ones, that of the hypothesis in the better place comes first, then the lower symbol: strict comparisons.
+    """
     beam, count, worst = best.shape[0], 0, -np.inf
     for b in range(beam):
         base = places.log_probs[n, b]

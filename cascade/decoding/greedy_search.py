@@ -46,7 +46,7 @@ class GreedyState(NamedTuple):
 
 
 class GreedySearch:
-    """Take the best symbol of every frame.
+    """Take the best symbol of every frame; of equal ones the lowest, so blank first, as beam search does.
 
     Args:
       model: has `predictor` (initial_state, step) and `joiner` (output_weight, output_bias).

@@ -3,6 +3,9 @@
 All B hypotheses of all N streams are rows of one tensor. At every frame the search takes the best B of the B * V
 continuations of each stream, then adds up (log-add) the probabilities of those that are the same token sequence,
 reached by saying the last token earlier or later: the order of sherpa-onnx and icefall. Resumable like `GreedySearch`.
+Of equal scores, the continuation of the hypothesis in the better place wins, then the lower symbol, so blank first; of
+equal sequences and of equal final scores, the one in the better place. (What is equal in exact arithmetic may differ by
+rounding: the torch code adds in the model's precision, the compiled one in float64.)
 The torch code here runs on any device; on the CPU `beam_numba` does the same in a fraction of the time.
 """
 
@@ -312,19 +315,24 @@ class _Rows:
 
 
 def _top(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """`values.topk(count)` over (N, W), W a multiple of 16, faster: the best `count` lie in the best blocks.
+    """The `count` highest of (N, W), W a multiple of 16, and their indices: best first, of equal ones the lowest index.
 
-    Block b holds the elements b, b + W/16, b + 2W/16, ..., so that the maximum over a block is a vectorised pass.
+    They lie in the best blocks, which is faster than topk over all. Block b holds the elements b, b + W/16, b + 2W/16,
+    ..., so that the maximum over a block is a vectorised pass.
     """
     num_streams, width = values.shape
-    num_blocks = width // _BLOCK
+    num_blocks, wanted = width // _BLOCK, min(count + 1, width)  # one more shows whether it is as good as the last
     if num_blocks <= 2 * count:
-        return values.topk(min(count, width), dim=1)
-    blocks = values.view(num_streams, _BLOCK, num_blocks).amax(dim=1).topk(count, dim=1, sorted=False).indices
-    offsets = torch.arange(0, width, num_blocks, device=values.device)
-    candidates = (blocks[:, None, :] + offsets[:, None]).view(num_streams, -1)  # (N, 16 * count)
-    best, index = values.gather(1, candidates).topk(count, dim=1)
-    return best, candidates.gather(1, index)
+        best, index = values.topk(wanted, dim=1)
+    else:
+        blocks = values.view(num_streams, _BLOCK, num_blocks).amax(dim=1).topk(wanted, dim=1, sorted=False).indices
+        offsets = torch.arange(0, width, num_blocks, device=values.device)
+        candidates = (blocks[:, None, :] + offsets[:, None]).view(num_streams, -1)  # (N, 16 * wanted)
+        best, index = values.gather(1, candidates).topk(wanted, dim=1)
+        index = candidates.gather(1, index)
+    if bool(((best[:, 1:] == best[:, :-1]) & (best[:, 1:] > -torch.inf)).any()):  # topk takes any of equal ones
+        best, index = values.sort(dim=1, descending=True, stable=True)
+    return best[:, :count], index[:, :count]
 
 
 def modified_beam_search(

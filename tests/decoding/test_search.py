@@ -273,3 +273,55 @@ def test_top_equals_topk(count):
         found, index = beam_module._top(values, count)
         assert torch.equal(found, values.topk(count, dim=1).values)
         assert torch.equal(values.gather(1, index), found)
+
+
+def tied_model(kind, dtype, seed):
+    """Symbols in pairs of equal scores, whatever was said: 1 and 2, 3 and 4, ...; 41 symbols, exact arithmetic."""
+    model = ToyTransducer(kind, vocab_size=41, seed=seed).to(dtype)
+    for parameter in model.predictor.parameters():
+        parameter.zero_()
+    rows = torch.randint(0, 8, (21,), generator=torch.Generator().manual_seed(seed))
+    pairs = (torch.arange(41) + 1) // 2
+    model.joiner.output_weight.copy_(torch.nn.functional.one_hot(rows, 8)[pairs])  # one term a sum: no rounding
+    model.joiner.output_bias.copy_((pairs % 3).to(dtype) / 4)
+    return model
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("beam", [1, 4, 7])
+def test_of_equal_scores_the_higher_hypothesis_and_the_lower_symbol_come_first(kind, dtype, beam, backend):
+    for seed in range(4):
+        model = tied_model(kind, dtype, seed)
+        encoder_out = random_encoder_out(2, 3, seed=seed).round().to(dtype)
+        search = ModifiedBeamSearch(model, beam=beam, backend=backend)
+        state = search.advance(search.init(2), encoder_out, torch.tensor([3, 3]))
+        found = [[item.tokens for item in hypotheses] for hypotheses in search.n_best(state)]
+        for frames, hypotheses in zip(encoder_out, found, strict=True):
+            expected, _ = plain_beam_search(model, frames, beam)
+            ranked = sorted(expected, key=lambda item: -item.log_prob / (len(item.tokens) + search.context_size))
+            assert hypotheses == [item.tokens for item in ranked]
+
+
+def test_where_all_is_equal_everybody_says_blank_first(backend):
+    model = ToyTransducer("stateless", vocab_size=100)
+    for parameter in model.parameters():
+        parameter.zero_()
+    search = ModifiedBeamSearch(model, beam=3, backend=backend)
+    state = search.advance(search.init(1), torch.zeros(1, 2, 8, dtype=torch.float64), torch.tensor([2]))
+    (found,) = search.n_best(state)
+    assert sorted((item.tokens, item.timestamps) for item in found) == [((), ()), ((1,), (1,)), ((2,), (1,))]
+    greedy = GreedySearch(model)
+    assert whole(greedy, torch.zeros(1, 2, 8, dtype=torch.float64), torch.tensor([2]))[0].tokens == ()
+
+
+def test_greedy_search_says_the_lowest_of_equal_symbols():
+    for seed in range(8):
+        model = tied_model("stateless", torch.float32, seed)
+        encoder_out = random_encoder_out(3, 9, seed=seed).round().float()
+        for hypothesis in whole(GreedySearch(model), encoder_out, torch.tensor([9, 9, 9])):
+            assert all(token % 2 for token in hypothesis.tokens)
+        found = whole(GreedySearch(model), encoder_out, torch.tensor([9, 9, 9]))
+        logits = model.joiner(encoder_out, torch.zeros(8))
+        expected = [[int((row == row.max()).nonzero()[0]) for row in stream] for stream in logits]
+        assert [list(item.tokens) for item in found] == [[token for token in row if token] for row in expected]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -97,6 +98,26 @@ def test_pitfalls_of_the_shell_are_named_with_their_remedy(tree, name, value, st
     row = findings(doctor(tree, "--json", **{name: value}))[name]
     assert (row["section"], row["status"]) == ("pitfalls", status) and row["advice"]
     assert name not in findings(doctor(tree, "--json"))
+
+
+def test_a_cache_of_code_that_others_may_write_to_is_a_problem(tree, tmp_path):
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    shared.chmod(0o1777)
+    for cache in (shared, shared / "numba"):
+        options = {"NUMBA_CACHE_DIR": str(cache), "XDG_CACHE_HOME": str(tmp_path / "private")}
+        row = findings(doctor(tree, "--json", **options))["numba's cache"]
+        assert row["status"] == "PROBLEM" and f"NUMBA_CACHE_DIR={tmp_path}/private/cascade/numba" in row["advice"]
+    (shared / "numba").mkdir(mode=0o700)
+    assert "numba's cache" not in findings(doctor(tree, "--json", NUMBA_CACHE_DIR=str(shared / "numba")))
+
+
+def test_nothing_is_run_from_a_folder_of_tmp_whose_name_is_known():
+    for path in [*(ROOT / "tools").iterdir(), *(ROOT / "egs").rglob("*.sh"), *ROOT.glob("**/README.md")]:
+        if path.is_file() and ".venv" not in path.parts:
+            text = path.read_text(encoding="utf-8", errors="replace")
+            found = re.findall(r"(?:CACHE\w*|dir)=\S*(?:/tmp|TMPDIR)\S*", text)
+            assert not found, f"{path}: another user of the machine could put code there: {found[0]}"
 
 
 def test_without_any_python_it_says_what_to_install(tree, tmp_path):
