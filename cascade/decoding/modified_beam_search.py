@@ -330,7 +330,7 @@ def _top(values: Tensor, count: int) -> tuple[Tensor, Tensor]:
         candidates = (blocks[:, None, :] + offsets[:, None]).view(num_streams, -1)  # (N, 16 * wanted)
         best, index = values.gather(1, candidates).topk(wanted, dim=1)
         index = candidates.gather(1, index)
-    if bool(((best[:, 1:] == best[:, :-1]) & (best[:, 1:] > -torch.inf)).any()):  # topk takes any of equal ones
+    if bool((best[:, 1:] - best[:, :-1] == 0).any()):  # topk takes any of equal ones; -inf - -inf is nan
         best, index = values.sort(dim=1, descending=True, stable=True)
     return best[:, :count], index[:, :count]
 
