@@ -188,6 +188,7 @@ def test_recipe_has_its_readme_and_nothing_but_thin_parts(recipe):
     assert set(python) <= {"local/prepare.py"}, "Python belongs into cascade/, a recipe has local/prepare.py"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("recipe", "corpus"), [
     ("commands", None),
     pytest.param("an4", AN4, marks=pytest.mark.skipif(not AN4.is_dir(), reason=f"no copy of AN4 in {AN4}")),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import runpy
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +16,7 @@ from cascade.data.grammar import Grammar
 from cascade.data.manifests import Utterance, read_manifest
 from cascade.data.synthetic_noise import KINDS, add_noise, make_noise
 from cascade.features import read_audio
+from tests.once import made_once
 
 ROOT = Path(__file__).resolve().parents[2]
 RATE = 16000
@@ -61,17 +64,35 @@ def test_unknown_noise_is_told():
         make_noise("rain", 10, RATE, np.random.default_rng(0))
 
 
-def prepare(out: Path, *options: str) -> dict[str, list[Utterance]]:
-    command = [sys.executable, "egs/commands/local/prepare.py", "--out", out, *options]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, env={"PYTHONPATH": str(ROOT)})
-    assert done.returncode == 0, done.stderr
-    return {split: list(read_manifest(out / f"{split}.jsonl")) for split in ("train", "dev", "test")}
+PREPARE = "egs/commands/local/prepare.py"
+
+
+def prepare(out: Path, *options: str) -> None:
+    """The program egs/commands/local/prepare.py in this process; what speaks is a process of its own."""
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["prepare.py", "--out", str(out), *options])
+        patch.setenv("PYTHONPATH", str(ROOT))
+        patch.chdir(ROOT)
+        try:
+            runpy.run_path(PREPARE, run_name="__main__")
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+
+def read_corpus(folder: Path) -> dict[str, list[Utterance]]:
+    return {split: list(read_manifest(folder / f"{split}.jsonl")) for split in ("train", "dev", "test")}
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory) -> dict[str, list[Utterance]]:
+def folder(tmp_path_factory) -> Path:
     pytest.importorskip("espeakng_loader")
-    return prepare(tmp_path_factory.mktemp("corpus"), "--max-utterances", "20")
+    return made_once(tmp_path_factory, "commands", lambda folder: prepare(folder, "--max-utterances", "20"))
+
+
+@pytest.fixture(scope="module")
+def corpus(folder) -> dict[str, list[Utterance]]:
+    return read_corpus(folder)
 
 
 def test_no_sentence_and_no_voice_is_in_two_splits(corpus):
@@ -81,14 +102,22 @@ def test_no_sentence_and_no_voice_is_in_two_splits(corpus):
     assert all(len({item.text for item in items}) == len(items) for items in corpus.values())
 
 
-def test_corpus_depends_on_the_seed_only_and_a_smaller_one_is_its_beginning(corpus, tmp_path):
-    again = prepare(tmp_path / "again", "--max-utterances", "5")
-    other = prepare(tmp_path / "other", "--max-utterances", "5", "--seed", "2")
-    for split, items in again.items():
-        for one, two in zip(corpus[split], items, strict=False):
-            assert (one.text, one.speaker, one.words) == (two.text, two.speaker, two.words)
-            assert np.array_equal(read_audio(one.path, RATE)[0], read_audio(two.path, RATE)[0])
-        assert [item.text for item in other[split]] != [item.text for item in items]
+def test_corpus_depends_on_the_seed_only_and_a_smaller_one_is_its_beginning(folder, corpus, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    program = runpy.run_path(PREPARE, run_name="prepare")
+    rules, plans = Grammar(ROOT / PREPARE.replace("prepare.py", "grammar.txt")), {}
+    for split, voices in program["split_voices"](1).items():
+        texts = program["draw_texts"](split, 1, rules)[:5]
+        assert texts == [item.text for item in corpus[split][:5]]
+        plans[split] = list(program["plan"](split, texts, 1, voices))
+        planned = (folder / "plans" / f"{split}.jsonl").read_text().splitlines()
+        assert plans[split] == [json.loads(line) for line in planned[:5]]
+        assert program["draw_texts"](split, 2, rules)[:5] != texts
+    program["synthesise"](tmp_path, "dev", plans["dev"])
+    for one, two in zip(corpus["dev"], read_manifest(tmp_path / "dev.jsonl"), strict=False):
+        assert (one.text, one.speaker, one.words) == (two.text, two.speaker, two.words)
+        assert np.array_equal(read_audio(one.path, RATE)[0], read_audio(two.path, RATE)[0])
 
 
 def test_words_have_times_inside_the_audio_and_speech_where_the_times_say(corpus):
@@ -102,10 +131,9 @@ def test_words_have_times_inside_the_audio_and_speech_where_the_times_say(corpus
             assert 0.05 < (ends[-1] - starts[0]) / len(starts) < 1.0
 
 
-def test_manifests_of_an_earlier_corpus_are_taken_as_they_are(corpus, tmp_path):
-    folder = corpus["train"][0].path.parents[1]
-    taken = prepare(tmp_path, "--corpus-dir", str(folder), "--max-utterances", "3")
-    assert taken["test"] == corpus["test"][:3]
+def test_manifests_of_an_earlier_corpus_are_taken_as_they_are(folder, corpus, tmp_path):
+    prepare(tmp_path, "--corpus-dir", str(folder), "--max-utterances", "3")
+    assert read_corpus(tmp_path)["test"] == corpus["test"][:3]
 
 
 def synthesise(plan: Path, lines: list[dict], **changes) -> subprocess.CompletedProcess:

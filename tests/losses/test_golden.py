@@ -27,13 +27,13 @@ def assert_equal(key, value, expected, tolerance):
     assert error.numel() == 0 or float(error.max()) <= tolerance, (key, float(error.max()))
 
 
-def check(meta, arrays):
+def check(meta, arrays, device="cpu"):
     recorded = {key: torch.from_numpy(array) for key, array in arrays.items() if not is_input(key)}
-    grads = recorded["smoothed_px_grad"], recorded["smoothed_py_grad"]
-    results = Case(rnnt, meta, arrays, grads).compute()
+    grads = recorded["smoothed_px_grad"].to(device), recorded["smoothed_py_grad"].to(device)
+    results = Case(rnnt, meta, arrays, grads, device).compute()
     assert recorded.keys() <= results.keys(), sorted(recorded.keys() - results.keys())
     for key, expected in recorded.items():
-        assert_equal(key, results[key], expected, TOLERANCE[meta["dtype"]])
+        assert_equal(key, results[key].cpu(), expected, TOLERANCE[meta["dtype"]])
 
 
 @pytest.mark.parametrize("backend", ["torch", "numba"])
@@ -41,6 +41,12 @@ def check(meta, arrays):
 def test_own_loss_equals_k2_loss(name, backend):
     with backends.use_backend(backend):
         check(*load(CASES[name]))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU that torch can use")
+@pytest.mark.parametrize("name", sorted(CASES))
+def test_own_loss_on_a_gpu_equals_k2_loss(name):
+    check(*load(CASES[name]), "cuda")
 
 
 @pytest.mark.parametrize("name", ["case00_tiny_regular", "case12_T_eq_S_modified"])

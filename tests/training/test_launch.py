@@ -56,6 +56,7 @@ def wait_for(path: Path, process: subprocess.Popen) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_processes_stop_together_at_a_signal_and_end_with_the_same_bits(launch, tmp_path):
     whole = launch(tmp_path / "whole", "training.num_epochs=3")
     stopped = launch(tmp_path / "stopped", "training.num_epochs=3")
@@ -71,6 +72,7 @@ def test_processes_stop_together_at_a_signal_and_end_with_the_same_bits(launch, 
     assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
 
 
+@pytest.mark.slow
 def test_a_killed_process_ends_the_others_and_is_told(launch, tmp_path):
     process = launch(tmp_path, "training.num_epochs=500")
     wait_for(tmp_path / "epoch-1.pt", process)
@@ -81,6 +83,7 @@ def test_a_killed_process_ends_the_others_and_is_told(launch, tmp_path):
     assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
 
 
+@pytest.mark.slow
 def test_workers_do_not_outlive_a_killed_parent(launch, tmp_path):
     process = launch(tmp_path, "training.num_epochs=500")
     wait_for(tmp_path / "epoch-1.pt", process)
@@ -93,12 +96,14 @@ def test_workers_do_not_outlive_a_killed_parent(launch, tmp_path):
         time.sleep(0.05)
 
 
+@pytest.mark.slow
 def test_a_mistake_of_all_processes_is_told_once(launch, tmp_path):
     process = launch(tmp_path, "--tokens", tmp_path / "nowhere")
     errors = process.communicate(timeout=60)[1]
     assert process.returncode == 1 and errors.startswith("error: ") and errors.count("\n") == 1, errors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_before_the_training_begins_is_an_interruption(launch, tmp_path, number):
     process = launch(tmp_path)
@@ -122,6 +127,7 @@ def test_torchrun_starts_its_processes_itself(train, tmp_path, monkeypatch):
     assert done.returncode == 2 and "--dry-run measures one process" in done.stderr
 
 
+@pytest.mark.slow
 def test_two_machines_that_meet_at_a_rendezvous_train_what_one_process_trains(train, corpus, tmp_path):
     options = [
         *NO_DROPOUT, "training.num_epochs=1", "training.average_last=1", "data.batch_duration=100",

@@ -28,21 +28,22 @@ def is_input(key):
 class Case:
     """The inputs of one file and everything `module` (k2 or cascade.losses.rnnt) makes of them, in `results`."""
 
-    def __init__(self, module, meta, arrays, prune_grads=None):
+    def __init__(self, module, meta, arrays, prune_grads=None, device="cpu"):
         """
         Args:
           meta, arrays: what load returned.
           prune_grads: (px_grad, py_grad) to choose the prune ranges from, instead of the module's own: where two
             windows tie, rounding decides between them.
+          device: where it is computed.
         """
         self.module, self.meta, self.arrays, self.prune_grads = module, meta, arrays, prune_grads
-        self.results = {}
+        self.results, self.device = {}, device
         self.symbols, self.blank = self.tensor("in_symbols"), meta["termination_symbol"]
         self.boundary = self.tensor("in_boundary") if meta["boundary_passed"] else None
         self.options = {"boundary": self.boundary, "rnnt_type": meta["rnnt_type"]}
 
     def tensor(self, key, grad=False):
-        return torch.from_numpy(self.arrays[key].copy()).requires_grad_(grad)
+        return torch.from_numpy(self.arrays[key].copy()).to(self.device).requires_grad_(grad)
 
     def put(self, **values):
         self.results.update({key: value.detach() for key, value in values.items()})
