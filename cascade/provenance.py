@@ -8,6 +8,10 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 
 def git_commit() -> str:
@@ -23,16 +27,22 @@ def git_commit() -> str:
     return commit.stdout.strip() or "unknown"
 
 
-def machine() -> str:
-    """Processor, core count and the versions that matter for speed, in one line."""
-    import torch
-
+def processor() -> str:
+    """The processor's name."""
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
         names = [line.partition(":")[2] for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
         model = names[0].strip() if names else model
-    return f"{model}, {os.cpu_count()} cores, Python {platform.python_version()}, torch {torch.__version__}"
+    return model
+
+
+def machine(device: torch.device | None = None) -> str:
+    """Processor, core count and the versions that matter for speed, in one line; the GPU first if `device` is one."""
+    import torch
+
+    gpu = f"{torch.cuda.get_device_name(device)}, " if device is not None and device.type == "cuda" else ""
+    return f"{gpu}{processor()}, {os.cpu_count()} cores, Python {platform.python_version()}, torch {torch.__version__}"
 
 
 def command_line() -> str:

@@ -13,14 +13,16 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 BASE = {"config", "log", "provenance"}
-FRONT = BASE | {"features", "text", "tokens"}
+FRONT = BASE | {"device", "features", "text", "tokens"}
 MIDDLE = FRONT | {"data", "models", "losses"}
 # Room -> the other rooms of cascade/ that it may import.
 MAY_IMPORT = {
     "config": {"config_rules"},
     "config_rules": set(),
     "log": set(),
+    "nvidia": set(),
     "provenance": set(),
+    "device": BASE | {"nvidia"},
     "features": BASE,
     "text": BASE,
     "tokens": BASE | {"text"},

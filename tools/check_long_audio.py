@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -132,7 +131,7 @@ def drift_of(found: list[list[list[Word]]], cycle_seconds: float) -> tuple[float
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_model_arguments(parser)
+    add_model_arguments(parser, cpu_only=True)
     add_search_arguments(parser)
     parser.add_argument("--manifest", type=Path, required=True, metavar="FILE", help="MANIFEST.jsonl")
     parser.add_argument("--mode", choices=STREAMING_MODES, default="two_pass")
@@ -180,10 +179,10 @@ def judge(
 
 def main() -> None:
     arguments = parse_arguments()
-    torch.set_num_threads(arguments.threads)
-    torch.set_flush_denormal(True)
     search = {name: getattr(arguments, name) for name in ("method", "beam", "blank_penalty")}
-    model, config, tokenizer, options = load_for_decoding(arguments, arguments.mode, **search)
+    model, config, tokenizer, options = load_for_decoding(
+        arguments, arguments.mode, why_cpu="the memory of this process is watched, not a GPU's", **search
+    )
     rate = config.features.sampling_rate
     recordings = read_recordings(arguments.manifest, rate, 0.0)
     cycle = make_cycle(recordings, rate, options.look_ahead_ms, arguments.seed)
@@ -210,7 +209,7 @@ def main() -> None:
     row |= {
         "wer_single_files": score_all(recordings, alone, tokenizer).words.percent,
         "rtf": round(compute / (num_cycles * len(cycle.samples) / rate), 4),
-        "model": arguments.exp_dir.resolve().name,
+        "model": arguments.exp_dir.resolve().name, "device": model.device.type,
         "commit": git_commit(), "command": command_line(), "machine": machine(),
     }
     if arguments.json is not None:

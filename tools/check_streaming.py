@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -190,8 +189,6 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse_arguments()
-    torch.set_num_threads(arguments.threads)
-    torch.set_flush_denormal(True)
     model, config, tokenizer, base = load_for_decoding(
         arguments, "two_pass", beam=arguments.beam, blank_penalty=arguments.blank_penalty
     )
@@ -224,7 +221,8 @@ def main() -> None:
         about = {
             "model": arguments.exp_dir.resolve().name, "chunk_ms": base.chunk_ms, "look_ahead_ms": base.look_ahead_ms,
             "left_context_ms": base.left_context_ms, "tail_seconds": arguments.tail_seconds,
-            "commit": git_commit(), "command": command_line(), "machine": machine(),
+            "device": model.device.type, "commit": git_commit(), "command": command_line(),
+            "machine": machine(model.device),
         }
         arguments.json.write_text(json.dumps([row | about for row in rows], indent=2) + "\n", encoding="utf-8")
     if any(row["num_identical"] < row["num_utterances"] for row in rows):

@@ -27,6 +27,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from cascade.bin.cli import run_program  # noqa: E402
+from cascade.bin.device_arguments import add_device_argument, open_device  # noqa: E402
 from cascade.bin.latency import Spoken, read_speech  # noqa: E402
 from cascade.checkpoint import load_model  # noqa: E402
 from cascade.data.alignments import read_alignments, read_ctm  # noqa: E402
@@ -52,6 +53,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--penalties", type=float, nargs="+", default=[0.0, 0.003, 0.01, 0.03], metavar="P")
     parser.add_argument("--num-utterances", type=int, default=1000, metavar="N", help="measured (default 1000)")
     parser.add_argument("--threads", type=int, default=1, metavar="N")
+    add_device_argument(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="of the fine-tuning")
     return parser.parse_intermixed_args()
@@ -70,15 +72,19 @@ def fine_tune(arguments: argparse.Namespace, penalty: float) -> Path:
     if not (directory / "averaged.pt").is_file():
         call(
             "train", "--data", arguments.data, "--tokens", arguments.tokens, "--exp-dir", directory, "--init-from",
-            arguments.start, "--threads", str(arguments.threads), "--config", arguments.start / "config.yaml",
+            arguments.start, "--threads", str(arguments.threads), "--device", arguments.device,
+            "--config", arguments.start / "config.yaml",
             *_FINE_TUNING, *arguments.overrides, f"loss.delay_penalty={penalty:g}",
         )  # fmt: skip
     return directory
 
 
-def measure(directory: Path, ends: dict[str, list[Any]], arguments: argparse.Namespace) -> dict[str, Any]:
+def measure(
+    directory: Path, ends: dict[str, list[Any]], arguments: argparse.Namespace, device: torch.device
+) -> dict[str, Any]:
     """WER of the streaming and the full pass, and the streaming pass's delays, over utterances with an alignment."""
     model, config, tokenizer = load_model(directory)
+    model.to(device)
     speech: Sequence[Spoken] = read_speech(arguments.manifest, config, arguments.num_utterances)
     true_ends = {one.id: usable_words(ends[one.id], one.text, tokenizer) for one in speech if one.id in ends}
     speech = [one for one in speech if true_ends.get(one.id)]
@@ -141,22 +147,22 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     arguments = parse_arguments()
-    torch.set_num_threads(arguments.threads)
-    torch.set_flush_denormal(True)
+    device = open_device(arguments)
     arguments.out.mkdir(parents=True, exist_ok=True)
     if arguments.reference is None:
         ends = read_alignments(arguments.manifest)
     else:
         call("align", "--exp-dir", arguments.reference, "--manifest", arguments.manifest, "--out",
-             arguments.out / "align", "--threads", str(arguments.threads))  # fmt: skip
+             arguments.out / "align", "--threads", str(arguments.threads), "--device", arguments.device)  # fmt: skip
         ends = read_ctm(arguments.out / "align" / "alignment.ctm")
     about = {
         "reference": "true" if arguments.reference is None else str(arguments.reference), "threads": arguments.threads,
-        "commit": git_commit(), "command": command_line(), "machine": machine(),
+        "device": device.type, "commit": git_commit(), "command": command_line(), "machine": machine(device),
     }
-    rows = [measure(arguments.start, ends, arguments) | {"delay_penalty": None} | about]
+    rows = [measure(arguments.start, ends, arguments, device) | {"delay_penalty": None} | about]
     for penalty in arguments.penalties:
-        rows.append(measure(fine_tune(arguments, penalty), ends, arguments) | {"delay_penalty": penalty} | about)
+        row = measure(fine_tune(arguments, penalty), ends, arguments, device)
+        rows.append(row | {"delay_penalty": penalty} | about)
         (arguments.out / "delay_curve.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
         (arguments.out / "delay_curve.md").write_text(table(rows), encoding="utf-8")
     draw(rows[1:], arguments.out / "delay_curve.png")

@@ -19,8 +19,6 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
-
 from cascade.bin.cli import run_program
 from cascade.bin.model_arguments import add_model_arguments, check_at_least, load_for_decoding
 from cascade.config import FRAME_SHIFT_MS, SUBSAMPLING, ConfigError
@@ -116,16 +114,14 @@ def align(arguments: argparse.Namespace) -> tuple[dict[str, list[TimedWord]], li
 
     for batch in progress(batches, "align"):
         align_rows(batch)
-    about = {"mode": options.mode, "rnnt_type": rnnt_type, "chunk_ms": options.chunk_ms}
+    about = {"mode": options.mode, "rnnt_type": rnnt_type, "chunk_ms": options.chunk_ms, "device": model.device.type}
     about["look_ahead_ms"] = options.look_ahead_ms if options.mode == "look_ahead" else None
+    about["machine"] = machine(model.device)
     return dict(sorted(alignments.items())), batches.problems + problems, about
 
 
 def main() -> None:
     arguments = parse_arguments()
-    if arguments.threads is not None:
-        torch.set_num_threads(arguments.threads)
-    torch.set_flush_denormal(True)
     start = time.perf_counter()
     alignments, problems, about = align(arguments)
     if not alignments:
@@ -138,7 +134,6 @@ def main() -> None:
     summary = {
         "num_utterances": len(alignments), "num_words": num_words, "num_set_aside": len(problems), **about,
         "set_aside": [asdict(problem) for problem in problems], "commit": git_commit(), "command": command_line(),
-        "machine": machine(),
     }
     with replacing(arguments.out / "alignment.json") as temporary:
         temporary.write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -105,7 +105,7 @@ def write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
 
 def result_row(
     arguments: argparse.Namespace, options: DecodingOptions, about: dict[str, Any], token_kind: str, scored: Score,
-    bad: list[Problem],
+    bad: list[Problem], device: torch.device,
 ) -> dict[str, Any]:
     """One row of results.json; what only other programs measure is null until `report` fills it in."""
     words = scored.words
@@ -139,15 +139,12 @@ def result_row(
         "threads": torch.get_num_threads(),
         "commit": git_commit(),
         "command": command_line(),
-        "machine": machine(),
+        "machine": machine(device),
     }
 
 
 def main() -> None:
     arguments = parse_arguments()
-    if arguments.threads is not None:
-        torch.set_num_threads(arguments.threads)
-    torch.set_flush_denormal(True)
     model, config, tokenizer, options = load_for_decoding(
         arguments, arguments.mode, prepacked=False, method=arguments.method, beam=arguments.beam,
         blank_penalty=arguments.blank_penalty,
@@ -169,7 +166,8 @@ def main() -> None:
     pairs.sort(key=lambda pair: pair[0]["id"])
     lines, n_best_lines = [line for line, _ in pairs], [line for _, line in pairs]
     scored = score((line["id"], line["ref"], line["hyp"]) for line in lines)
-    row = result_row(arguments, options, describe_model(model, arguments.exp_dir, config), tokenizer.kind, scored, bad)
+    about = describe_model(model, arguments.exp_dir, config)
+    row = result_row(arguments, options, about, tokenizer.kind, scored, bad, model.device)
     oracle_row, notes = oracle_fields(n_best_lines, arguments.nbest)
     row |= oracle_row
     arguments.out.mkdir(parents=True, exist_ok=True)

@@ -39,7 +39,7 @@ _SYNTHETIC_SECONDS = (2.3, 0.9, 3.1)
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_model_arguments(parser)
+    add_model_arguments(parser, cpu_only=True)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the files go")
     parser.add_argument(
         "--manifest", type=Path, metavar="FILE",
@@ -109,7 +109,9 @@ def log_sizes(sizes: dict[str, int], tied_bytes: int) -> None:
 
 def main() -> None:
     arguments = parse_arguments()
-    model, config, tokenizer, options = load_for_decoding(arguments, "look_ahead", prepacked=False)
+    model, config, tokenizer, options = load_for_decoding(
+        arguments, "look_ahead", prepacked=False, why_cpu="graphs are traced and compared in onnxruntime on the CPU"
+    )
     times = {
         "chunk_ms": options.chunk_ms, "look_ahead_ms": options.look_ahead_ms,
         "left_context_ms": options.left_context_ms,

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from cascade.bin.cli import run_program
+from cascade.bin.device_arguments import add_device_argument, open_device
 from cascade.checkpoint import load_model
 from cascade.config import FRAME_SHIFT_MS, Config, ConfigError, load_config
 from cascade.data.alignments import TimedWord, read_alignments, read_ctm
@@ -109,6 +110,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--left-context-ms", type=int, metavar="MS", help="left context (default: as in decode)")
     parser.add_argument("--num-chunks", type=int, default=300, metavar="N", help="chunks per model (default 300)")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads (default 1)")
+    add_device_argument(parser, cpu_only=True)
     parser.add_argument("--no-memory", action="store_true", help="leave out memory, which takes a process per model")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write all rows here too, as a JSON list")
     parser.add_argument("--plot", type=Path, metavar="PNG", help="draw the delays (report does so too)")
@@ -270,14 +272,13 @@ def add_delays(
 
 def main() -> None:
     arguments = parse_arguments()
-    torch.set_num_threads(arguments.threads)
-    torch.set_flush_denormal(True)
     blocks = -(-DEFAULT_LOOK_AHEAD_MS // max(1, arguments.chunk_ms))
     contexts = {"chunk_ms": arguments.chunk_ms, "look_ahead_ms": blocks * arguments.chunk_ms}
     if arguments.look_ahead_ms is not None:
         contexts["look_ahead_ms"] = arguments.look_ahead_ms
     left = arguments.left_context_ms
     DecodingOptions(mode="look_ahead", left_context_ms=arguments.chunk_ms if left is None else left, **contexts)
+    open_device(arguments, "latency is the compute of CPU threads, one unless --threads says otherwise")
     loaded = load_models(arguments)
     if left is None:
         left = max(default_left_context_ms(item.config, arguments.chunk_ms) for item in loaded)

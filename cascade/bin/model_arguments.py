@@ -6,6 +6,7 @@ import argparse
 from dataclasses import replace
 from pathlib import Path
 
+from cascade.bin.device_arguments import add_device_argument, open_device
 from cascade.checkpoint import load_model
 from cascade.config import Config, ConfigError
 from cascade.decoding.methods import (
@@ -19,8 +20,8 @@ from cascade.models.transducer import CascadedTransducer
 from cascade.tokens import Tokenizer
 
 
-def add_model_arguments(parser: argparse.ArgumentParser, or_onnx: bool = False) -> None:
-    """Add --exp-dir (or_onnx: or --onnx-dir), --epoch, --avg, --chunk-ms, --look-ahead-ms and --left-context-ms."""
+def add_model_arguments(parser: argparse.ArgumentParser, or_onnx: bool = False, cpu_only: bool = False) -> None:
+    """Add --exp-dir (or_onnx: or --onnx-dir), --epoch, --avg, the contexts and --device (`add_device_argument`)."""
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--exp-dir", type=Path, metavar="DIR", help="model directory, of one training")
     if or_onnx:
@@ -34,6 +35,7 @@ def add_model_arguments(parser: argparse.ArgumentParser, or_onnx: bool = False) 
     parser.add_argument(
         "--left-context-ms", type=int, metavar="MS", help="left context (default: the longest finite one in training)"
     )
+    add_device_argument(parser, cpu_only)
 
 
 def add_search_arguments(parser: argparse.ArgumentParser) -> None:
@@ -71,24 +73,27 @@ def check_onnx_arguments(arguments: argparse.Namespace, times: dict[str, int]) -
 
 
 def load_for_decoding(
-    arguments: argparse.Namespace, mode: str, *, prepacked: bool = True, **search: object
+    arguments: argparse.Namespace, mode: str, *, prepacked: bool = True, why_cpu: str | None = None, **search: object
 ) -> tuple[CascadedTransducer, Config, Tokenizer, DecodingOptions]:
-    """The model that the options name, and how to decode with it.
+    """The model that the options name, on its device, and how to decode with it.
 
     Args:
       mode: the pass.
       prepacked: the model will only be run, chunk by chunk (`prepack`).
+      why_cpu: see `open_device`.
       search: `method`, `beam` and `blank_penalty` of DecodingOptions, where they matter.
     Raises:
       ConfigError: options that do not fit together, found before the model is read.
-      FileNotFoundError, ValueError: as `load_model`.
+      FileNotFoundError, ValueError: as `load_model` and `choose_device`.
     """
     left_context_ms = arguments.left_context_ms
     options = DecodingOptions(
         mode=mode, chunk_ms=arguments.chunk_ms, look_ahead_ms=arguments.look_ahead_ms,
         left_context_ms=arguments.chunk_ms if left_context_ms is None else left_context_ms, **search,
     )
+    device = open_device(arguments, why_cpu)
     model, config, tokenizer = load_model(arguments.exp_dir, arguments.epoch, arguments.avg)
+    model.to(device)
     if prepacked:
         prepack(model)
     if left_context_ms is None:

@@ -19,7 +19,9 @@ from pathlib import Path
 import torch
 
 from cascade.bin.cli import Interrupted, add_config_arguments, config_from_arguments, run_program
+from cascade.bin.device_arguments import add_device_argument
 from cascade.config import Config, ConfigError, save_config
+from cascade.device import choose_device, describe_device
 from cascade.log import setup_logging
 from cascade.models.build import params_by_part
 from cascade.models.compress import init_from_teacher
@@ -32,6 +34,12 @@ from cascade.training.run_inputs import RunInputs, RunPaths, build_trainer, chec
 from cascade.training.trainer import Trainer
 
 
+def log_device(processes: Processes) -> None:
+    """What the training runs on; the first line of train.log."""
+    others = f", {processes.world_size} processes" if processes.world_size > 1 else ""
+    logging.info("device: %s%s", describe_device(processes.device), others)
+
+
 def train(config: Config, paths: RunPaths, inputs: RunInputs, processes: Processes, force: bool) -> bool:
     """Train in paths.exp_dir, from the start or from where an earlier call stopped. False = stopped by a signal."""
     described = describe_inputs(config, paths)
@@ -41,6 +49,7 @@ def train(config: Config, paths: RunPaths, inputs: RunInputs, processes: Process
         make_room(plan, paths.exp_dir)
         paths.exp_dir.mkdir(parents=True, exist_ok=True)
         setup_logging(paths.exp_dir / "train.log")
+        log_device(processes)
         for line in (plan.summary, *plan.lines):
             logging.log(logging.WARNING if plan.action == "start over" else logging.INFO, "%s: %s", paths.exp_dir, line)
         carry_on(plan, paths.exp_dir)
@@ -77,6 +86,7 @@ def main() -> None:
         help="start from this model: an --exp-dir (its averaged.pt) or an epoch-N.pt in one; the encoders and features "
         "of the config must be its own, symbols that both vocabularies have keep their rows",
     )
+    add_device_argument(parser)
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
     parser.add_argument(
         "--num-processes", type=int, default=1, metavar="N",
@@ -94,14 +104,16 @@ def main() -> None:
     if arguments.num_processes > 1 and arguments.dry_run:
         raise ConfigError("--dry-run measures one process: leave --num-processes out")
     if arguments.num_processes > 1 and not is_worker():
+        choose_device(arguments.device, arguments.num_processes)  # before any of them starts
         sys.exit(run_workers(arguments.num_processes))
     torch.set_flush_denormal(True)  # before the first parallel region: its threads inherit it
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    processes = Processes.from_environment()
+    processes = Processes.from_environment(arguments.device)
     if not processes.is_first:
         logging.getLogger().setLevel(logging.WARNING)
     if arguments.dry_run:
+        log_device(processes)
         dry_run(config, paths, processes, arguments.force)
         processes.close()
         return

@@ -30,10 +30,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from cascade.bin.audio_inputs import StopSignals, file_packets, pipe_packets
 from cascade.bin.cli import EXIT_FAILED, Interrupted, run_program
+from cascade.bin.device_arguments import open_device
 from cascade.bin.model_arguments import (
     add_model_arguments,
     add_search_arguments,
@@ -284,6 +284,7 @@ def open_batch(
         from cascade.export.onnx_model import OnnxDecoder, OnnxModel
 
         DecodingOptions(mode=arguments.mode, **search)  # so that a wrong one is said first
+        open_device(arguments, "onnxruntime runs the files of --onnx-dir on the CPU")
         model = OnnxModel(arguments.onnx_dir)
         check_onnx_arguments(arguments, model.times)
         config, tokenizer, kind = model.config, model.tokenizer, OnnxDecoder
@@ -312,9 +313,6 @@ def _stem(path: str) -> str:
 
 def main() -> None:
     arguments = parse_arguments()
-    if arguments.threads is not None:
-        torch.set_num_threads(arguments.threads)
-    torch.set_flush_denormal(True)
     endpoint = EndpointOptions(
         silence_from_start=arguments.silence_from_start, silence_after_speech=arguments.silence_after_speech,
         longest_segment=arguments.longest_segment,

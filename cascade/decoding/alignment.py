@@ -36,8 +36,8 @@ def align_batch(
     for row, sequence in enumerate(tokens):
         symbols[row, : len(sequence)] = torch.tensor(sequence, dtype=torch.int64)
     symbols = symbols.to(encoder_out.device)
-    boundary = torch.zeros(len(tokens), 4, dtype=torch.int64, device=encoder_out.device)
-    boundary[:, 2], boundary[:, 3] = token_lens, encoder_out_lens
+    zeros = torch.zeros_like(encoder_out_lens)
+    boundary = torch.stack((zeros, zeros, token_lens.to(zeros.device), encoder_out_lens), dim=1)
     joiner = model.joiner
     inputs = JoinerInputs(encoder_out, model.predictor(symbols), joiner.output_weight, joiner.output_bias)
     found = best_symbol_frames(inputs, symbols, boundary, rnnt_type)

@@ -81,10 +81,13 @@ def build_search(
 def encode_batch(
     model: CascadedTransducer, features: Tensor, feature_lens: Tensor, options: DecodingOptions
 ) -> tuple[Tensor, Tensor]:
-    """Whole utterances through the pass and the contexts that `options` name; see `CascadedTransducer.encode`."""
+    """Whole utterances through the pass and the contexts that `options` name; see `CascadedTransducer.encode`.
+
+    Features may lie on any device, what comes out lies on the model's.
+    """
     return model.encode(
-        features,
-        feature_lens,
+        features.to(model.device),
+        feature_lens.to(model.device),
         options.mode,
         chunk_frames=options.chunk_ms // ENCODER_FRAME_MS,
         left_frames=options.left_context_ms // ENCODER_FRAME_MS,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
 from cascade.config import ModelConfig
@@ -35,6 +36,11 @@ class CascadedTransducer(nn.Module):
         self.joiner = Joiner(config.d_model, config.joiner_dim, vocab_size)
         self.predictor = build_predictor(config.predictor, self.joiner.output)
         self.heads = TrainingHeads(config.d_model, config.joiner_dim, vocab_size)
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs, its features with it."""
+        return self.encoder.feature_mean.device
 
     def encode(
         self, features: Tensor, feature_lens: Tensor, mode: Mode, chunk_frames: int | None,

@@ -38,6 +38,7 @@ def describe_model(model: CascadedTransducer, model_dir: Path | None, config: Co
     parts = params_by_part(model)
     summary = _read_object(model_dir / "train_summary.json") if model_dir is not None else None
     return {
+        "device": model.device.type,
         "num_params": parts["total"],
         "num_params_training": count_params(model) - parts["total"],
         "params_by_part": parts,

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import distributed, nn
 
+from cascade.device import choose_device
 from cascade.training.launch import EXIT_PEER_LOST, is_worker
 
 TIMEOUT = timedelta(minutes=10)
@@ -24,26 +25,30 @@ TIMEOUT = timedelta(minutes=10)
 class Processes:
     """This process among the others that train the same model."""
 
-    def __init__(self, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(self, rank: int = 0, world_size: int = 1, device: torch.device | str = "cpu") -> None:
         self.rank, self.world_size = rank, world_size
+        self.device = torch.device(device)
 
     @classmethod
-    def from_environment(cls) -> Processes:
-        """Join the group that torchrun describes in RANK and WORLD_SIZE; a lone process without them."""
-        world_size = int(os.environ.get("WORLD_SIZE", "1"))
-        if world_size == 1:
-            return cls()
-        if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=TIMEOUT)
-        return cls(distributed.get_rank(), world_size)
+    def from_environment(cls, device_choice: str = "auto") -> Processes:
+        """Join the group that torchrun describes in RANK and WORLD_SIZE; a lone process without them.
 
-    @property
-    def device(self) -> torch.device:
-        """This process's GPU, or the CPU where there is none."""
-        if not torch.cuda.is_available():
-            return torch.device("cpu")
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        Args:
+          device_choice: auto | cpu | cuda; on GPUs each process of this machine has its own.
+        Raises:
+          ConfigError, ValueError: as `choose_device`, before the group is joined.
+        """
+        world_size, local_rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("LOCAL_RANK", "0"))
+        # Workers of --num-processes are all on this machine; who else starts processes without LOCAL_WORLD_SIZE may
+        # have more machines.
+        num_local = world_size if is_worker() else int(os.environ.get("LOCAL_WORLD_SIZE", local_rank + 1))
+        device = choose_device(device_choice, num_local, local_rank)
+        if world_size == 1:
+            return cls(device=device)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+        return cls(distributed.get_rank(), world_size, device)
 
     @property
     def is_first(self) -> bool:

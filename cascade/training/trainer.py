@@ -319,8 +319,8 @@ class Trainer:
             "seed": self.config.seed, "num_params": parts["total"],
             "num_params_training": count_params(self.model) - parts["total"], "epochs": training.num_epochs,
             "steps": self.state.step, "set_aside": sorted(self.set_aside), "processes": self.processes.world_size,
-            "threads": torch.get_num_threads() * self.processes.world_size,
-            "commit": git_commit(), "command": command_line(), "machine": machine(),
+            "device": self.device.type, "threads": torch.get_num_threads() * self.processes.world_size,
+            "commit": git_commit(), "command": command_line(), "machine": machine(self.device),
         }
         (self.exp_dir / "train_summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
         logging.info("finished %s: %.1f minutes", self.exp_dir, self.state.seconds / 60)
