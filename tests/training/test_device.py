@@ -29,7 +29,8 @@ def test_two_processes_on_one_gpu_are_refused_in_one_sentence_before_they_start(
     train, tmp_path, one_gpu, no_workers, options
 ):
     done = train(tmp_path / "exp", "--num-processes", 2, *options, check=False)
-    assert done.returncode == 2 and done.stderr.startswith("error: 2 training processes") and "\n" not in done.stderr[:-1]
+    assert done.returncode == 2 and done.stderr.startswith("error: 2 training processes")
+    assert done.stderr.count("\n") == 1
     assert "one GPU is here: start 1" in done.stderr and "--device cpu" in done.stderr
     assert not (tmp_path / "exp").exists()
 
