@@ -2,18 +2,28 @@
 
     python tools/check_environment.py            # versions, a tenth of a second
     python tools/check_environment.py --imports  # also imports what compiled code can break, a few seconds
+    python tools/check_environment.py --wants-cuda  # exits with 0 where PyTorch should be its CUDA build, else with 1
 
 Prints one line per problem and exits with 1; prints nothing and exits with 0 when all is well. Runs on any
 Python 3 without packages, so that it can also judge an environment that is not fit.
+
+PyTorch should be its CUDA build where an NVIDIA GPU is. SETUP_DEVICE=cuda says so without one, as on a login node,
+SETUP_DEVICE=cpu says that the CPU build will do.
 """
 
 import importlib
+import os
 import re
 import sys
 from importlib import metadata, util
 from pathlib import Path
 
-REQUIREMENTS = Path(__file__).resolve().parent.parent / "requirements.txt"
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.append(str(ROOT))
+from cascade.nvidia import has_nvidia_gpu  # noqa: E402
+
+REQUIREMENTS = ROOT / "requirements.txt"
+CPU_BUILD = "is PyTorch's CPU build"
 PYTHON_VERSIONS = ((3, 11), (3, 12), (3, 13))
 UNWANTED = {"torchaudio": "it breaks lhotse: remove it with 'pip uninstall torchaudio'"}
 COMPILED = (
@@ -64,6 +74,25 @@ def missing_modules(modules):
     return [f"{name} is installed but its files are missing" for name in names if util.find_spec(name) is None]
 
 
+def wants_cuda():
+    """Whether PyTorch should be its CUDA build here."""
+    chosen = os.environ.get("SETUP_DEVICE", "")
+    return has_nvidia_gpu() if chosen not in ("cpu", "cuda") else chosen == "cuda"
+
+
+def build_problems():
+    """One line if PyTorch is its CPU build where its CUDA build is wanted; torch is not imported."""
+    spec = util.find_spec("torch")
+    file = Path(spec.origin).parent / "version.py" if spec is not None and spec.origin else None
+    if file is None or not file.is_file():
+        return []
+    found = re.search(r"(?m)^cuda\b[^=\n]*= *(.*)$", file.read_text(encoding="utf-8"))
+    if found is None or found[1].strip() != "None" or not wants_cuda():
+        return []
+    why = "SETUP_DEVICE asks for CUDA" if os.environ.get("SETUP_DEVICE") == "cuda" else "an NVIDIA GPU is here"
+    return [f"torch {CPU_BUILD}, and {why}"]
+
+
 def import_problems(modules):
     """One line per module that is installed but cannot be imported."""
     problems = []
@@ -100,7 +129,10 @@ def find_problems(imports=False):
 
 
 def main():
+    if "--wants-cuda" in sys.argv[1:]:
+        sys.exit(0 if wants_cuda() else 1)
     found = find_problems("--imports" in sys.argv[1:])
+    found += build_problems() if fits() else []
     print("\n".join(found), end="\n" if found else "")
     sys.exit(1 if found else 0)
 

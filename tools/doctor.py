@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 OK, NOTE, PROBLEM = "ok", "note", "PROBLEM"
 SETUP = "run tools/setup.sh"
 NEEDED_GB = {"repository": 5.0, "temporary": 1.0}
+NEEDED_GB_CUDA = {"repository": 10.0, "temporary": 4.0}  # while PyTorch's CUDA build is still to be installed
 OPTIONAL = {
     "k2": ("k2's transducer loss (cascade.losses.backends.set_backend); ours has the same numbers",
            "build it for this torch; tools/check_k2.sh compares both in an environment of its own"),
@@ -166,8 +167,7 @@ def examine_devices(findings, facts):
         status = (NOTE, "little: lower data.batch_duration, keep data.num_workers=0") if total < 4e9 else ()
         findings.add(section, "memory", f"{total / 1e9:.1f} GB, {free / 1e9:.1f} GB available", *status)
     torch = facts["torch"] if facts else None
-    has_gpu = any(Path(f"/dev/nvidia{index}").exists() for index in range(16)) or (
-        shutil.which("nvidia-smi") is not None and _run(["nvidia-smi", "-L"], 20)[1].startswith("GPU"))
+    has_gpu = check_environment.has_nvidia_gpu(even_hidden=True)
     if torch is None:
         findings.add(section, "GPU", "an NVIDIA GPU is here" if has_gpu else "no NVIDIA GPU is here",
                      *((NOTE, "tools/setup.sh takes torch's CUDA build") if has_gpu else ()))
@@ -184,10 +184,11 @@ def examine_devices(findings, facts):
         findings.add(section, "GPU", f"hidden by CUDA_VISIBLE_DEVICES={hidden!r}", NOTE, "unset it to train on the GPU")
     elif has_gpu and not torch["cuda"]:
         findings.add(section, "GPU", "there is an NVIDIA GPU, but this torch is the CPU build", PROBLEM,
-                     "remove .venv and run tools/setup.sh: it takes the CUDA build where it sees a GPU")
+                     f"{SETUP} on this machine: it replaces the CPU build; until then --device cpu")
     elif has_gpu:
         findings.add(section, "GPU", f"there is an NVIDIA GPU, but torch ({build}) cannot use it", PROBLEM,
-                     "the driver is too old for this CUDA or not loaded: compare nvidia-smi's CUDA version")
+                     "the driver is too old for this CUDA or not loaded: compare nvidia-smi's CUDA version; until "
+                     "then --device cpu")
     else:
         findings.add(section, "GPU", f"none; torch build: {build}", NOTE,
                      "fine for egs/an4 and egs/commands; LibriSpeech's 960 h want GPUs")
@@ -228,7 +229,10 @@ def memory_bytes():
     return total, free
 
 
-def examine_disk(findings):
+def examine_disk(findings, facts):
+    torch = facts["torch"] if facts else None
+    cuda_comes = check_environment.wants_cuda() and not (torch and torch["cuda"])
+    needed_gb = NEEDED_GB_CUDA if cuda_comes else NEEDED_GB
     places = (
         ("repository", ROOT, "egs/*/exp goes here: free some, or put runs elsewhere with run.sh --exp-dir DIR"),
         ("temporary", Path(tempfile.gettempdir()), "free some, or point TMPDIR at a larger disk"),
@@ -239,8 +243,9 @@ def examine_disk(findings):
         status = ()
         if not writable:
             status = (PROBLEM, "it cannot be written: change its owner, or use a copy of your own")
-        elif free < NEEDED_GB[name]:
-            status = (PROBLEM, f"less than {NEEDED_GB[name]:g} GB: {remedy}")
+        elif free < needed_gb[name]:
+            why = " that set-up with PyTorch's CUDA build needs" if cuda_comes else ""
+            status = (PROBLEM, f"less than {needed_gb[name]:g} GB{why}: {remedy}")
         findings.add("disk", name, f"{free:.1f} GB free in {path}", *status)
     shared = Path("/dev/shm")
     if shared.is_dir() and shutil.disk_usage(str(shared)).total < 1e9:
@@ -322,7 +327,7 @@ def examine():
     findings = Findings()
     facts = examine_environment(findings)
     examine_devices(findings, facts)
-    examine_disk(findings)
+    examine_disk(findings, facts)
     examine_optional(findings, facts)
     examine_pitfalls(findings, facts)
     return findings

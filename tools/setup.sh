@@ -1,7 +1,10 @@
 #!/usr/bin/env bash
 # Make the Python environment that everything here runs in, from the pins of requirements.txt.
 #
-#   tools/setup.sh            makes or repairs .venv; at once when nothing changed
+#   tools/setup.sh                     makes or repairs .venv; at once when nothing changed
+#   SETUP_DEVICE=cuda tools/setup.sh   on a login node: PyTorch's CUDA build where no GPU is yet; cpu: its CPU build
+#
+# PyTorch is its CUDA build where an NVIDIA GPU is, and a CPU build is replaced there, as after a set-up on another node.
 #
 # An active environment (venv or conda) that already satisfies the pins is taken as it is. The only line on stdout is
 # the path of the interpreter to use; what is going on is said on stderr. Exit codes: 0 ready, 1 not ready.
@@ -14,7 +17,8 @@ venv="$root/.venv"
 stamp="$venv/setup-stamp"
 log="$venv/setup.log"
 cpu_index="https://download.pytorch.org/whl/cpu"
-needed_mb=3000  # .venv takes 1.6 GB with PyTorch's CPU build, and pip unpacks downloads beside it
+cpu_mb=3000   # .venv takes 1.6 GB with PyTorch's CPU build, and pip unpacks downloads beside it
+cuda_mb=8000  # the CUDA build brings NVIDIA's libraries
 
 say() { printf 'setup: %s\n' "$*" >&2; }
 fail() { printf 'setup failed: %s\n' "$*" >&2; exit 1; }
@@ -71,11 +75,9 @@ find_python() {
     fail "no usable Python 3.11, 3.12 or 3.13 found (tried: ${tried:-nothing on PATH is called python}); install one, or name it: SETUP_PYTHON=/path/to/python3.12 tools/setup.sh"
 }
 
-has_nvidia_gpu() { [ -e /dev/nvidia0 ] || { command -v nvidia-smi >/dev/null && nvidia-smi >/dev/null 2>&1; }; }
-
 # One attempt with a short time-out; the alarm also bounds the look-up of the name.
 cpu_index_answers() {
-    "$venv/bin/python" - "$cpu_index/torch/" 2>/dev/null <<'PROBE'
+    "$python" - "$cpu_index/torch/" 2>/dev/null <<'PROBE'
 import signal, sys, urllib.request
 signal.alarm(4)
 urllib.request.urlopen(urllib.request.Request(sys.argv[1], method="HEAD"), timeout=3)
@@ -92,50 +94,62 @@ explain_pip_failure() {
     local last
     last="$(grep -E '^ERROR|Error' "$log" | tail -n 1 | cut -c 1-300)" || true
     if grep -qE 'No space left on device|Errno 28|Disk quota exceeded' "$log"; then
-        fail "the disk is full; free about $((needed_mb / 1000)) GB (under $root, or under TMPDIR=${TMPDIR:-/tmp}) and run this again."
+        fail "the disk is full; free about $((${needed_mb:-$cpu_mb} / 1000)) GB (under $root, or under TMPDIR=${TMPDIR:-/tmp}) and run this again."
     elif grep -qE 'NewConnectionError|NameResolutionError|Network is unreachable|Connection refused|ConnectTimeout|ReadTimeout|Read timed out|ProxyError|SSLError|ConnectionReset|ConnectionError|RemoteDisconnected' "$log"; then
-        fail "packages could not be downloaded: is there a network, and does it need a proxy (HTTPS_PROXY) or a mirror (PIP_INDEX_URL)? Then run this again; pip's output: $log"
+        fail "packages could not be downloaded: is there a network, and does it need a proxy (HTTPS_PROXY) or a mirror (PIP_INDEX_URL)? Then run this again$on_failure; pip's output: $log"
     fi
-    fail "pip: ${last:-no error line}; pip's whole output: $log"
+    fail "pip: ${last:-no error line}$on_failure; pip's whole output: $log"
 }
 
-make_venv() {
+need_disk() {
     local free_mb
     free_mb="$(df -Pm "$root" 2>/dev/null | awk 'NR == 2 {print $4}')" || free_mb=""
     if [ -n "$free_mb" ] && [ "$free_mb" -lt "$needed_mb" ]; then
-        fail "$root has $free_mb MB of free disk space, the environment needs about $needed_mb MB."
+        fail "$root has $free_mb MB of free disk space, the environment needs about $needed_mb MB with ${build:-PyTorch}."
     fi
-    find_python
+}
+
+make_venv() {
     say "making $venv with $python ($("$python" -VV 2>&1 | head -n 1))"
     local problem
     problem="$("$python" -m venv --clear "$venv" 2>&1)" ||
         fail "$python -m venv $venv: $(printf '%s' "$problem" | tail -n 1 | cut -c 1-300)"
 }
 
-# Sets `index` to the options that get PyTorch's CPU build where no GPU could use the CUDA one.
+# Sets, once, `index` to the options that get PyTorch's CPU build where the CUDA build is not wanted, and `needed_mb`.
+# PyPI has the CUDA build for Linux on x86_64 (2.13.0); with an index that has 2.13.0+cpu too, pip prefers that.
 choose_index() {
-    index=()
+    [ -z "$needed_mb" ] || return 0
+    index=() needed_mb="$cpu_mb" build="PyTorch's CPU build"
     if [ "$(uname -s)" != Linux ]; then return; fi
-    if has_nvidia_gpu; then
-        say "an NVIDIA GPU is here: PyTorch comes from the default index"
+    if check "$python" --wants-cuda; then
+        say "PyTorch's CUDA build is wanted (an NVIDIA GPU, or SETUP_DEVICE): it comes from the default index"
+        needed_mb="$cuda_mb" build="PyTorch's CUDA build"
     elif cpu_index_answers; then
         say "no NVIDIA GPU here: PyTorch's CPU build comes from $cpu_index"
         index=(--extra-index-url "$cpu_index")
     else
         say "no NVIDIA GPU here, but $cpu_index does not answer: PyTorch comes from the default index, perhaps as its larger CUDA build (it works too)"
+        needed_mb="$cuda_mb" build="PyTorch's CUDA build, which the default index may give"
     fi
 }
 
 # pip_install, from the chosen index and without it when that fails; PROBLEMS names what is wrong with the environment.
 install() {
-    local problems="$1"
+    local problems="$1" use
     shift
     : >"$log"
-    index=()
-    if grep -q '^torch\b' <<<"$problems"; then choose_index; fi
-    if [ "${#index[@]}" -gt 0 ]; then
-        pip_install "$@" "${index[@]}" && return
-        say "that did not work with $cpu_index; trying the default index alone"
+    use=()
+    if grep -q '^torch\b' <<<"$problems"; then
+        choose_index
+        need_disk
+        use=("${index[@]}")
+    fi
+    if [ "${#use[@]}" -gt 0 ]; then
+        pip_install "$@" "${use[@]}" && return
+        say "that did not work with $cpu_index; trying the default index alone, perhaps for PyTorch's larger CUDA build"
+        needed_mb="$cuda_mb" build="PyTorch's CUDA build, which the default index may give"
+        need_disk
         : >"$log"
     fi
     pip_install "$@" || explain_pip_failure
@@ -160,6 +174,26 @@ NAMES
     broken="$(check "$venv/bin/python" --imports 2>&1)" || fail "$(head -n 1 <<<"$broken"); remove $venv and run this again."
 }
 
+# Put PyTorch's CUDA build in the place of its CPU build; nothing is removed before all of it is downloaded.
+replace_cpu_build() {
+    local pin remedy="or set SETUP_DEVICE=cpu to keep the CPU build"
+    pin="$(grep -m 1 -oE '^torch==[^ #]+' "$root/requirements.txt")"
+    say "$1: installing the CUDA build (some minutes)"
+    needed_mb="" on_failure=", $remedy; without a network here, run SETUP_DEVICE=cuda tools/setup.sh on a machine that has one"
+    install "$1" --force-reinstall -c "$root/requirements.txt" "$pin"
+    problems="$(check "$python" 2>&1)" || true
+    if grep -q "$cpu_build" <<<"$problems"; then
+        fail "pip's index gave $pin as its CPU build again: see PIP_INDEX_URL and PIP_EXTRA_INDEX_URL, $remedy."
+    fi
+}
+
+case "${SETUP_DEVICE:-}" in
+    "" | cpu | cuda) ;;
+    *) fail "SETUP_DEVICE must be cpu or cuda, got '$SETUP_DEVICE'." ;;
+esac
+python="" needed_mb="" build="" on_failure=""
+cpu_build="is PyTorch's CPU build"  # what tools/check_environment.py says
+
 active="${VIRTUAL_ENV:-${CONDA_PREFIX:-}}"
 if [ -n "$active" ] && [ "$active" != "$venv" ]; then
     if [ -x "$active/bin/python" ] && problems="$(check "$active/bin/python" 2>&1)"; then
@@ -180,16 +214,23 @@ fi
 
 if venv_runs && python_fits "$venv/bin/python"; then
     rm -f "$stamp"
-    problems="$(check "$venv/bin/python" 2>&1)" || say "$venv needs work: $(head -n 1 <<<"$problems")"
+    python="$venv/bin/python"
+    problems="$(check "$python" 2>&1)" || say "$venv needs work: $(head -n 1 <<<"$problems")"
 else
     if [ -e "$venv" ]; then say "$venv is half made or its Python is gone or unfit; making it anew"; fi
+    find_python
+    choose_index
+    need_disk
     make_venv
-    problems="$(check "$venv/bin/python" 2>&1)" || true
+    python="$venv/bin/python"
+    problems="$(check "$python" 2>&1)" || true
 fi
-if [ -n "$problems" ]; then
+if grep -qv "$cpu_build" <<<"$problems" && [ -n "$problems" ]; then
     say "installing the packages of requirements.txt (some minutes the first time)"
     install "$problems" -r "$root/requirements.txt"
+    problems="$(check "$python" 2>&1)" || true
 fi
+if problem="$(grep "$cpu_build" <<<"$problems")"; then replace_cpu_build "$problem"; fi
 repair_packages
 fingerprint >"$stamp"
 ready "$venv/bin/python"

@@ -1,5 +1,6 @@
 """tools/doctor: what it finds, before and after set-up, and what it advises."""
 
+import importlib
 import json
 import os
 import re
@@ -7,8 +8,10 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 UNSET = ("OMP_", "MKL_", "PYTHON", "VIRTUAL_ENV", "CONDA_")
@@ -20,7 +23,9 @@ def tree(tmp_path):
     """A checkout with the doctor and the pins, without an environment, in a folder whose name has a space."""
     root = tmp_path / "my checkout"
     (root / "tools").mkdir(parents=True)
-    for name in ("tools/doctor", "tools/doctor.py", "tools/check_environment.py", "requirements.txt"):
+    (root / "cascade").mkdir()
+    for name in ("tools/doctor", "tools/doctor.py", "tools/check_environment.py", "requirements.txt",
+                 "cascade/__init__.py", "cascade/nvidia.py"):
         shutil.copy(ROOT / name, root / name)
     return root
 
@@ -129,3 +134,29 @@ def test_without_any_python_it_says_what_to_install(tree, tmp_path):
         pytest.skip("this system has a Python of its own")
     done = doctor(tree, PATH=str(tools), HOME=str(tmp_path), PYENV_ROOT=str(tmp_path))
     assert done.returncode == 1 and "install Python 3.11, 3.12 or 3.13" in done.stderr
+
+
+def test_a_gpu_that_a_cpu_build_cannot_use_is_a_problem_that_set_up_mends(tree, tmp_path):
+    if torch.version.cuda is not None:
+        pytest.skip("this torch is not a CPU build")
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho 'GPU 0: NVIDIA H100'\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    path = os.pathsep.join([str(tmp_path), str(Path(sys.executable).parent), CLEAN["PATH"]])
+    rows = findings(doctor(with_environment(tree), "--json", PATH=path, CUDA_VISIBLE_DEVICES="0"))
+    assert rows["GPU"]["status"] == "PROBLEM" and "CPU build" in rows["GPU"]["value"]
+    assert rows["GPU"]["advice"].startswith("run tools/setup.sh on this machine") and rows["torch"]["status"] == "ok"
+    hidden = findings(doctor(tree, "--json", PATH=path, CUDA_VISIBLE_DEVICES=""))["GPU"]
+    assert hidden["status"] == "note" and "hidden by CUDA_VISIBLE_DEVICES" in hidden["value"]
+
+
+@pytest.mark.parametrize(("build", "wants", "needed"), [(None, True, 10), ("13.0", True, 5), (None, False, 5)])
+def test_disk_is_judged_by_the_build_that_set_up_will_install(monkeypatch, build, wants, needed):
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    module = importlib.import_module("doctor")
+    monkeypatch.setattr(module.check_environment, "wants_cuda", lambda: wants)
+    for free, status in ((needed - 0.1, "PROBLEM"), (needed, "ok")):
+        disk = SimpleNamespace(free=free * 1e9, total=1e12)
+        monkeypatch.setattr(module.shutil, "disk_usage", lambda path, disk=disk: disk)
+        found = module.Findings()
+        module.examine_disk(found, {"torch": {"cuda": build, "gpus": []}})
+        assert found.rows[0]["name"] == "repository" and found.rows[0]["status"] == status
