@@ -266,12 +266,15 @@ def test_one_test_set_is_decoded_into_mode_and_method(commands_of):
 
 
 def test_options_reach_the_programs(commands_of):
-    commands = commands_of("--clean-100", "--small", "--musan", "--num-processes", "4", "--epochs", "3")
+    options = ("--clean-100", "--small", "--musan", "--num-processes", "4", "--epochs", "3", "--device", "cuda")
+    commands = commands_of(*options)
     trainings = [command for command in commands if "cascade.bin.train " in command]
     assert len(trainings) == 3
     for command in trainings:
-        assert "cascade.bin.train --num-processes 4 --data" in command and "training.num_epochs=3" in command
+        assert "cascade.bin.train --device cuda --num-processes 4 --data" in command
+        assert "training.num_epochs=3" in command
         assert "conf/small/data.yaml" in command
+    assert all(option(command, "--device") == "cuda" for command in commands if "cascade.bin.decode" in command)
     assert sum("conf/small/teacher.yaml" in command for command in trainings) == 1
     assert sum("conf/small/student.yaml" in command for command in trainings) == 2
     assert any("prepare.py --musan-dir egs/books/download" in command for command in commands)

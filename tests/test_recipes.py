@@ -7,6 +7,7 @@ import importlib
 import json
 import os
 import re
+import shutil
 import subprocess
 from itertools import product
 from pathlib import Path
@@ -16,6 +17,7 @@ import pytest
 from cascade.config import Config, load_config
 from cascade.models.build import build_model, count_params
 from tests.scoring.test_report import result
+from tests.test_librispeech import FAKE_PYTHON
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted(file.parent for file in ROOT.glob("egs/*/run.sh"))
@@ -186,6 +188,41 @@ def test_recipe_has_its_readme_and_nothing_but_thin_parts(recipe):
     assert re.search(r"egs/[\w.-]+/run\.sh", text), "say how to run it (a copy may still name the recipe it came from)"
     python = [file.relative_to(recipe).as_posix() for file in recipe.rglob("*.py") if "exp" not in file.parts]
     assert set(python) <= {"local/prepare.py"}, "Python belongs into cascade/, a recipe has local/prepare.py"
+
+
+@pytest.mark.parametrize(("recipe", "options", "training", "decoding"), [
+    *((name, options, "--device cpu --num-processes 2 ", "--device cpu ")
+      for name in ("an4", "commands") for options in ([], ["--device", "cpu"])),
+    ("commands", ["--device=auto"], "--device auto --force", "--device auto "),
+    ("an4", ["--device", "cuda"], "--device cuda --force", "--device cuda "),
+    ("tsv", ["--device", "cuda", "--num-processes", "3"], "--device cuda --num-processes 3 ", "--device cuda "),
+    ("tsv", [], "", ""),
+])
+def test_recipes_of_cpu_results_train_on_the_cpu_and_device_changes_that(
+    recipe, options, training, decoding, tmp_path
+):
+    for name in ("tools/recipe.sh", f"egs/{recipe}/run.sh"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    for name, text in (("tools/setup.sh", '#!/bin/sh\necho "$FAKE"\n'), ("python", FAKE_PYTHON)):
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o755)
+    for stamp in ("data", "fbank", "tokens"):
+        (tmp_path / "exp" / "stamps").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "exp" / "stamps" / stamp).touch()
+    command = [tmp_path / "egs" / recipe / "run.sh", "--exp-dir", "exp", "--force", *options]
+    environment = {**os.environ, "LOG": str(tmp_path / "log"), "FAKE": str(tmp_path / "python")}
+    done = subprocess.run(
+        [*command, "--stage", "3", "--stop-stage", "6"], cwd=tmp_path, capture_output=True, text=True, timeout=60,
+        env=environment,
+    )
+    assert done.returncode == 0, done.stderr
+    commands = (tmp_path / "log").read_text().splitlines()
+    for program, count, words in (("train", 3, training), ("decode", 18, decoding)):
+        found = [line for line in commands if f"cascade.bin.{program} " in line]
+        assert len(found) == count
+        for line in found:
+            assert words in line and ("--device" in line) == bool(words), line
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@
 #   exp         where the run's outputs go     results     where its report goes
 #   corpus_dir  --corpus-dir or empty          corpus      what local/prepare.py is told about it
 #   quick       1 with --quick, else empty     PYTHON      the interpreter; a step's `python` means this one
+#   device      --device or empty              with_device --device for a program, if it was given
 #   noise_dir, rir_dir   --noise-dir and --rir-dir or empty, for stage 1 and its --inputs
 # and, of the recipe's own options, voice_dir to the absolute folder and mini to 1, both empty when not given.
 set -euo pipefail
@@ -37,6 +38,8 @@ shared_options=(
                      (otherwise: $recipe/exp, results in $recipe itself)"
     "--noise-dir DIR|mix the recordings of this folder into training (augment.noise_share, augment.noise_snr_db)"
     "--rir-dir DIR|put training copies into the rooms of this folder of impulse responses (augment.rir_share)"
+    "--device NAME|train and decode on cpu, cuda (a GPU) or auto (a GPU where there is one); README.md
+                     names the default"
     "--quick|few utterances, tiny models, few epochs: a check that all works (otherwise into $recipe/exp/quick)"
     "--force|run the chosen stages again even if nothing changed"
     "--help|show this"
@@ -96,6 +99,12 @@ set_option() {
         --exp-dir:*)
             [ -n "$value" ] || usage_error "--exp-dir must name a folder, got ''"
             if [ -e "$value" ] && [ ! -d "$value" ]; then usage_error "--exp-dir must name a folder, '$value' is a file"; fi
+            ;;
+        --device:*)
+            case "$value" in
+                auto | cpu | cuda) ;;
+                *) usage_error "--device must be auto, cpu or cuda, got '$value'" ;;
+            esac
             ;;
         *:DIR)
             [ -d "$value" ] || usage_error "$1 must be an existing folder, got '$value'"
@@ -226,4 +235,5 @@ else
     if [ -n "$corpus_dir" ]; then corpus=(--corpus-dir "$corpus_dir"); fi
     cd "$root"
 fi
+with_device=(${device:+--device "$device"})
 exp="${exp:-$recipe/exp}" results="${results:-$recipe}"

@@ -7,6 +7,9 @@ quick_conf=(${quick:+"$conf/quick.yaml"})
 data=("$conf/data.yaml" "${quick_conf[@]}")
 teacher=("$conf/data.yaml" "$conf/teacher.yaml" "${quick_conf[@]}")
 student=("$conf/data.yaml" "$conf/student.yaml" "${quick_conf[@]}")
+# The results are those of two CPU processes, whatever this machine has; --device auto or cuda trains in one process.
+processes=(--device cpu --num-processes 2)
+[ "${device:-cpu}" = cpu ] || processes=("${with_device[@]}")
 
 if stage 0 "data: sentences, voices and noise, spoken by eSpeak NG; validation"; then
     step manifests --inputs "$recipe/local" tools/synthesise.py --outputs "$exp/manifests" -- \
@@ -31,19 +34,19 @@ fi
 if stage 3 "train the teacher"; then
     step teacher --after fbank tokens --outputs "$exp/teacher" -- \
         python -m cascade.bin.train --data "$exp/fbank" --tokens "$exp/tokens" --exp-dir "$exp/teacher" \
-        --num-processes 2 ${force:+--force} --config "${teacher[@]}"
+        "${processes[@]}" ${force:+--force} --config "${teacher[@]}"
 fi
 
 if stage 4 "train the student alone, without teacher"; then
     step student_alone --after fbank tokens --outputs "$exp/student_alone" -- \
         python -m cascade.bin.train --data "$exp/fbank" --tokens "$exp/tokens" --exp-dir "$exp/student_alone" \
-        --num-processes 2 ${force:+--force} --config "${student[@]}" distillation=null
+        "${processes[@]}" ${force:+--force} --config "${student[@]}" distillation=null
 fi
 
 if stage 5 "train the student, distilled from the teacher"; then
     step student --after fbank tokens teacher --outputs "$exp/student" -- \
         python -m cascade.bin.train --data "$exp/fbank" --tokens "$exp/tokens" --exp-dir "$exp/student" \
-        --teacher "$exp/teacher" --num-processes 2 ${force:+--force} --config "${student[@]}"
+        --teacher "$exp/teacher" "${processes[@]}" ${force:+--force} --config "${student[@]}"
 fi
 
 if stage 6 "decode the test set: three modes, two methods"; then
@@ -53,7 +56,7 @@ if stage 6 "decode the test set: three modes, two methods"; then
                 out="$exp/$model/decode/$mode-$method"
                 step "decode-$model-$mode-$method" --after fbank "$model" --outputs "$out/result.json" -- \
                     python -m cascade.bin.decode --exp-dir "$exp/$model" --manifest "$exp/fbank/test_cuts.jsonl.gz" \
-                    --mode "$mode" --method "$method" --out "$out"
+                    --mode "$mode" --method "$method" --device "${device:-cpu}" --out "$out"
             done
         done
     done

@@ -16,7 +16,7 @@ case "$full$clean_100$mini" in 11*) usage_error "choose one of --full, --clean-1
 case "$musan$noise_dir" in 1/*) usage_error "choose one of --musan and --noise-dir" ;; esac
 noise_dir="${noise_dir:-${musan:+$recipe/download/musan/noise}}"
 corpus+=(${full:+--set full} ${clean_100:+--set clean-100} ${mini:+--set mini})
-processes=(${num_processes:+--num-processes "$num_processes"})
+processes=("${with_device[@]}" ${num_processes:+--num-processes "$num_processes"})
 
 data=("$conf/data.yaml")
 teacher=("$conf/data.yaml" "$conf/teacher.yaml")
@@ -91,7 +91,7 @@ if stage 6 "decode the test sets: three modes, two methods"; then
                     name="$test-$mode-$method"
                     out="$exp/$model/decode/${name#test-}"
                     step "decode-$model-${name#test-}" --after fbank "$model" --outputs "$out/result.json" -- \
-                        python -m cascade.bin.decode --exp-dir "$exp/$model" --mode "$mode" --method "$method" \
+                        python -m cascade.bin.decode --exp-dir "$exp/$model" --mode "$mode" --method "$method" "${with_device[@]}" \
                         --manifest "$exp/fbank/${test}_cuts.jsonl.gz" --out "$out"
                 done
             done

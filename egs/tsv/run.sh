@@ -10,7 +10,7 @@ own_options=(
 . "$(dirname "${BASH_SOURCE[0]}")/../../tools/recipe.sh"
 
 audio=(${corpus_dir:+--audio-dir "$corpus_dir"})
-processes=(${num_processes:+--num-processes "$num_processes"})
+processes=("${with_device[@]}" ${num_processes:+--num-processes "$num_processes"})
 
 data=("$conf/data.yaml")
 teacher=("$conf/data.yaml" "$conf/teacher.yaml")
@@ -73,7 +73,7 @@ if stage 6 "decode the test set: three modes, two methods"; then
                 out="$exp/$model/decode/$mode-$method"
                 step "decode-$model-$mode-$method" --after fbank "$model" --outputs "$out/result.json" -- \
                     python -m cascade.bin.decode --exp-dir "$exp/$model" --manifest "$exp/fbank/test_cuts.jsonl.gz" \
-                    --mode "$mode" --method "$method" --out "$out"
+                    --mode "$mode" --method "$method" "${with_device[@]}" --out "$out"
             done
         done
     done

@@ -70,7 +70,7 @@ def log(recipe: Path, exp: str = "exp") -> list[str]:
         ("--stage 99999999999999999999", "--stage"), ("--quick=1", "--quick takes no value"), ("--stag 1", "'--stag'"),
         ("--voice-dir", "--voice-dir"), ("--voice-dir no/folder", "'no/folder'"), ("--voice-dir=", "--voice-dir"),
         ("--table my\0recipe", "'my recipe'"), ("--table=no.tsv", "'no.tsv'"), ("--mini=yes", "--mini takes no value"),
-        ("--num-parts 1.5", "'1.5'"), ("--word=", "--word"),
+        ("--num-parts 1.5", "'1.5'"), ("--device gpu", "'gpu'"), ("--device", "--device"), ("--word=", "--word"),
     ],
 )
 def test_wrong_option_is_one_sentence_that_names_it_and_exits_with_2(recipe, options, named):
