@@ -11,9 +11,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import torch
-
 from cascade.bin.cli import add_config_arguments, config_from_arguments, run_program
+from cascade.bin.device_arguments import add_device_argument, open_device
 from cascade.training.distributed import Processes
 from cascade.training.max_batch import largest_batch
 from cascade.training.run_inputs import RunPaths, build_trainer, check_options, read_inputs
@@ -25,15 +24,14 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="features, what compute_features wrote")
     parser.add_argument("--tokens", type=Path, required=True, metavar="DIR", help="what train_tokens wrote")
     parser.add_argument("--teacher", type=Path, metavar="DIR", help="the teacher's --exp-dir, for distillation")
+    add_device_argument(parser)
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
     arguments = parser.parse_intermixed_args()
     config = config_from_arguments(arguments)
     paths = RunPaths(arguments.data, arguments.tokens, Path("unused"), arguments.teacher)
     check_options(config, paths)
-    torch.set_flush_denormal(True)
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    trainer = build_trainer(config, paths, read_inputs(paths, config), "", Processes())
+    processes = Processes(device=open_device(arguments))
+    trainer = build_trainer(config, paths, read_inputs(paths, config), "", processes)
     best = largest_batch(trainer)
     print(f"data.batch_duration={best.batch_duration:.0f}")
 

@@ -8,12 +8,20 @@ import pytest
 import torch
 
 import cascade.device
+from cascade.training.trainer import Trainer
+from tests.training.conftest import OPTIONS, run
 
 
 @pytest.fixture
 def one_gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+
+
+@pytest.fixture
+def no_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(cascade.device, "has_nvidia_gpu", lambda: False)
 
 
 @pytest.fixture
@@ -59,6 +67,21 @@ def test_log_begins_with_the_device_and_the_summary_names_it(train, tmp_path):
     assert json.loads((tmp_path / "train_summary.json").read_text())["device"] == "cpu"
     done = train(tmp_path / "dry", "--device", "cpu", "--dry-run")
     assert " INFO device: cpu, " in done.stderr.splitlines()[0]
+
+
+def test_the_largest_batch_is_that_of_the_device_asked_for(corpus, monkeypatch, no_gpu):
+    seen = []
+
+    def note(trainer: Trainer) -> None:
+        seen.append(trainer.device.type)
+        raise ValueError("as far as this test goes")
+
+    monkeypatch.setattr("cascade.bin.max_batch.largest_batch", note)
+    words = ["max_batch", "--data", corpus / "fbank", "--tokens", corpus / "tokens", "--threads", 1, *OPTIONS]
+    done = run(*words, check=False)
+    assert " INFO device: cpu, " in done.stderr.splitlines()[0] and seen == ["cpu"]
+    done = run(*words, "--device", "cuda", check=False)
+    assert done.returncode == 2 and done.stderr.startswith("error: --device cuda needs an NVIDIA GPU")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU that torch can use")
