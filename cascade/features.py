@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from functools import lru_cache
 from math import gcd
 from pathlib import Path
@@ -41,6 +42,17 @@ def num_feature_frames(num_samples: int, sampling_rate: int) -> int:
     """Frames T of the fbank of `num_samples` samples (snip_edges=False)."""
     hop = sampling_rate * FRAME_SHIFT_MS // 1000
     return (num_samples + hop // 2) // hop
+
+
+def equal_features(config: FeatureConfig) -> list[dict[str, Any]]:
+    """Descriptions under which stored features equal this config's, its own first: extractors do not differ.
+
+    An option that is newer than some stored features is left out where it has its default.
+    """
+    first = ("sampling_rate", "num_mel_bins", "extractor")
+    defaults = asdict(FeatureConfig())
+    own = {name: value for name, value in asdict(config).items() if name in first or value != defaults[name]}
+    return [own, *(own | {"extractor": name} for name in ("lhotse", "kaldifeat") if name != config.extractor)]
 
 
 def compute_fbank(samples: Tensor | np.ndarray, config: FeatureConfig) -> Tensor:

@@ -41,7 +41,8 @@ shared_options=(
     "--device NAME|train and decode on cpu, cuda (a GPU) or auto (a GPU where there is one); README.md
                      names the default"
     "--quick|few utterances, tiny models, few epochs: a check that all works (otherwise into $recipe/exp/quick)"
-    "--force|run the chosen stages again even if nothing changed"
+    "--force|run the chosen stages again even if nothing changed, or with other options than before;
+                     earlier trainings are kept (DIR.previous-1, -2, ...)"
     "--help|show this"
 )
 [ -n "${own_options+set}" ] || own_options=()
@@ -131,7 +132,8 @@ show_help() {
     cat <<HELP
 
 A finished stage is skipped unless its inputs changed; an interrupted one goes on when run again. Exit codes: 0 done,
-1 failed, 2 wrong usage, 75 interrupted (run the same command again to go on, without --force).
+1 failed, 2 wrong usage or other options than those of a finished step (--force runs it with them), 75 interrupted (run
+the same command again to go on, without --force).
 
 stages:
 HELP
@@ -175,7 +177,7 @@ step() {
         say "stopped in stage $current_stage; run the same command${force:+ without --force} again to go on"
         exit 75
     elif [ "$code" -ne 0 ]; then
-        say "stage $current_stage failed in step '$name' (exit code $code)"
+        say "stage $current_stage stopped in step '$name' (exit code $code)"
         exit "$code"
     fi
 }

@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +24,7 @@ from cascade.config import FRAME_SHIFT_MS, AugmentConfig, FeatureConfig
 from cascade.data.audio_folder import describe, find_audio, report
 from cascade.data.files import replacing
 from cascade.data.parallel import check_stopped, compute_parts
-from cascade.features import WINDOW_MS, compute_fbank, read_audio
+from cascade.features import WINDOW_MS, compute_fbank, equal_features, read_audio
 from cascade.log import progress
 
 PART_SIZE = 100
@@ -54,11 +53,16 @@ def store_noise(folder: Path, out: Path, features: FeatureConfig, num_jobs: int)
       ValueError: no such folder, no audio in it, or none that can be used.
     """
     names = find_audio(folder, OPTION)
-    about = [describe(folder, names), asdict(features), PART_SIZE, _FORMAT]
-    fingerprint = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+    files = describe(folder, names)
+    fingerprint, *others = (
+        hashlib.sha256(json.dumps([files, item, PART_SIZE, _FORMAT], sort_keys=True).encode()).hexdigest()
+        for item in equal_features(features)
+    )
     target = out / "noise"
     mark = target / "fingerprint"
-    if not mark.is_file() or mark.read_text() != fingerprint:
+    if mark.is_file() and mark.read_text() in others:
+        fingerprint = mark.read_text()
+    elif not mark.is_file() or mark.read_text() != fingerprint:
         remove_noise(out)
         with replacing(mark) as temporary:
             temporary.write_text(fingerprint)

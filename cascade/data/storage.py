@@ -16,7 +16,6 @@ import json
 import pickle
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -32,7 +31,7 @@ from cascade.data.cuts import Cut, at_speed, load_samples, read_cuts, write_cuts
 from cascade.data.files import replacing
 from cascade.data.parallel import check_stopped, compute_parts
 from cascade.data.reverb import Rooms, read_response, reverberate
-from cascade.features import compute_fbank, num_feature_frames
+from cascade.features import compute_fbank, equal_features, num_feature_frames
 from cascade.log import progress
 
 PART_SIZE = 200
@@ -71,8 +70,8 @@ def store_split(
     tick_power = TRAIN_TICK_POWER if is_train else SCORED_TICK_POWER
     folder = (out / split).resolve()
     rooms = rooms if is_train else None
-    fingerprint, num_cuts = _fingerprint(source, folder, config.features, speeds, tick_power, rooms)
-    _start_afresh_if_changed(folder, fingerprint)
+    fingerprints, num_cuts = _fingerprints(source, folder, config.features, speeds, tick_power, rooms)
+    _start_afresh_if_changed(folder, fingerprints)
     stems = [folder / f"part-{number:05d}" for number in range(-(-num_cuts // PART_SIZE))]
     parts = (
         Part(block, stem, config.features, speeds, tick_power, rooms)
@@ -129,38 +128,44 @@ def _blocks(source: Path) -> Iterator[list[Cut]]:
         yield block
 
 
-def _fingerprint(
+def _fingerprints(
     source: Path, folder: Path, features: FeatureConfig, speeds: tuple[float, ...], tick_power: int, rooms: Rooms | None
-) -> tuple[str, int]:
-    """What the parts depend on, and the number of cuts. The folder is in it because cuts carry absolute paths."""
+) -> tuple[list[str], int]:
+    """What the parts depend on, any of which counts as the same, and the number of cuts.
+
+    The folder is in it because cuts carry absolute paths.
+    """
     about = {
-        "features": asdict(features), "speeds": speeds, "tick_power": tick_power, "part_size": PART_SIZE,
-        "folder": str(folder), "format": _FORMAT,
+        "speeds": speeds, "tick_power": tick_power, "part_size": PART_SIZE, "folder": str(folder), "format": _FORMAT,
     }
     if rooms is not None:
         about["rooms"] = rooms.digest
-    digest = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
+    digests = [
+        hashlib.sha256(json.dumps(about | {"features": item}, sort_keys=True).encode())
+        for item in equal_features(features)
+    ]
     if not source.is_file():
         raise FileNotFoundError(f"cuts not found: {source}; run stage 0 first")
     num_cuts = 0
     for line in read_lines(source):
-        digest.update(line)
+        for digest in digests:
+            digest.update(line)
         num_cuts += 1
     if num_cuts == 0:
         raise ValueError(f"{source} holds no utterance: run stage 0 (prepare_data) again")
-    return digest.hexdigest(), num_cuts
+    return [digest.hexdigest() for digest in digests], num_cuts
 
 
-def _start_afresh_if_changed(folder: Path, fingerprint: str) -> None:
+def _start_afresh_if_changed(folder: Path, fingerprints: list[str]) -> None:
     file = folder / "fingerprint"
     for left_over in folder.glob(".*-part-*"):  # of a killed process
         left_over.unlink()
-    if file.is_file() and file.read_text() == fingerprint:
+    if file.is_file() and file.read_text() in fingerprints:
         return
     for part in folder.glob("part-*"):
         part.unlink()
     with replacing(file) as temporary:
-        temporary.write_text(fingerprint)
+        temporary.write_text(fingerprints[0])
 
 
 def _compute_part(part: Part) -> None:

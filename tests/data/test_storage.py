@@ -1,3 +1,4 @@
+import dataclasses
 import gzip
 import os
 import signal
@@ -7,6 +8,7 @@ import time
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 
 from cascade.bin.compute_features import compute_features
@@ -14,7 +16,7 @@ from cascade.config import DataConfig, FeatureConfig
 from cascade.data import storage
 from cascade.data.cuts import load_samples, read_cuts
 from cascade.data.storage import read_features, read_stats, stored
-from cascade.features import compute_fbank
+from cascade.features import compute_fbank, equal_features
 from tests.data.synthetic import small_config
 
 
@@ -109,6 +111,29 @@ def test_other_inputs_start_afresh_and_touch_nothing_else(exp, tmp_path):
     cuts = list(read_cuts(out / "train_cuts.jsonl.gz"))
     assert len(cuts) == 13 and {cut.features.num_features for cut in cuts} == {23}
     assert (out / "train" / "notes.txt").read_text() == "mine"
+
+
+def test_another_extractor_or_number_of_processes_computes_nothing_again(exp, tmp_path):
+    def times():
+        return {path: path.stat().st_mtime_ns for path in tmp_path.rglob("part-*")}
+
+    noises = tmp_path / "noises"
+    noises.mkdir()
+    soundfile.write(noises / "hiss.wav", 0.1 * np.random.default_rng(0).standard_normal(8000), 16000)
+    compute_features(exp / "data", tmp_path, small_config(), 1, noise_dir=noises)
+    before, index = times(), (tmp_path / "noise" / "index.json").read_bytes()
+    other = dataclasses.replace(small_config().features, extractor="kaldifeat")
+    compute_features(exp / "data", tmp_path, small_config(features=other), 2, noise_dir=noises)
+    assert before and times() == before
+    assert (tmp_path / "noise" / "index.json").read_bytes() == index
+
+
+def test_an_option_that_is_newer_than_stored_features_does_not_count_until_it_is_set():
+    Newer = dataclasses.make_dataclass("Newer", [("newer", int, 1)], bases=(FeatureConfig,), frozen=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cascade.features.FeatureConfig", Newer)
+        assert equal_features(Newer()) == equal_features(FeatureConfig())
+        assert equal_features(Newer(newer=2))[0] == dataclasses.asdict(FeatureConfig()) | {"newer": 2}
 
 
 def test_features_of_a_moved_folder_are_computed_again(exp, tmp_path):

@@ -106,6 +106,19 @@ def test_force_runs_the_chosen_stages_again_and_what_depends_on_them_follows(rec
     assert log(recipe) == ["data", "teacher", "report", "teacher", "report"]
 
 
+def test_a_forgotten_option_redoes_nothing_until_forced(recipe):
+    (recipe.parent / "voices").mkdir()
+    assert run(recipe, "--voice-dir", "voices").returncode == 0
+    done = run(recipe)
+    assert done.returncode == 2 and "step report is done, with other words" in done.stderr
+    assert "voices" in done.stderr and "--force" in done.stderr and "Traceback" not in done.stderr
+    assert log(recipe) == ["data", "teacher", "report"]
+    assert run(recipe, "--voice-dir", "voices").stderr.count("done already") == 3
+    assert run(recipe, "--stage", "9", "--force").returncode == 0
+    assert run(recipe).stderr.count("done already") == 3
+    assert log(recipe) == ["data", "teacher", "report", "report"]
+
+
 def test_only_the_chosen_stages_run(recipe):
     assert run(recipe, "--stage=0", "--stop-stage=03").returncode == 0
     assert log(recipe) == ["data", "teacher"]

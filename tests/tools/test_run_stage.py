@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -13,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tools.run_stage import StageError, describe_path, fingerprint
+from tools.run_stage import StageError, compare_words, describe_path, words_that_count
 
 PROGRAM = Path(__file__).resolve().parents[2] / "tools" / "run_stage.py"
 APPEND = "import sys; open(sys.argv[1], 'a').write('ran\\n')"
@@ -65,8 +67,70 @@ def test_an_optional_input_may_be_missing_and_counts_where_it_is_there(step, tmp
     assert [*runs, step(options=options)] == [1, 1, 2, 2, 3, 3, 4]
 
 
-def test_step_runs_again_when_its_command_changes(step):
-    assert [step("a"), step("b"), step("b"), step("b", "c")] == [1, 2, 2, 3]
+def test_other_words_than_a_finished_steps_are_refused_until_forced(step, tmp_path):
+    assert step("--noise-dir", "/the noises", "--seed", "1") == 1
+    stamp = (tmp_path / "stamps" / "step").read_bytes()
+    command = [sys.executable, "-c", APPEND, str(tmp_path / "log"), "--seed", "2"]
+    done = run(tmp_path, *command, options=("--outputs", tmp_path / "log"))
+    assert done.returncode == 2 and done.stderr.splitlines() == [
+        "error: step step is done, with other words than now (- then, + now):",
+        "  - --noise-dir '/the noises'", "  - --seed 1", "  + --seed 2",
+        "give the options as before to keep it, or --force to run it again",
+    ]
+    assert count_runs(tmp_path) == 1 and (tmp_path / "stamps" / "step").read_bytes() == stamp
+    assert step("--seed", "2", options=("--force",)) == 2
+    assert step("--seed", "2") == 2
+
+
+def test_later_steps_that_would_follow_are_named(tmp_path):
+    def finish(name, *words, after=()):
+        options = [word for other in after for word in ("--inputs", str(tmp_path / other))]
+        command = [sys.executable, str(PROGRAM), "--stamp", str(tmp_path / name), *options]
+        return subprocess.run([*command, "--", sys.executable, "-c", "", *words], capture_output=True, text=True)
+
+    for name, *after in (("data",), ("fbank", "data"), ("tokens", "data"), ("teacher", "fbank", "tokens"), ("other",)):
+        finish(name, after=after)
+    assert "(fbank, tokens, teacher)" in finish("data", "x").stderr
+    assert "(teacher)" in finish("fbank", "x", after=["data"]).stderr
+    assert "follows" not in finish("other", "x").stderr
+
+
+def test_how_a_step_works_is_no_part_of_it(step):
+    assert step("--num-jobs", "8", "--threads=4", "x", "--device", "cuda") == 1
+    assert step("--num-jobs", "2", "x") == 1
+    assert step("x", "--num-processes", "3", "--device=cpu", "--threads", "1") == 1
+
+
+def test_a_step_whose_words_changed_runs_without_its_own_force(tmp_path):
+    show = (sys.executable, "-c", "import sys; print(sys.argv[1:])")
+    run(tmp_path, *show, "a")
+    assert run(tmp_path, *show, "b", "--force", options=("--force",)).stdout.strip() == "['b']"
+    assert run(tmp_path, *show, "b", "--force", options=("--force",)).stdout.strip() == "['b', '--force']"
+
+
+def test_an_input_that_changed_is_named(tmp_path):
+    conf = tmp_path / "conf.yaml"
+    conf.write_text("a: 1")
+    command = [sys.executable, "-c", "", str(conf)]
+    run(tmp_path, *command)
+    conf.write_text("a: 2")
+    assert f"step: changed: {conf}; making it again" in run(tmp_path, *command).stderr
+
+
+def test_a_stamp_of_an_earlier_version_is_done_unless_its_words_changed_or_its_inputs_are_newer(step, tmp_path):
+    conf, log, stamp = tmp_path / "conf.yaml", tmp_path / "log", tmp_path / "stamps" / "step"
+    conf.write_text("a: 1")
+    assert step(str(conf)) == 1
+    old = json.loads(stamp.read_text())
+    words = ["python", "-c", APPEND, str(log), str(conf), "--num-jobs", "64", "--force"]
+    old |= {"fingerprint": "0" * 64, "command": shlex.join(words)}
+    del old["inputs"]
+    stamp.write_text(json.dumps(old))
+    assert step(str(conf)) == 1
+    done = run(tmp_path, sys.executable, "-c", APPEND, str(log), str(conf), "x", options=("--outputs", log))
+    assert done.returncode == 2 and "  + x\n" in done.stderr
+    os.utime(conf, ns=(old["finished_ns"] + 1, old["finished_ns"] + 1))
+    assert [step(str(conf)), step(str(conf))] == [2, 2]
 
 
 def test_command_of_a_forced_run_counts_as_the_same(step):
@@ -236,16 +300,16 @@ WORD = st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",)
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(WORD, max_size=4), st.lists(WORD, max_size=4))
-def test_fingerprints_are_equal_only_for_equal_commands(first, second):
-    same = fingerprint(["tool", *first], [], []) == fingerprint(["tool", *second], [], [])
-    assert same == ([w for w in first if w != "--force"] == [w for w in second if w != "--force"])
+def test_no_words_differ_only_for_equal_commands(first, second):
+    assert (compare_words(["tool", *first], ["tool", *second]) == []) == (first == second)
+    assert words_that_count(["tool", *first]) == ["tool", *first]  # they are too short for an option to be left out
 
 
-def test_fingerprint_does_not_depend_on_where_python_lies():
-    assert fingerprint(["/a/bin/python", "x"], [], []) == fingerprint(["/b/python3.12", "x"], [], [])
-    assert fingerprint(["/a/bin/python", "x"], [], []) != fingerprint(["/a/bin/sox", "x"], [], [])
+def test_words_do_not_say_where_python_lies():
+    assert words_that_count(["/a/bin/python", "x"]) == words_that_count(["/b/python3.12", "x"])
+    assert words_that_count(["/a/bin/python", "x"]) != words_that_count(["/a/bin/sox", "x"])
 
 
 def test_absent_path_cannot_be_described(tmp_path):
     with pytest.raises(StageError, match="absent"):
-        list(describe_path(tmp_path / "absent"))
+        describe_path(tmp_path / "absent")
