@@ -1,27 +1,30 @@
 """Checkpoints: written atomically, read with `weights_only=True`, averaged, turned back into a model.
 
 A model directory is self-contained: `config.yaml`, `tokens/`, `epoch-N.pt`, `averaged.pt` (the final model) and, while
-training goes on, `checkpoint.pt` (everything needed to resume).
+training goes on, `checkpoint.pt` (everything needed to resume). A `decoding.yaml` beside them overrides the decoding
+section that the checkpoints carry.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import pickle
 import shutil
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from cascade.config import Config, config_from_dict, config_to_dict
+from cascade.config import Config, config_from_dict, config_to_dict, load_decoding
 from cascade.models.build import build_model
 from cascade.models.transducer import CascadedTransducer
 from cascade.tokens import Tokenizer
 
-FORMAT = 1
+FORMAT = 2
 
 
 def save_file(values: dict[str, Any], path: str | Path) -> None:
@@ -109,9 +112,30 @@ def load_file(path: str | Path) -> dict[str, Any]:
         values = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, pickle.UnpicklingError, LookupError, ValueError, TypeError, OSError) as error:
         raise ValueError(f"{path} is damaged or not a checkpoint of this project ({type(error).__name__})") from error
+    if isinstance(values, dict) and values.get("format") == 1:
+        values = _from_format_1(values)
     if not isinstance(values, dict) or values.get("format") != FORMAT:
         raise ValueError(f"{path} is not a checkpoint of this project (format {FORMAT} expected)")
     return values
+
+
+def _from_format_1(values: dict[str, Any]) -> dict[str, Any]:
+    """Format 1 had training.blank_penalty, and averaging took it off the blank's bias: give the weights theirs back.
+
+    An average is told by its content, whatever its name: its weights are a dict, those of a model an OrderedDict.
+    What holds no model is returned as it is.
+    """
+    model, config, name = values.get("model"), values.get("config"), "joiner.output.bias"
+    if not isinstance(model, dict) or not isinstance(config, dict) or name not in model or "training" not in config:
+        return values
+    training = dict(config["training"])
+    penalty = training.pop("blank_penalty", 0.0)
+    if penalty and not isinstance(model, OrderedDict):
+        bias = model[name].clone()
+        bias[0] += penalty
+        model = model | {name: bias}
+    config = config | {"training": training, "decoding": {"blank_penalty": penalty}}
+    return values | {"format": FORMAT, "config": config, "model": model}
 
 
 def model_values(model: CascadedTransducer, config: Config, epoch: int) -> dict[str, Any]:
@@ -124,8 +148,6 @@ def model_values(model: CascadedTransducer, config: Config, epoch: int) -> dict[
 
 def average_values(paths: list[Path], config: Config | None = None) -> dict[str, Any]:
     """The mean, in float64, of the weights of several epochs of one run; tied matrices are stored once and stay tied.
-
-    training.blank_penalty is taken off the blank's output bias.
 
     Args:
       config: of the run that they belong to, which the average carries; None = the first one's.
@@ -147,8 +169,17 @@ def average_values(paths: list[Path], config: Config | None = None) -> dict[str,
         name: (total / len(paths)).to(first["model"][name].dtype) for name, total in sums.items()
     }
     options = first["config"] if config is None else config_to_dict(config)
-    model["joiner.output.bias"][0] -= options["training"].get("blank_penalty", 0.0)
     return first | {"config": options, "model": model, "epoch": load_file(paths[-1])["epoch"]}
+
+
+def with_decoding_in_force(config: Config, model_dir: Path) -> Config:
+    """A checkpoint's config with the decoding section in force: decoding.yaml beside the model overrides its own.
+
+    Raises:
+      ConfigError: decoding.yaml is damaged, or has options or values that are none.
+    """
+    path = model_dir / "decoding.yaml"
+    return dataclasses.replace(config, decoding=load_decoding(path, config.decoding)) if path.is_file() else config
 
 
 def epoch_path(model_dir: str | Path, epoch: int) -> Path:
@@ -191,13 +222,13 @@ def restore_model(values: dict[str, Any]) -> tuple[CascadedTransducer, Config]:
 def load_model(
     model_dir: str | Path, epoch: int | None = None, average: int = 1
 ) -> tuple[CascadedTransducer, Config, Tokenizer]:
-    """A trained model in eval mode with its config and tokenizer.
+    """A trained model in eval mode with its config, whose decoding section is the one in force, and its tokenizer.
 
     Args:
       model_dir: what training called --exp-dir.
       epoch: average the `average` epochs that end with this one; None = the final model, `averaged.pt`.
     Raises:
-      FileNotFoundError, ValueError: the directory or a checkpoint is missing or damaged.
+      FileNotFoundError, ValueError: the directory, a checkpoint or decoding.yaml is missing or damaged.
     """
     model_dir = Path(model_dir)
     if not model_dir.is_dir():
@@ -216,4 +247,4 @@ def load_model(
             f"{model_dir}: the model has {model.vocab_size} tokens, tokens/ has {tokenizer.vocab_size}; "
             "they belong to different runs"
         )
-    return model, config, tokenizer
+    return model, with_decoding_in_force(config, model_dir), tokenizer

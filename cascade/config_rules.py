@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 _CHOICES = {
@@ -37,7 +38,7 @@ _AT_LEAST = {
     "training.num_epochs": 1, "training.learning_rate": 0, "training.muon_learning_rate": 0,
     "training.max_bad_steps": 1, "training.warmup_steps": 0, "training.average_last": 1,
     "training.keep_epochs": 1, "training.log_every_steps": 1, "training.max_grad_norm": 0,
-    "training.validate_every_epochs": 1, "training.blank_penalty": 0,
+    "training.validate_every_epochs": 1,
 }
 
 _AT_MOST = {
@@ -71,10 +72,11 @@ GOES_ON = {
     "tokens": "kind vocab_size byte_fallback case normal_form strip_punctuation",
     "data": "min_duration max_duration max_quarantine_share num_workers",
     "augment": "rir_share",
-    # max_bad_steps matters where training diverges, from there on. The last three: epochs are added, or those that are
+    # max_bad_steps matters where training diverges, from there on. The last two: epochs are added, or those that are
     # there averaged anew.
     "training": "keep_epochs log_every_steps save_every_minutes validate_every_epochs max_bad_steps num_epochs "
-                "average_last blank_penalty",
+                "average_last",
+    "decoding": "blank_penalty",  # written into the models that are there
 }
 
 
@@ -143,4 +145,6 @@ def first_problem(config: Any) -> str | None:
             f"training.keep_epochs ({config.training.keep_epochs}) must be at least "
             f"training.average_last ({config.training.average_last})"
         )
+    if not math.isfinite(config.decoding.blank_penalty):
+        return f"decoding.blank_penalty must be a finite number, got {config.decoding.blank_penalty}"
     return None

@@ -49,6 +49,8 @@ def test_distillation_is_off_until_named_and_can_be_switched_off():
     ("context.chunk_frames=[-1]", "context.chunk_frames must hold positive numbers"),
     ("model.causal.convolution=centred", "model.causal.convolution must be one of left"),
     ("augment.vtlp_factor=[1.1,0.9]", "augment.vtlp_factor must be two numbers from 0.5 to 2.0, the lower one first"),
+    ("training.blank_penalty=0.5", "training.blank_penalty is called decoding.blank_penalty"),
+    ("decoding.blank_penalty=inf", "decoding.blank_penalty must be a finite number, got inf"),
     ("training.keep_epochs=1", "must be at least training.average_last"),
     ("num_epochs", "an override is written section.key=value"),
     ("model=3", "Merge error"),
@@ -65,6 +67,13 @@ def test_broken_files_are_named(tmp_path):
     for path in (broken, tmp_path / "missing.yaml"):
         with pytest.raises(ConfigError, match=path.name):
             load_config([path])
+
+
+def test_a_file_with_an_option_that_moved_says_where_it_is(tmp_path):
+    path = tmp_path / "old.yaml"
+    path.write_text("training: {blank_penalty: 0.5}\n")
+    with pytest.raises(ConfigError, match=r"old.yaml: .*training.blank_penalty is called decoding.blank_penalty"):
+        load_config([path])
 
 
 def test_every_option_has_a_default_and_a_description():

@@ -179,9 +179,9 @@ def judge(
 
 def main() -> None:
     arguments = parse_arguments()
-    search = {name: getattr(arguments, name) for name in ("method", "beam", "blank_penalty")}
     model, config, tokenizer, options = load_for_decoding(
-        arguments, arguments.mode, why_cpu="the memory of this process is watched, not a GPU's", **search
+        arguments, arguments.mode, why_cpu="the memory of this process is watched, not a GPU's",
+        method=arguments.method, beam=arguments.beam,
     )
     rate = config.features.sampling_rate
     recordings = read_recordings(arguments.manifest, rate, 0.0)
@@ -203,7 +203,7 @@ def main() -> None:
         raise ValueError(transcripts[0].error)
     compute = time.process_time() - start
     words = [word for segment in transcripts[0].segments for word in segment.words]
-    row = {"mode": options.mode, "method": options.method}
+    row = {"mode": options.mode, "method": options.method, "blank_penalty": options.blank_penalty}
     row |= judge(words, watch, cycle, num_cycles, rate, tokenizer)
     alone = stream_all(new_decoder, batch, recordings, rate, num_streams=4, seed=arguments.seed)
     row |= {

@@ -189,9 +189,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     arguments = parse_arguments()
-    model, config, tokenizer, base = load_for_decoding(
-        arguments, "two_pass", beam=arguments.beam, blank_penalty=arguments.blank_penalty
-    )
+    model, config, tokenizer, base = load_for_decoding(arguments, "two_pass", beam=arguments.beam)
     rate = config.features.sampling_rate
     recordings = read_recordings(arguments.manifest, rate, arguments.tail_seconds)
     features = [compute_fbank(recording.samples, config.features).numpy() for recording in recordings]
@@ -220,9 +218,9 @@ def main() -> None:
     if arguments.json is not None:
         about = {
             "model": arguments.exp_dir.resolve().name, "chunk_ms": base.chunk_ms, "look_ahead_ms": base.look_ahead_ms,
-            "left_context_ms": base.left_context_ms, "tail_seconds": arguments.tail_seconds,
-            "device": model.device.type, "commit": git_commit(), "command": command_line(),
-            "machine": machine(model.device),
+            "left_context_ms": base.left_context_ms, "blank_penalty": base.blank_penalty,
+            "tail_seconds": arguments.tail_seconds, "device": model.device.type, "commit": git_commit(),
+            "command": command_line(), "machine": machine(model.device),
         }
         arguments.json.write_text(json.dumps([row | about for row in rows], indent=2) + "\n", encoding="utf-8")
     if any(row["num_identical"] < row["num_utterances"] for row in rows):

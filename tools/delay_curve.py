@@ -1,7 +1,8 @@
 """Word error rate against emission delay: fine-tune one model with several delay penalties and measure each.
 
 Every penalty starts from the averaged weights in --start and trains the same number of epochs with the same data order
-and seed, so that the rows differ in the penalty alone; `start` is the model as it was. The delay of a correct word is
+and seed, so that the rows differ in the penalty alone; `start` is the model as it was. All are decoded with one blank
+penalty: the one in force of --start, unless --blank-penalty says another. The delay of a correct word is
 the end of the frame that said it minus the word's true end: from the manifest's own alignments, or from --reference
 (one model's full pass aligns the references, the same times for every row). Writes OUT/delay_curve.json, .md and .png;
 finished trainings in OUT are kept. Example (AN4):
@@ -29,7 +30,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from cascade.bin.cli import run_program  # noqa: E402
 from cascade.bin.device_arguments import add_device_argument, open_device  # noqa: E402
 from cascade.bin.latency import Spoken, read_speech  # noqa: E402
+from cascade.bin.model_arguments import add_blank_penalty  # noqa: E402
 from cascade.checkpoint import load_model  # noqa: E402
+from cascade.config import save_config  # noqa: E402
 from cascade.data.alignments import read_alignments, read_ctm  # noqa: E402
 from cascade.decoding.methods import DEFAULT_CHUNK_MS, DecodingOptions, default_left_context_ms  # noqa: E402
 from cascade.provenance import command_line, git_commit, machine  # noqa: E402
@@ -51,6 +54,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--manifest", type=Path, required=True, metavar="FILE", help="what is measured: a dev set")
     parser.add_argument("--reference", type=Path, metavar="DIR", help="a model that says when words end")
     parser.add_argument("--penalties", type=float, nargs="+", default=[0.0, 0.003, 0.01, 0.03], metavar="P")
+    add_blank_penalty(parser)
     parser.add_argument("--num-utterances", type=int, default=1000, metavar="N", help="measured (default 1000)")
     parser.add_argument("--threads", type=int, default=1, metavar="N")
     add_device_argument(parser)
@@ -73,14 +77,15 @@ def fine_tune(arguments: argparse.Namespace, penalty: float) -> Path:
         call(
             "train", "--data", arguments.data, "--tokens", arguments.tokens, "--exp-dir", directory, "--init-from",
             arguments.start, "--threads", str(arguments.threads), "--device", arguments.device,
-            "--config", arguments.start / "config.yaml",
+            "--config", arguments.out / "start.yaml",
             *_FINE_TUNING, *arguments.overrides, f"loss.delay_penalty={penalty:g}",
         )  # fmt: skip
     return directory
 
 
 def measure(
-    directory: Path, ends: dict[str, list[Any]], arguments: argparse.Namespace, device: torch.device
+    directory: Path, ends: dict[str, list[Any]], arguments: argparse.Namespace, device: torch.device,
+    blank_penalty: float,
 ) -> dict[str, Any]:
     """WER of the streaming and the full pass, and the streaming pass's delays, over utterances with an alignment."""
     model, config, tokenizer = load_model(directory)
@@ -90,10 +95,10 @@ def measure(
     speech = [one for one in speech if true_ends.get(one.id)]
     if not speech:
         raise ValueError(f"no utterance of {arguments.manifest} has an alignment: give --reference DIR")
-    row: dict[str, Any] = {"model": directory.name, "num_utterances": len(speech)}
+    row: dict[str, Any] = {"model": directory.name, "num_utterances": len(speech), "blank_penalty": blank_penalty}
     left = default_left_context_ms(config, DEFAULT_CHUNK_MS)
     for mode in ("streaming", "full"):
-        options = DecodingOptions(mode=mode, left_context_ms=left)
+        options = DecodingOptions(mode=mode, left_context_ms=left, blank_penalty=blank_penalty)
         watched = watch_streams(model, tokenizer, options, [one.features for one in speech])
         texts = [" ".join(word.word for word in item.words) for item in watched]
         scored = score((one.id, " ".join(one.text), text) for one, text in zip(speech, texts, strict=True))
@@ -132,6 +137,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows in Markdown."""
     lines = [
+        f"Blank penalty {rows[0]['blank_penalty']:g}, greedy search.", "",
         "| delay_penalty | WER streaming | WER full | emission delay mean | p50 | p90 | word delay | correct words |",
         "|---|---|---|---|---|---|---|---|",
     ]
@@ -149,6 +155,9 @@ def main() -> None:
     arguments = parse_arguments()
     device = open_device(arguments)
     arguments.out.mkdir(parents=True, exist_ok=True)
+    config = load_model(arguments.start)[1]
+    save_config(config, arguments.out / "start.yaml")  # with the decoding section in force, which --start may override
+    blank_penalty = DecodingOptions.for_model(config, blank_penalty=arguments.blank_penalty).blank_penalty
     if arguments.reference is None:
         ends = read_alignments(arguments.manifest)
     else:
@@ -159,9 +168,9 @@ def main() -> None:
         "reference": "true" if arguments.reference is None else str(arguments.reference), "threads": arguments.threads,
         "device": device.type, "commit": git_commit(), "command": command_line(), "machine": machine(device),
     }
-    rows = [measure(arguments.start, ends, arguments, device) | {"delay_penalty": None} | about]
+    rows = [measure(arguments.start, ends, arguments, device, blank_penalty) | {"delay_penalty": None} | about]
     for penalty in arguments.penalties:
-        row = measure(fine_tune(arguments, penalty), ends, arguments, device)
+        row = measure(fine_tune(arguments, penalty), ends, arguments, device, blank_penalty)
         rows.append(row | {"delay_penalty": penalty} | about)
         (arguments.out / "delay_curve.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
         (arguments.out / "delay_curve.md").write_text(table(rows), encoding="utf-8")

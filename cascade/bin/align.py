@@ -114,7 +114,8 @@ def align(arguments: argparse.Namespace) -> tuple[dict[str, list[TimedWord]], li
 
     for batch in progress(batches, "align"):
         align_rows(batch)
-    about = {"mode": options.mode, "rnnt_type": rnnt_type, "chunk_ms": options.chunk_ms, "device": model.device.type}
+    about = {"mode": options.mode, "rnnt_type": rnnt_type, "blank_penalty": options.blank_penalty}
+    about |= {"chunk_ms": options.chunk_ms, "device": model.device.type}
     about["look_ahead_ms"] = options.look_ahead_ms if options.mode == "look_ahead" else None
     about["machine"] = machine(model.device)
     return dict(sorted(alignments.items())), batches.problems + problems, about

@@ -146,8 +146,7 @@ def result_row(
 def main() -> None:
     arguments = parse_arguments()
     model, config, tokenizer, options = load_for_decoding(
-        arguments, arguments.mode, prepacked=False, method=arguments.method, beam=arguments.beam,
-        blank_penalty=arguments.blank_penalty,
+        arguments, arguments.mode, prepacked=False, method=arguments.method, beam=arguments.beam
     )
     search = build_search(model, options, tokenizer.unk_id)
     batches = decode_batches(arguments.manifest, config, arguments.max_seconds)

@@ -3,7 +3,8 @@
 --out gets encoder-streaming.onnx and encoder-look-ahead.onnx (online recognisers), encoder-full.onnx (offline), which
 all share decoder.onnx, joiner.onnx and tokens.txt; bpe.vocab for hotwords, if the tokens are BPE; the tokenizer's other
 files, for `transcribe --onnx-dir`; and export.json: the options, bytes per file, the differences measured. Chunk, block
-and left context are constants of these files.
+and left context are constants of these files; the model's blank penalty, or --blank-penalty, is taken off the blank's
+bias in joiner.onnx, because sherpa-onnx knows nothing of it (its own option would be taken off once more).
 """
 
 from __future__ import annotations
@@ -79,11 +80,12 @@ def read_recordings(manifest: Path | None, config: Config) -> dict[str, np.ndarr
 
 def check_files(
     folder: Path, model: CascadedTransducer, config: Config, tokenizer: Tokenizer, geometry: Geometry,
-    recordings: dict[str, np.ndarray],
-) -> dict[str, Any]:
+    recordings: dict[str, np.ndarray], blank_penalty: float,
+) -> dict[str, Any]:  # fmt: skip
     """What export.json says about the checks; raises ValueError when a file is wrong."""
-    found: dict[str, Any] = {"max_difference": graph_differences(folder, model, geometry), "sherpa_onnx": None}
-    report = compare_with_sherpa(folder, model, config.features, tokenizer, geometry, recordings)
+    differences = graph_differences(folder, model, geometry, blank_penalty)
+    found: dict[str, Any] = {"max_difference": differences, "sherpa_onnx": None}
+    report = compare_with_sherpa(folder, model, config.features, tokenizer, geometry, recordings, blank_penalty)
     if report is None:
         logging.warning("sherpa-onnx is not installed, it was not compared: pip install sherpa-onnx")
         return found
@@ -116,16 +118,18 @@ def main() -> None:
         "chunk_ms": options.chunk_ms, "look_ahead_ms": options.look_ahead_ms,
         "left_context_ms": options.left_context_ms,
     }
-    geometry = Geometry.from_ms(**times)
+    geometry, penalty = Geometry.from_ms(**times), options.blank_penalty
     recordings = {} if arguments.no_check else read_recordings(arguments.manifest, config)
-    graphs = build_graphs(model, geometry)
+    graphs = build_graphs(model, geometry, penalty)
     arguments.out.mkdir(parents=True, exist_ok=True)
     about_file = arguments.out / "export.json"
     # Nothing appears under its name before all of it is written and checked; export.json comes last.
     with tempfile.TemporaryDirectory(prefix=".export-", dir=arguments.out) as temporary:
         folder = Path(temporary)
         write_files(graphs, arguments.exp_dir / "tokens", folder, {**times, "model": arguments.exp_dir.resolve().name})
-        checks = {} if arguments.no_check else check_files(folder, model, config, tokenizer, geometry, recordings)
+        checks = {}
+        if not arguments.no_check:
+            checks = check_files(folder, model, config, tokenizer, geometry, recordings, penalty)
         sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
         about_file.unlink(missing_ok=True)
         for name in sizes:
@@ -133,7 +137,8 @@ def main() -> None:
     tied = model.joiner.output_weight if config.model.predictor.kind == "tied_reduced" else torch.empty(0)
     tied_bytes = tied.numel() * tied.element_size()
     about = {
-        "model": arguments.exp_dir.resolve().name, **times, "sampling_rate": config.features.sampling_rate,
+        "model": arguments.exp_dir.resolve().name, **times, "decoding": {"blank_penalty": penalty},
+        "sampling_rate": config.features.sampling_rate,
         "num_mel_bins": config.features.num_mel_bins, "opset": OPSET, "bytes": sizes,
         "total_bytes": sum(sizes.values()), "bytes_stored_twice": tied_bytes,
         "stored_twice": f"the tied matrix, in {DECODER} and {JOINER}" if tied_bytes else None,

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from cascade.bin.cli import run_program
 from cascade.bin.device_arguments import add_device_argument, open_device
+from cascade.bin.model_arguments import add_blank_penalty
 from cascade.checkpoint import load_model
 from cascade.config import FRAME_SHIFT_MS, Config, ConfigError, load_config
 from cascade.data.alignments import TimedWord, read_alignments, read_ctm
@@ -108,6 +109,7 @@ def parse_arguments() -> argparse.Namespace:
         "--look-ahead-ms", type=int, metavar="MS", help="look-ahead block (default: 640, or the next whole chunks)"
     )
     parser.add_argument("--left-context-ms", type=int, metavar="MS", help="left context (default: as in decode)")
+    add_blank_penalty(parser)
     parser.add_argument("--num-chunks", type=int, default=300, metavar="N", help="chunks per model (default 300)")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads (default 1)")
     add_device_argument(parser, cpu_only=True)
@@ -162,8 +164,11 @@ def load_models(arguments: argparse.Namespace) -> list[Loaded]:
             count = max(arguments.num_utterances, _FEWEST_UTTERANCES)
             speech = read_speech(arguments.manifest, config, count)
             features = torch.cat([item.features for item in speech])[: 4 * _NOISE_FRAMES]
+        options = DecodingOptions.for_model(config, blank_penalty=arguments.blank_penalty)
         about, spec = describe_model(model, directory, config), {"exp_dir": str(directory)}
-        timed = TimedModel(directory.resolve().name, prepack(model), features, tokenizer.unk_id)
+        timed = TimedModel(
+            directory.resolve().name, prepack(model), features, tokenizer.unk_id, options.blank_penalty
+        )
         loaded.append(Loaded(timed, config, about, spec, tokenizer, directory, speech))
     for items in arguments.config:
         files, overrides = [item for item in items if "=" not in item], [item for item in items if "=" in item]
@@ -172,7 +177,9 @@ def load_models(arguments: argparse.Namespace) -> list[Loaded]:
         model = build_model(config, config.tokens.vocab_size).eval()
         features = noise(config, model.encoder.feature_mean, model.encoder.feature_scale)
         about = describe_model(model, None, config)
-        timed = TimedModel(Path(files[-1]).stem if files else "defaults", prepack(model), features, paced=True)
+        options = DecodingOptions.for_model(config, blank_penalty=arguments.blank_penalty)
+        name = Path(files[-1]).stem if files else "defaults"
+        timed = TimedModel(name, prepack(model), features, blank_penalty=options.blank_penalty, paced=True)
         loaded.append(Loaded(timed, config, about, {"config": files, "overrides": overrides}))
     return loaded
 
@@ -253,19 +260,21 @@ def add_delays(
     """Measure the delays of the trained models and put them into their rows."""
     given = read_ctm(arguments.alignment) if arguments.alignment else read_alignments(arguments.manifest)
     source = arguments.alignment.name if arguments.alignment else "true"
-    options = {mode: DecodingOptions(mode=mode, **contexts) for mode in STREAMING_MODES}
     trained = [(item, row) for item, row in zip(loaded, rows, strict=True) if item.tokenizer is not None]
+    timed: dict[str, list] = {mode: [] for mode in STREAMING_MODES}
     for item, row in trained:
+        options = {
+            mode: DecodingOptions(mode=mode, blank_penalty=item.timed.blank_penalty, **contexts)
+            for mode in STREAMING_MODES
+        }
         row["delays"] = delays_of(item, given, options, arguments.num_utterances, source)
         if arguments.alignment and row["delays"] and row["delays"]["reference"] != source:
             raise ValueError(f"--alignment {arguments.alignment} fits no utterance of {arguments.manifest}")
-    timed = []
-    for item, _ in trained:
         some = item.speech[:: _TIMED_SHARE if len(item.speech) >= _FEWEST_UTTERANCES else 1]
-        timed.append((item.timed.model, item.tokenizer, [one.features for one in some]))
+        for mode in STREAMING_MODES:
+            timed[mode].append((item.timed.model, item.tokenizer, options[mode], [one.features for one in some]))
     for mode in STREAMING_MODES:
-        times = time_mode(timed, options[mode])
-        for found, (_, row) in zip(times, trained, strict=True):
+        for found, (_, row) in zip(time_mode(timed[mode]), trained, strict=True):
             if row["delays"]:
                 row["delays"]["modes"][mode] |= found.row()
 
@@ -277,7 +286,10 @@ def main() -> None:
     if arguments.look_ahead_ms is not None:
         contexts["look_ahead_ms"] = arguments.look_ahead_ms
     left = arguments.left_context_ms
-    DecodingOptions(mode="look_ahead", left_context_ms=arguments.chunk_ms if left is None else left, **contexts)
+    DecodingOptions(
+        mode="look_ahead", left_context_ms=arguments.chunk_ms if left is None else left,
+        blank_penalty=arguments.blank_penalty or 0.0, **contexts,
+    )  # fmt: skip
     open_device(arguments, "latency is the compute of CPU threads, one unless --threads says otherwise")
     loaded = load_models(arguments)
     if left is None:
@@ -285,7 +297,8 @@ def main() -> None:
     contexts["left_context_ms"] = left
     memory = [{}] * len(loaded)
     if not arguments.no_memory:
-        memory = measure_memory([item.spec for item in loaded], arguments.chunk_ms, left)
+        specs = [item.spec | {"blank_penalty": item.timed.blank_penalty} for item in loaded]
+        memory = measure_memory(specs, arguments.chunk_ms, left)
     time_chunks([item.timed for item in loaded], arguments.num_chunks, arguments.chunk_ms, left)
     rows = []
     for item, needed in zip(loaded, memory, strict=True):

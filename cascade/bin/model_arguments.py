@@ -21,7 +21,8 @@ from cascade.tokens import Tokenizer
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, or_onnx: bool = False, cpu_only: bool = False) -> None:
-    """Add --exp-dir (or_onnx: or --onnx-dir), --epoch, --avg, the contexts and --device (`add_device_argument`)."""
+    """Add --exp-dir (or_onnx: or --onnx-dir), --epoch, --avg, the contexts, --blank-penalty and --device
+    (`add_device_argument`)."""
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--exp-dir", type=Path, metavar="DIR", help="model directory, of one training")
     if or_onnx:
@@ -35,13 +36,21 @@ def add_model_arguments(parser: argparse.ArgumentParser, or_onnx: bool = False, 
     parser.add_argument(
         "--left-context-ms", type=int, metavar="MS", help="left context (default: the longest finite one in training)"
     )
+    add_blank_penalty(parser)
     add_device_argument(parser, cpu_only)
 
 
 def add_search_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add --beam and --blank-penalty."""
+    """Add --beam."""
     parser.add_argument("--beam", type=int, default=4, metavar="B", help="of modified_beam_search (default 4)")
-    parser.add_argument("--blank-penalty", type=float, default=0.0, metavar="P", help="off the blank's logit (0)")
+
+
+def add_blank_penalty(parser: argparse.ArgumentParser) -> None:
+    """Add --blank-penalty, which replaces the model's own."""
+    parser.add_argument(
+        "--blank-penalty", type=float, metavar="P",
+        help="off the blank's logit (default: the model's decoding.blank_penalty)",
+    )
 
 
 def check_at_least(arguments: argparse.Namespace, **minimum: int) -> None:
@@ -81,15 +90,16 @@ def load_for_decoding(
       mode: the pass.
       prepacked: the model will only be run, chunk by chunk (`prepack`).
       why_cpu: see `open_device`.
-      search: `method`, `beam` and `blank_penalty` of DecodingOptions, where they matter.
+      search: `method` and `beam` of DecodingOptions, where they matter.
     Raises:
       ConfigError: options that do not fit together, found before the model is read.
       FileNotFoundError, ValueError: as `load_model` and `choose_device`.
     """
-    left_context_ms = arguments.left_context_ms
+    left_context_ms, blank_penalty = arguments.left_context_ms, arguments.blank_penalty
     options = DecodingOptions(
         mode=mode, chunk_ms=arguments.chunk_ms, look_ahead_ms=arguments.look_ahead_ms,
-        left_context_ms=arguments.chunk_ms if left_context_ms is None else left_context_ms, **search,
+        left_context_ms=arguments.chunk_ms if left_context_ms is None else left_context_ms,
+        blank_penalty=blank_penalty or 0.0, **search,
     )
     device = open_device(arguments, why_cpu)
     model, config, tokenizer = load_model(arguments.exp_dir, arguments.epoch, arguments.avg)
@@ -98,4 +108,6 @@ def load_for_decoding(
         prepack(model)
     if left_context_ms is None:
         options = replace(options, left_context_ms=default_left_context_ms(config, arguments.chunk_ms))
+    if blank_penalty is None:
+        options = replace(options, blank_penalty=config.decoding.blank_penalty)
     return model, config, tokenizer, options

@@ -3,9 +3,10 @@
 A `distillation:` section in the config makes the model a student and wants --teacher. Run again after an
 interruption, training goes on where it stopped. With options or data that change its numbers it starts over, says what
 differs, and keeps the earlier run as DIR.previous-1, -2, ...: none is removed. Other options (intervals, workers) are
-free. With more training.num_epochs it trains on; with another training.average_last it averages the kept epochs anew.
---init-from starts from the weights of a trained model instead of random ones (fine-tuning). --dry-run checks all,
-measures a few steps, estimates hours and disk, and writes nothing.
+free; those of `decoding` are written into the models that are there. With more training.num_epochs it trains on; with
+another training.average_last it averages the kept epochs anew. --init-from starts from the weights of a trained model
+instead of random ones (fine-tuning). --dry-run checks all, measures a few steps, estimates hours and disk, and writes
+nothing.
 """
 
 from __future__ import annotations

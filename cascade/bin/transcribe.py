@@ -276,19 +276,20 @@ def open_batch(
     arguments: argparse.Namespace, endpoint: EndpointOptions
 ) -> tuple[Callable[..., StreamingDecoder], Config]:
     """What makes decoders of one batch, and the model's config; PyTorch's model or the exported files."""
-    search = {name: getattr(arguments, name) for name in ("method", "beam", "blank_penalty")}
+    search = {"method": arguments.method, "beam": arguments.beam}
     if arguments.onnx_dir is None:
         model, config, tokenizer, options = load_for_decoding(arguments, arguments.mode, **search)
         kind = StreamingDecoder
     else:
         from cascade.export.onnx_model import OnnxDecoder, OnnxModel
 
-        DecodingOptions(mode=arguments.mode, **search)  # so that a wrong one is said first
+        search |= {"mode": arguments.mode}
+        DecodingOptions(blank_penalty=arguments.blank_penalty or 0.0, **search)  # so that a wrong one is said first
         open_device(arguments, "onnxruntime runs the files of --onnx-dir on the CPU")
         model = OnnxModel(arguments.onnx_dir)
         check_onnx_arguments(arguments, model.times)
         config, tokenizer, kind = model.config, model.tokenizer, OnnxDecoder
-        options = DecodingOptions(mode=arguments.mode, **search, **model.times)
+        options = DecodingOptions.for_model(config, blank_penalty=arguments.blank_penalty, **search, **model.times)
     batch = StreamBatch(model, tokenizer, options, endpoint)
     return partial(kind, model, config, tokenizer, batch=batch), config
 

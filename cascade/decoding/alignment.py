@@ -24,7 +24,7 @@ def align_batch(
     Args:
       features: (N, T, F) log-mel fbank, not normalised; feature_lens: (N,) valid frames.
       tokens: N token sequences, without blanks.
-      options: the pass and its contexts.
+      options: the pass, its contexts and the blank penalty.
       rnnt_type: the topology that the model was trained with, regular | modified | constrained.
     Returns:
       per utterance a hypothesis as a search would return it (log_prob is that of the best path alone), or None where
@@ -38,8 +38,9 @@ def align_batch(
     symbols = symbols.to(encoder_out.device)
     zeros = torch.zeros_like(encoder_out_lens)
     boundary = torch.stack((zeros, zeros, token_lens.to(zeros.device), encoder_out_lens), dim=1)
-    joiner = model.joiner
-    inputs = JoinerInputs(encoder_out, model.predictor(symbols), joiner.output_weight, joiner.output_bias)
+    bias = model.joiner.output_bias.clone()
+    bias[0] -= options.blank_penalty
+    inputs = JoinerInputs(encoder_out, model.predictor(symbols), model.joiner.output_weight, bias)
     found = best_symbol_frames(inputs, symbols, boundary, rnnt_type)
     context_size, hypotheses = predictor_context_size(model), []
     rows = zip(tokens, found.frames.tolist(), found.log_probs.tolist(), found.scores.tolist(), strict=True)

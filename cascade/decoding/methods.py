@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ class DecodingOptions:
 
     Raises:
       ConfigError: an unknown mode or method; a context that is not a positive multiple of 40 ms, a look-ahead that is
-        not a multiple of the chunk, a beam below 1.
+        not a multiple of the chunk, a beam below 1, a penalty that is not finite.
     """
 
     mode: Mode | Literal["two_pass"] = "full"
@@ -46,6 +47,12 @@ class DecodingOptions:
     blank_penalty: float = 0.0
     """Subtracted from the blank's logit."""
 
+    @classmethod
+    def for_model(cls, config: Config, *, blank_penalty: float | None = None, **options: Any) -> DecodingOptions:
+        """Options for a model: what is None or not given of its decoding section is as `config.decoding` has it."""
+        own = config.decoding
+        return cls(blank_penalty=own.blank_penalty if blank_penalty is None else blank_penalty, **options)
+
     def __post_init__(self) -> None:
         for option, value, choices in (("mode", self.mode, STREAMING_MODES), ("method", self.method, METHODS)):
             if value not in choices:
@@ -61,6 +68,8 @@ class DecodingOptions:
             )
         if self.beam < 1:
             raise ConfigError(f"--beam must be at least 1, got {self.beam}")
+        if not math.isfinite(self.blank_penalty):
+            raise ConfigError(f"--blank-penalty must be a finite number, got {self.blank_penalty}")
 
 
 def default_left_context_ms(config: Config, chunk_ms: int) -> int:

@@ -1,6 +1,6 @@
 """Decode speech while it comes in: packets of samples to words with times, in every mode of `stream_batch`.
 
-    decoder = StreamingDecoder(model, config, tokenizer, DecodingOptions(mode="two_pass"), EndpointOptions())
+    decoder = StreamingDecoder(model, config, tokenizer, endpoint=EndpointOptions())
     for samples in packets:
         partial = decoder.accept(samples, 16000)
     final = decoder.finish()
@@ -79,7 +79,8 @@ class StreamingDecoder:
 
     Args:
       model, config, tokenizer: what `load_model` returns, in its order: StreamingDecoder(*load_model(folder)).
-      options: how to decode; the mode may be two_pass.
+      options: how to decode; the mode may be two_pass. None: in mode two_pass, as the model's decoding section says;
+        `DecodingOptions.for_model(config, ...)` keeps that section with other options.
       endpoint: rules that end segments; None: the stream is one segment, decoded as `decode_batch` decodes a whole
         utterance, and memory grows with it.
       batch: a StreamBatch to share; `options` and `endpoint` are then the batch's, and are not given.
@@ -91,7 +92,8 @@ class StreamingDecoder:
         endpoint: EndpointOptions | None = None, *, batch: StreamBatch | None = None, keep_segments: bool = True,
     ) -> None:  # fmt: skip
         if batch is None:
-            batch = StreamBatch(model, tokenizer, options or DecodingOptions(mode="two_pass"), endpoint)
+            options = options or DecodingOptions.for_model(config, mode="two_pass")
+            batch = StreamBatch(model, tokenizer, options, endpoint)
         elif options is not None or endpoint is not None:
             raise ValueError("options and endpoint belong to the batch: give them to StreamBatch, not to its decoders")
         self.batch = batch

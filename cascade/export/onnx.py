@@ -35,8 +35,8 @@ class Graph:
     """Inputs and outputs whose second axis is dynamic too; the first one always is."""
 
 
-def build_graphs(model: CascadedTransducer, geometry: Geometry) -> dict[str, Graph]:
-    """File name -> graph.
+def build_graphs(model: CascadedTransducer, geometry: Geometry, blank_penalty: float = 0.0) -> dict[str, Graph]:
+    """File name -> graph; the blank penalty becomes part of the joiner's bias.
 
     Raises:
       ConfigError: the features do not fit sherpa-onnx's states.
@@ -45,7 +45,7 @@ def build_graphs(model: CascadedTransducer, geometry: Geometry) -> dict[str, Gra
     num_mel_bins = model.encoder.subsampling.num_mel_bins
     if num_mel_bins % 2:
         raise ConfigError(f"features.num_mel_bins must be even to be exported, got {num_mel_bins}")
-    decoder, joiner = Decoder(model), JoinerNetwork(model)
+    decoder, joiner = Decoder(model), JoinerNetwork(model, blank_penalty)
     labels = torch.zeros(2, decoder.predictor.context_size, dtype=torch.int64)
     vectors = torch.zeros(2, model.joiner.output_weight.shape[1])
     offline = {"x": torch.zeros(2, _TRACED_FRAMES, num_mel_bins), "x_lens": torch.tensor([_TRACED_FRAMES, 30])}

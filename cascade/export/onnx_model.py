@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cascade.config import ENCODER_FRAME_MS, FRAME_SHIFT_MS, SUBSAMPLING, Config, FeatureConfig
+from cascade.config import ENCODER_FRAME_MS, FRAME_SHIFT_MS, SUBSAMPLING, Config, DecodingConfig, FeatureConfig
 from cascade.decoding.streaming import StreamingDecoder
 from cascade.export.onnx import DECODER, FULL, JOINER, LOOK_AHEAD, STREAMING
 from cascade.export.parity import OnlineSession, onnx_session, run_session
@@ -49,14 +49,16 @@ class OnnxPredictor:
 
 class OnnxJoiner:
     """joiner.onnx, logits = W tanh(encoder_out + decoder_out) + b, with W and b read out of it by unit vectors: a
-    search then multiplies all its frames at once instead of calling the graph for each."""
+    search then multiplies all its frames at once instead of calling the graph for each. The blank penalty that was
+    taken off b is put back, because a search takes off the one in force."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, blank_penalty: float = 0.0) -> None:
         session = onnx_session(path)
         self._dim = int(session.get_modelmeta().custom_metadata_map["joiner_dim"])
         units = torch.cat((torch.zeros(1, self._dim), _SATURATED * torch.eye(self._dim)))
         (logits,) = run_session(session, units, torch.zeros_like(units))
         self.output_bias = logits[0].clone()
+        self.output_bias[0] += blank_penalty
         self.output_weight = (logits[1:] - logits[0]).T.contiguous()  # (V, D)
 
     def project_encoder(self, frames: Tensor) -> Tensor:
@@ -118,8 +120,8 @@ def _initial_state(session: OnlineSession, batch_size: int, left: int) -> list[T
 class OnnxModel:
     """A folder that `export_onnx` wrote.
 
-    `config` is as far filled in as decoding needs it (features); `times` are chunk_ms, look_ahead_ms, left_context_ms,
-    which are constants of the graphs.
+    `config` is as far filled in as decoding needs it (features, decoding); `times` are chunk_ms, look_ahead_ms,
+    left_context_ms, which are constants of the graphs.
 
     Raises:
       FileNotFoundError: a file is missing.
@@ -137,11 +139,13 @@ class OnnxModel:
             about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
             self.times = {name: int(about[name]) for name in ("chunk_ms", "look_ahead_ms", "left_context_ms")}
             features = FeatureConfig(int(about["sampling_rate"]), int(about["num_mel_bins"]))
+            decoding = DecodingConfig(float(about["decoding"]["blank_penalty"]))
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{folder / ABOUT} is not what export_onnx writes ({error}): export again") from error
-        self.config = Config(features=features)
+        self.config = Config(features=features, decoding=decoding)
         self.tokenizer = Tokenizer.load(folder)
-        self.predictor, self.joiner = OnnxPredictor(folder / DECODER), OnnxJoiner(folder / JOINER)
+        self.predictor = OnnxPredictor(folder / DECODER)
+        self.joiner = OnnxJoiner(folder / JOINER, decoding.blank_penalty)
         self.encoder = OnnxEncoder(folder, features, self.joiner.output_weight.shape[1])
         self.vocab_size = self.joiner.output_weight.shape[0]
 

@@ -33,12 +33,13 @@ class SherpaReport:
 
 def compare_with_sherpa(
     folder: Path, model: CascadedTransducer, features: FeatureConfig, tokenizer: Tokenizer, geometry: Geometry,
-    recordings: dict[str, np.ndarray],
-) -> SherpaReport | None:
+    recordings: dict[str, np.ndarray], blank_penalty: float = 0.0,
+) -> SherpaReport | None:  # fmt: skip
     """Decode the same audio, with the same tail of zeros, by both; all recordings in one batch.
 
     Args:
       recordings: name -> (num_samples,) float32 samples in [-1, 1].
+      blank_penalty: of our search; in the files it is part of the joiner.
     Returns:
       None if sherpa-onnx is not installed.
     Raises:
@@ -68,7 +69,7 @@ def compare_with_sherpa(
             theirs = _decode_online(recogniser, samples, features.sampling_rate)
             step = geometry.step_frames(mode)
             used = [item[: (item.shape[0] - 1) // step * step] for item in frames]
-        ours = _decode(model, encode_whole(model, used, mode, geometry), tokenizer)
+        ours = _decode(model, encode_whole(model, used, mode, geometry), tokenizer, blank_penalty)
         for name, left, right in zip(recordings, ours, theirs, strict=True):
             if left != right:
                 raise ValueError(f"{file}: sherpa-onnx and PyTorch differ on {name}, {_first_difference(left, right)}")
@@ -97,17 +98,18 @@ def _fbank(samples: np.ndarray, config: FeatureConfig) -> Tensor:
 
 
 def _decode(
-    model: CascadedTransducer, encoder_out: list[Tensor], tokenizer: Tokenizer
+    model: CascadedTransducer, encoder_out: list[Tensor], tokenizer: Tokenizer, blank_penalty: float
 ) -> list[list[tuple[str, int]]]:
     """(token, encoder frame) pairs by our search, tokens spelled as sherpa-onnx spells them."""
     lens = torch.tensor([item.shape[0] for item in encoder_out])
     padded = torch.nn.utils.rnn.pad_sequence(encoder_out, batch_first=True)
+    found = greedy_search(model, padded, lens, blank_penalty=blank_penalty, unk_id=tokenizer.unk_id)
     return [
         [
             (_spelling(tokenizer.id_to_symbol(token)), frame)
             for token, frame in zip(hypothesis.tokens, hypothesis.timestamps, strict=True)
         ]
-        for hypothesis in greedy_search(model, padded, lens, unk_id=tokenizer.unk_id)
+        for hypothesis in found
     ]
 
 

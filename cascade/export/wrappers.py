@@ -14,6 +14,7 @@ An application zero-fills them: so does `initial_state`.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -198,11 +199,13 @@ class Decoder(nn.Module):
 
 
 class JoinerNetwork(nn.Module):
-    """(N, D) projected encoder frames and (N, D) predictor vectors -> (N, V) logits."""
+    """(N, D) projected encoder frames and (N, D) predictor vectors -> (N, V) logits; the blank's penalty is in them."""
 
-    def __init__(self, model: CascadedTransducer) -> None:
+    def __init__(self, model: CascadedTransducer, blank_penalty: float = 0.0) -> None:
         super().__init__()
-        self.joiner = model.joiner
+        self.joiner = copy.deepcopy(model.joiner)
+        with torch.no_grad():
+            self.joiner.output.bias[0] -= blank_penalty
 
     def metadata(self) -> dict[str, str | int]:
         return {"joiner_dim": self.joiner.output_weight.shape[1]}

@@ -47,6 +47,7 @@ class TimedModel:
     model: CascadedTransducer
     features: Tensor
     unk_id: int | None = None
+    blank_penalty: float = 0.0
     paced: bool = False
     """Say something every 10 frames, whatever the weights say: for random ones."""
     times_ms: list[float] = field(default_factory=list)
@@ -56,7 +57,7 @@ class TimedModel:
 @torch.inference_mode()
 def chunk_runner(timed: TimedModel, chunk_frames: int, left_frames: int) -> Callable[[], None]:
     """A function that decodes the stream's next chunk and notes its time."""
-    search = (_PacedSearch if timed.paced else GreedySearch)(timed.model, unk_id=timed.unk_id)
+    search = (_PacedSearch if timed.paced else GreedySearch)(timed.model, timed.blank_penalty, timed.unk_id)
     encoder_state = timed.model.encoder.initial_state(1, left_frames)
     search_state = search.init(1)
     lens = torch.tensor([chunk_frames])
@@ -104,6 +105,7 @@ def summarise(timed: TimedModel, chunk_ms: int, left_context_ms: int) -> dict[st
         "model": timed.name,
         "chunk_ms": chunk_ms,
         "left_context_ms": left_context_ms,
+        "blank_penalty": timed.blank_penalty,
         "chunk_compute_ms_p50": round(float(p50), 3),
         "chunk_compute_ms_p95": round(float(p95), 3),
         "chunk_compute_ms_p99": round(float(p99), 3),
@@ -133,17 +135,18 @@ class ModeTimes:
 
 
 def time_mode(
-    models: Sequence[tuple[CascadedTransducer, Tokenizer, Sequence[Tensor]]], options: DecodingOptions
+    models: Sequence[tuple[CascadedTransducer, Tokenizer, DecodingOptions, Sequence[Tensor]]],
 ) -> list[ModeTimes]:
     """Stream utterances one at a time, in turns through every model.
 
     Args:
-      models: each with its tokenizer and what it hears, (T, F) unnormalised log-mel frames of the same utterances.
+      models: each with its tokenizer, its options of this mode and what it hears, (T, F) unnormalised log-mel frames
+        of the same utterances.
     """
-    batches = [StreamBatch(model, tokenizer, options) for model, tokenizer, _ in models]
+    batches = [StreamBatch(model, tokenizer, options) for model, tokenizer, options, _ in models]
     times = [ModeTimes() for _ in models]
-    for number in range(len(models[0][2])):
-        for batch, found, (_, _, features) in zip(batches, times, models, strict=True):
+    for number in range(len(models[0][3])):
+        for batch, found, (_, _, _, features) in zip(batches, times, models, strict=True):
             if number == 0:
                 _time_utterance(batch, features[0], ModeTimes())  # warms up
             _time_utterance(batch, features[number], found)

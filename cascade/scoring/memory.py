@@ -28,7 +28,8 @@ _NUM_CHUNKS = 60
 _NOISE_FRAMES = 2000
 _MEGABYTE = 1e6
 Spec = dict[str, Any]
-"""{"exp_dir": folder} or {"config": [YAML files], "overrides": [section.key=value]}: random weights."""
+"""{"exp_dir": folder} or {"config": [YAML files], "overrides": [section.key=value]}: random weights; in both
+"blank_penalty": the one in force."""
 
 
 def measure_memory(specs: Sequence[Spec], chunk_ms: int, left_context_ms: int) -> list[dict[str, float | None]]:
@@ -78,7 +79,7 @@ def stream_once(spec: Spec) -> None:
         model, unk_id, paced = build_model(config, config.tokens.vocab_size).eval(), None, True
     spread = torch.randn(_NOISE_FRAMES, config.features.num_mel_bins, generator=torch.Generator().manual_seed(0))
     features = model.encoder.feature_mean + spread / model.encoder.feature_scale
-    timed = TimedModel("", prepack(model), features, unk_id, paced)
+    timed = TimedModel("", prepack(model), features, unk_id, spec["blank_penalty"], paced)
     run = chunk_runner(timed, spec["chunk_ms"] // ENCODER_FRAME_MS, spec["left_ms"] // ENCODER_FRAME_MS)
     for _ in range(_NUM_CHUNKS):
         run()

@@ -134,6 +134,8 @@ def _complete(row: Row, model: str, summary: Row | None, timed: Row | None) -> R
     row = dict(row, model=model)
     row.update({key: summary[key] for key in _SUMMARY_KEYS if summary is not None and key in summary})
     is_timed = row["mode"] == "streaming" and row["method"] == "greedy_search"
+    if timed is not None and timed.get("blank_penalty", 0.0) != row.get("blank_penalty", 0.0):
+        return row  # other searches: other text, another compute
     if timed is not None and is_timed and timed["chunk_ms"] == row["chunk_ms"]:
         row.update({key: timed[key] for key in _TIMED_KEYS})
         row.update({key: timed[key] for key in _OPTIONAL_KEYS if key in timed})

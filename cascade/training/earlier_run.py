@@ -97,18 +97,14 @@ def _continue(config: Config, old: Config, exp_dir: Path, values: dict[str, Any]
     elif asked != before:
         lines.append(f"training.num_epochs: {before}, now {asked}: from here on the learning rate follows the schedule "
                      f"of a run of {asked} epochs")
-    averages = [(min(item.average_last, last), item.blank_penalty) for item in (old.training, config.training)]
+    averages = [min(item.average_last, last) for item in (old.training, config.training)]
     if done < last or before > done or not (exp_dir / "averaged.pt").is_file():
         action, summary = "go on", f"this very run is there: it goes on (epoch {min(done + 1, last)} of {last})"
     elif averages[0] == averages[1]:
         return Plan("nothing", config, "this very run is there, and finished", tuple(lines))
     else:
         action, summary = "average", "this very run is there, and finished: its last epochs are averaged anew"
-        lines += [
-            f"training.{name}: {getattr(old.training, name)}, now {getattr(config.training, name)}"
-            for name in ("average_last", "blank_penalty")
-            if getattr(old.training, name) != getattr(config.training, name)
-        ]
+        lines.append(f"training.average_last: {old.training.average_last}, now {config.training.average_last}")
     _check_epochs(config, exp_dir, done)
     current = values | {"config": config_to_dict(config)}
     return Plan(action, config, summary, tuple(lines), current if current["config"] != values["config"] else None)
@@ -144,6 +140,9 @@ def make_room(plan: Plan, exp_dir: Path) -> None:
 
 def carry_on(plan: Plan, exp_dir: Path) -> None:
     """Bring what stays up to date, before training goes on; it is for the first process."""
+    if plan.action in ("begin", "start over"):
+        return
+    carry_decoding(exp_dir, plan.config)
     if plan.values is None:
         return
     final, training = exp_dir / "averaged.pt", plan.config.training
@@ -158,3 +157,13 @@ def carry_on(plan: Plan, exp_dir: Path) -> None:
             final.replace(kept)
             logging.info("the final model with fewer or more epochs is kept as %s", kept)
     save_file(plan.values, exp_dir / CHECKPOINT)
+
+
+def carry_decoding(exp_dir: Path, config: Config) -> None:
+    """Let all models of a run carry this decoding section; their weights do not depend on it."""
+    section = config_to_dict(config)["decoding"]
+    for path in sorted([*exp_dir.glob("epoch-*.pt"), *exp_dir.glob("averaged*.pt")]):
+        values = load_file(path)
+        if values["config"].get("decoding") != section:
+            save_file(values | {"config": values["config"] | {"decoding": section}}, path)
+            logging.info("%s: decoding is now %s", path, section)

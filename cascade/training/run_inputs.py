@@ -83,8 +83,6 @@ def load_teacher(teacher_dir: Path, tokens_dir: Path, config: Config) -> Cascade
     changed = [name for name in changed_options(teacher_config, config) if name.startswith("features.")]
     if set(changed) - {"features.extractor"}:  # all extractors give the same features
         raise ValueError(f"--teacher {teacher_dir} was trained with other features: {teacher_config.features}")
-    with torch.no_grad():
-        teacher.joiner.output.bias[0] += teacher_config.training.blank_penalty
     return teacher
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,14 +25,17 @@ OVERRIDES = [
 ]
 
 
-def tiny_config(predictor: str = "tied_reduced") -> Config:
-    return load_config([], [*OVERRIDES, f"model.predictor.kind={predictor}", "model.predictor.hidden_dim=16"])
+def tiny_config(predictor: str = "tied_reduced", *overrides: str) -> Config:
+    model = [f"model.predictor.kind={predictor}", "model.predictor.hidden_dim=16"]
+    return load_config([], [*OVERRIDES, *model, *overrides])
 
 
-def make_model_dir(folder: Path, predictor: str = "tied_reduced", epochs: int = 2) -> Path:
+def make_model_dir(
+    folder: Path, predictor: str = "tied_reduced", epochs: int = 2, overrides: Sequence[str] = ()
+) -> Path:
     """averaged.pt, epoch-N.pt, config.yaml and tokens/ in `folder`."""
     folder.mkdir(parents=True)
-    config = tiny_config(predictor)
+    config = tiny_config(predictor, *overrides)
     tokenizer = train_tokenizer(TEXTS, config.tokens, folder / "tokens")
     save_config(config, folder / "config.yaml")
     for epoch in range(1, epochs + 1):

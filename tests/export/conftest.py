@@ -47,9 +47,9 @@ class Exported(NamedTuple):
     folder: Path
 
 
-def make_model_dir(folder: Path, kind: str) -> Path:
+def make_model_dir(folder: Path, kind: str, *overrides: str) -> Path:
     """averaged.pt, config.yaml and tokens/ of a model with random weights that says something at many frames."""
-    config = load_config([], [*TINY, "tokens.kind=word", *KINDS[kind]])
+    config = load_config([], [*TINY, "tokens.kind=word", *KINDS[kind], *overrides])
     folder.mkdir()
     tokenizer = train_tokenizer(TEXTS, config.tokens, folder / "tokens")
     save_config(config, folder / "config.yaml")

@@ -7,9 +7,13 @@ import pytest
 import soundfile
 import torch
 
-from cascade.bin import export_onnx
+from cascade.bin import export_onnx, transcribe
+from cascade.checkpoint import load_file
 from cascade.config import ConfigError
+from cascade.decoding.methods import METHODS
 from cascade.export import parity
+from cascade.export.onnx_model import OnnxJoiner, OnnxModel
+from cascade.export.sherpa import synthetic_recordings
 from tests.export.conftest import KINDS, make_model_dir
 
 FILES = {
@@ -43,6 +47,63 @@ def test_program_writes_checked_files_and_says_what_they_weigh(student, tmp_path
     assert max(about["max_difference"].values()) < 1e-4 and len(about["max_difference"]) == 5
     if about["sherpa_onnx"] is not None:
         assert about["sherpa_onnx"]["num_recordings"] == 1
+
+
+@pytest.fixture(scope="module")
+def penalised(tmp_path_factory):
+    """The weights of `student`, with a decoding section of its own."""
+    folder = tmp_path_factory.mktemp("penalised") / "student"
+    return make_model_dir(folder, next(iter(KINDS)), "decoding.blank_penalty=1.5")
+
+
+@pytest.mark.parametrize(("options", "penalty"), [((), 1.5), (("--blank-penalty", -0.75), -0.75)])
+def test_the_joiner_has_the_penalty_in_force_and_the_files_say_so(penalised, tmp_path, monkeypatch, options, penalty):
+    export(monkeypatch, "--exp-dir", penalised, "--out", tmp_path, *SMALL, *options)  # checked, by sherpa-onnx too
+    about = json.loads((tmp_path / "export.json").read_text())
+    assert about["decoding"] == {"blank_penalty": penalty}
+    bias = load_file(penalised / "averaged.pt")["model"]["joiner.output.bias"]
+    baked = OnnxJoiner(tmp_path / "joiner.onnx").output_bias
+    assert float(bias[0] - baked[0]) == pytest.approx(penalty, abs=1e-6)
+    torch.testing.assert_close(baked[1:], bias[1:])
+    model = OnnxModel(tmp_path)
+    assert model.config.decoding.blank_penalty == penalty
+    torch.testing.assert_close(model.joiner.output_bias, bias)  # a search takes the penalty off once
+
+
+def test_a_joiner_with_another_penalty_fails_its_check(penalised, tmp_path, monkeypatch):
+    build = export_onnx.build_graphs
+    monkeypatch.setattr(export_onnx, "build_graphs", lambda model, geometry, penalty: build(model, geometry, 0.0))
+    with pytest.raises(ValueError, match="differ from PyTorch, .*: joiner.onnx by 1.5e"):
+        export(monkeypatch, "--exp-dir", penalised, "--out", tmp_path, *SMALL)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_transcribe_on_the_files_replaces_their_penalty(student, penalised, tmp_path, monkeypatch, capsys, method):
+    samples = synthetic_recordings((1.7,), 16000, seed=5).popitem()[1]
+    soundfile.write(tmp_path / "a.wav", samples, 16000)
+    for name, model in (("plain", student), ("own", penalised)):
+        export(monkeypatch, "--exp-dir", model, "--out", tmp_path / name, *SMALL, "--no-check")
+
+    def said(name, *options):
+        words = ["--onnx-dir", tmp_path / name, "--json", "--method", method, *options, tmp_path / "a.wav"]
+        monkeypatch.setattr(sys, "argv", [transcribe.__file__, *map(str, words)])
+        capsys.readouterr()
+        transcribe.main()
+        return json.loads(capsys.readouterr().out)["text"]
+
+    plain, own = said("plain"), said("own")
+    assert plain != own
+    assert said("plain", "--blank-penalty", 1.5) == own == said("own", "--blank-penalty", 1.5)
+    assert said("own", "--blank-penalty", 0) == plain == said("plain", "--blank-penalty", 0)
+
+
+def test_files_that_do_not_say_their_penalty_are_refused(penalised, tmp_path, monkeypatch):
+    export(monkeypatch, "--exp-dir", penalised, "--out", tmp_path, *SMALL, "--no-check")
+    about = json.loads((tmp_path / "export.json").read_text())
+    for decoding in (None, {}, {"blank_penalty": "x"}, {"other": 1}):
+        (tmp_path / "export.json").write_text(json.dumps(about | {"decoding": decoding}))
+        with pytest.raises(ValueError, match="export.json is not what export_onnx writes .*: export again"):
+            OnnxModel(tmp_path)
 
 
 def test_files_that_fail_their_check_do_not_appear(student, tmp_path, monkeypatch):

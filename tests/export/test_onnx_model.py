@@ -23,7 +23,7 @@ TIMES = {
     "chunk_ms": GEOMETRY.chunk_frames * ENCODER_FRAME_MS, "look_ahead_ms": GEOMETRY.block_frames * ENCODER_FRAME_MS,
     "left_context_ms": GEOMETRY.left_frames * ENCODER_FRAME_MS,
 }
-ABOUT = TIMES | {"sampling_rate": 16000, "num_mel_bins": 80}
+ABOUT = TIMES | {"sampling_rate": 16000, "num_mel_bins": 80, "decoding": {"blank_penalty": 0.0}}
 
 
 @pytest.fixture(scope="module")

@@ -14,10 +14,10 @@ from tests.export.conftest import GEOMETRY
 pytest.importorskip("sherpa_onnx", reason="sherpa-onnx is not installed")
 
 
-def compare(exported, model, *seconds):
+def compare(exported, model, *seconds, blank_penalty=0.0):
     samples = synthetic_recordings(seconds, 16000, seed=2)
     return compare_with_sherpa(
-        exported.folder, model, exported.config.features, exported.tokenizer, GEOMETRY, samples
+        exported.folder, model, exported.config.features, exported.tokenizer, GEOMETRY, samples, blank_penalty
     )
 
 
@@ -33,6 +33,11 @@ def test_another_model_is_noticed(exported):
     other.joiner.output.bias.data[0] -= 2.0
     with pytest.raises(ValueError, match="encoder-streaming.onnx: .* differ on 1.6 s of tones, .*token"):
         compare(exported, other, 1.6)
+
+
+def test_another_penalty_is_noticed(exported):
+    with pytest.raises(ValueError, match="encoder-streaming.onnx: .* differ on 1.6 s of tones, .*token"):
+        compare(exported, exported.model, 1.6, blank_penalty=2.0)
 
 
 def test_other_times_are_noticed(exported, monkeypatch):

@@ -175,7 +175,7 @@ def test_an_alignment_is_used_where_its_words_are_those_of_the_text(tiny):
 def test_steps_are_timed_for_every_model_and_utterance(tiny):
     model, tokenizer, features = tiny
     for mode, steps in (("streaming", 4 + 2 + 1), ("look_ahead", 2 + 1), ("full", 0), ("two_pass", 4 + 2 + 1)):
-        found = time_mode([(model, tokenizer, features[:3])] * 2, dataclasses.replace(STREAMING, mode=mode))
+        found = time_mode([(model, tokenizer, dataclasses.replace(STREAMING, mode=mode), features[:3])] * 2)
         for times in found:
             assert len(times.last) == 3 and len(times.steps) == steps, mode
             assert all(value > 0 for value in times.last)

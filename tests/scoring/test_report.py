@@ -27,7 +27,8 @@ def result(model, mode, method):
         "num_params": PARAMS[model], "num_params_training": 9000, "size_bytes": 4 * PARAMS[model],
         "params_by_part": {"front end": 1000, "causal encoder": PARAMS[model] - 1000, "total": PARAMS[model]},
         "chunk_ms": 320, "look_ahead_ms": 640 if mode == "look_ahead" else None, "left_context_ms": 5120,
-        "beam": None if method == "greedy_search" else 4, "chunk_compute_ms_p50": None, "chunk_compute_ms_p95": None,
+        "beam": None if method == "greedy_search" else 4, "blank_penalty": 0.0,
+        "chunk_compute_ms_p50": None, "chunk_compute_ms_p95": None,
         "chunk_compute_ms_p99": None, "rtf": None, "threads": 2, "seed": 1, "train_minutes": None, "commit": "abc",
         "command": f"python -m cascade.bin.decode --exp-dir exp/{model}", "machine": "a machine",
     }
@@ -36,7 +37,7 @@ def result(model, mode, method):
 def timed(model):
     speed = PARAMS[model] / 1e6
     return {
-        "model": model, "chunk_ms": 320, "left_context_ms": 5120, "chunk_compute_ms_p50": speed,
+        "model": model, "chunk_ms": 320, "left_context_ms": 5120, "blank_penalty": 0.0, "chunk_compute_ms_p50": speed,
         "chunk_compute_ms_p95": 1.2 * speed, "chunk_compute_ms_p99": 1.5 * speed, "rtf": speed / 320,
         "num_chunks": 300, "symbols_per_second": 2.5, "features": "noise", "threads": 1, "commit": "abc",
         "num_params": PARAMS[model], "command": "python -m cascade.bin.latency", "machine": "a machine",
@@ -86,10 +87,12 @@ def test_ratios_are_student_over_teacher(exp_dir):
     assert ratio(experiment, "rtf", "full", "greedy_search") is None
 
 
-def test_timing_of_another_chunk_is_not_joined(exp_dir):
+@pytest.mark.parametrize("other", [{"chunk_ms": 640}, {"blank_penalty": 0.5}])
+def test_timing_of_another_chunk_or_search_is_not_joined(exp_dir, other):
     path = exp_dir / "student" / "latency.json"
-    path.write_text(json.dumps(timed("student") | {"chunk_ms": 640}))
-    assert collect(exp_dir).find("student", "streaming", "greedy_search")["rtf"] is None
+    path.write_text(json.dumps(timed("student") | {"look_ahead_ms": 640, "delays": delays()} | other))
+    row = collect(exp_dir).find("student", "streaming", "greedy_search")
+    assert row["rtf"] is None and "word_delay_ms_p50" not in row
 
 
 def test_report_shows_claims_tables_and_commands(exp_dir):

@@ -65,9 +65,7 @@ def test_every_option_is_in_exactly_one_of_the_two_tables():
 
 @pytest.mark.parametrize("name", FREE)
 def test_an_option_that_changes_no_number_does_not_start_over(exp_dir, name):
-    value = 0.5 if name == "training.blank_penalty" else "another"
-    action, lines = plan(exp_dir, changed(DISTILLED, name, value))
-    assert action == ("average" if name == "training.blank_penalty" else "nothing") and len(lines) == (value == 0.5)
+    assert plan(exp_dir, changed(DISTILLED, name)) == ("nothing", ())
 
 
 @pytest.mark.parametrize("name", listed(STARTS_OVER))

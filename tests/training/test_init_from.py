@@ -10,6 +10,7 @@ from cascade.config import load_config
 from cascade.models.build import build_model
 from cascade.tokens import BLANK, UNKNOWN, Tokenizer, train_tokenizer
 from cascade.training.init_from import SYMBOL_ROWS, read_source, shared_rows, start_from, take_feature_stats
+from cascade.training.run_inputs import load_teacher
 from tests.training.conftest import OPTIONS, WORDS, run
 
 OTHER_WORDS = ["ONE", "TWO", "THREE", "FIVE", "SIX"]  # FOUR is gone, two are new, and the ids are others
@@ -61,6 +62,16 @@ def test_with_the_same_vocabulary_the_start_is_the_trained_model(trained, corpus
         logits = [one.joiner(out, one.predictor(torch.tensor([[2, 3]]))[:, :1]) for one, out in
                   zip((model, reference), outputs, strict=True)]
         assert torch.equal(*logits)
+
+
+def test_a_models_blank_penalty_changes_neither_its_weights_nor_what_starts_from_it(trained, train, corpus, tmp_path):
+    folder, weights = tmp_path / "model", load_file(trained / "averaged.pt")["model"]
+    train(folder, "decoding.blank_penalty=2")
+    config = config_of()
+    teacher = load_teacher(folder, corpus / "tokens", config)
+    model, _, _ = started(folder, Tokenizer.load(corpus / "tokens"))
+    for found in (load_file(folder / "averaged.pt")["model"], teacher.state_dict(), model.state_dict()):
+        assert all(torch.equal(tensor, weights[name]) for name, tensor in found.items())
 
 
 def test_a_new_vocabulary_keeps_the_encoder_and_the_rows_of_known_symbols(trained, corpus, tmp_path):

@@ -53,6 +53,32 @@ def test_a_finished_run_keeps_what_it_says_of_itself(train, tmp_path):
     assert before == {name: (tmp_path / "model" / name).read_bytes() for name in before}
 
 
+def test_another_decoding_section_is_taken_and_starts_nothing_over(train, tmp_path):
+    teacher = tmp_path / "teacher"
+    runs = {
+        teacher: [], tmp_path / "student": ["distillation.weight=2", "--teacher", teacher],
+        tmp_path / "tuned": ["--init-from", teacher],
+    }  # fmt: skip
+    for folder, options in runs.items():
+        train(folder, *options)
+    before = load_file(teacher / "averaged.pt")["model"]
+    done = train(teacher, "decoding.blank_penalty=0.5")
+    assert "finished already" in done.stderr and "starting over" not in done.stderr
+    for epoch in (None, 1, 2):
+        assert load_model(teacher, epoch)[1].decoding.blank_penalty == 0.5
+    after = load_file(teacher / "averaged.pt")["model"]
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+    for folder, options in list(runs.items())[1:]:
+        assert "finished already" in train(folder, *options).stderr
+
+
+def test_a_run_that_goes_on_with_another_decoding_section_ends_with_it(train, tmp_path):
+    train(tmp_path)
+    (tmp_path / "averaged.pt").unlink()  # as if it had been stopped before the final model was written
+    assert "resuming" in train(tmp_path, "decoding.blank_penalty=0.5").stderr
+    assert load_model(tmp_path)[1].decoding.blank_penalty == 0.5
+
+
 def test_distillation_starts_from_the_teacher_and_logs_its_loss(finished, train, tmp_path):
     done = train(tmp_path / "student", "distillation.weight=2", "--teacher", finished)
     assert "causal encoder: copied from the teacher, layers 1" in done.stderr
