@@ -51,7 +51,7 @@ def test_streams_on_the_files_say_what_pytorch_says(exported, onnx_model, mode, 
     batch = StreamBatch(onnx_model, onnx_model.tokenizer, options)
     rng = random.Random(1)
     recordings = [*synthetic_recordings((0.9, 2.03, 1.31), 16000, seed=3).values()]
-    decoders = [OnnxDecoder(onnx_model, onnx_model.tokenizer, onnx_model.config, batch=batch) for _ in recordings]
+    decoders = [OnnxDecoder(onnx_model, onnx_model.config, onnx_model.tokenizer, batch=batch) for _ in recordings]
     parts = [np.array_split(samples, rng.randint(1, 9)) for samples in recordings]
     for step in range(10):
         for decoder, packets in zip(decoders, parts, strict=True):
@@ -78,7 +78,7 @@ def test_segments_on_the_files_cover_the_stream(onnx_model, mode):
     endpoint = EndpointOptions(longest_segment=0.7, late_pause=0.2, silence_after_speech=0.3)
     samples = synthetic_recordings((3.3,), 16000, seed=4).popitem()[1]
     batch = StreamBatch(onnx_model, onnx_model.tokenizer, DecodingOptions(mode=mode, **TIMES), endpoint)
-    decoder = OnnxDecoder(onnx_model, onnx_model.tokenizer, onnx_model.config, batch=batch)
+    decoder = OnnxDecoder(onnx_model, onnx_model.config, onnx_model.tokenizer, batch=batch)
     for packet in np.array_split(samples, 17):
         decoder.accept(packet, 16000)
     final = decoder.finish()
