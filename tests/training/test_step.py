@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from cascade.checkpoint import PREVIOUS, load_file, load_resumable, save_file, save_resumable
+from cascade.checkpoint import FORMAT, PREVIOUS, load_file, load_resumable, save_file, save_resumable
 from cascade.config import load_config
 from cascade.training.distributed import Processes
 from cascade.training.metrics import Metrics
@@ -235,12 +235,12 @@ def test_a_whole_checkpoint_is_there_at_every_moment_of_saving(tmp_path, monkeyp
             return result
         monkeypatch.setattr(os, name, call)
 
-    save_resumable({"format": 1, "number": 0, "config": config.seed}, tmp_path)
+    save_resumable({"format": FORMAT, "number": 0, "config": config.seed}, tmp_path)
     if not links:
         monkeypatch.setattr(os, "link", lambda *names: (_ for _ in ()).throw(OSError("no links here")))
     for name in ("replace", "fsync") + (("link",) if links else ()):
         look(name, getattr(os, name))
-    save_resumable({"format": 1, "number": 1}, tmp_path)
+    save_resumable({"format": FORMAT, "number": 1}, tmp_path)
     assert seen and set(seen) == {0, 1} and seen == sorted(seen)
     assert load_file(tmp_path / PREVIOUS)["number"] == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == [PREVIOUS, "checkpoint.pt"]
