@@ -291,9 +291,7 @@ def load_decoding(path: str | Path, base: DecodingConfig) -> DecodingConfig:
     Raises:
       ConfigError: as `load_config`, with the file's name.
     """
-    only = OmegaConf.create({"decoding": OmegaConf.structured(base)})
-    OmegaConf.set_readonly(only, False)
-    OmegaConf.set_struct(only, True)
+    only = OmegaConf.create({"decoding": OmegaConf.structured(base)}, flags={"struct": True})
     merged = _merge_file(only, path, "decoding")
     try:
         return _checked(OmegaConf.merge(OmegaConf.structured(Config), merged)).decoding
