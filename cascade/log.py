@@ -16,6 +16,7 @@ def setup_logging(log_file: str | Path | None = None) -> None:
     if log_file is not None:
         Path(log_file).parent.mkdir(parents=True, exist_ok=True)
         handlers.append(logging.FileHandler(log_file, encoding="utf-8"))
+    logging.raiseExceptions = False  # a log file on a full disk must not hide what the program has to say
     logging.basicConfig(
         level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%Y-%m-%d %H:%M:%S",
         handlers=handlers, force=True,

@@ -22,6 +22,7 @@ import torch
 from cascade.bin.cli import Interrupted, add_config_arguments, config_from_arguments, run_program
 from cascade.bin.device_arguments import add_device_argument
 from cascade.config import Config, ConfigError, save_config
+from cascade.data.files import writing_to
 from cascade.device import choose_device, describe_device
 from cascade.log import setup_logging
 from cascade.models.build import params_by_part
@@ -118,7 +119,8 @@ def main() -> None:
         dry_run(config, paths, processes, arguments.force)
         processes.close()
         return
-    finished = train(config, paths, read_inputs(paths, config), processes, arguments.force)
+    with writing_to(paths.exp_dir):
+        finished = train(config, paths, read_inputs(paths, config), processes, arguments.force)
     processes.close()
     if not finished:
         raise Interrupted("training state is saved; run the same command again to go on")

@@ -50,22 +50,30 @@ def run(*words, check=True):
     return Done(code, errors.getvalue())
 
 
-def fork(*words, errors, before=lambda: None):
-    """Run one program in a fork of this process, so that signals can end it; returns the child's process id.
+class Fork:
+    """One program in a fork of this process, so that signals and limits can end it; `before` is called in it first."""
 
-    errors: file for its stderr. before: called in the child first.
-    """
-    child = os.fork()
-    if child:
-        return child
-    code = 99
-    try:
-        before()
-        done = run(*words, check=False)
-        errors.write_text(done.stderr)
-        code = done.returncode
-    finally:
-        os._exit(code)
+    def __init__(self, *words, before=lambda: None):
+        self.reader, writer = os.pipe()
+        self.pid = os.fork()
+        if self.pid:
+            os.close(writer)
+            return
+        code = 99
+        try:
+            before()
+            done = run(*words, check=False)
+            with open(writer, "w") as file:
+                file.write(done.stderr)
+            code = done.returncode
+        finally:
+            os._exit(code)
+
+    def wait(self) -> Done:
+        """Exit code (-N: ended by signal N) and stderr (nothing of a killed one)."""
+        with open(self.reader) as file:
+            errors = file.read()
+        return Done(os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1]), errors)
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import time
 
@@ -10,7 +11,7 @@ import torch
 
 from cascade.checkpoint import load_file
 from cascade.training.step import Stepper
-from tests.training.conftest import OPTIONS, fork, run
+from tests.training.conftest import OPTIONS, Fork, run
 from tests.training.test_train import same_weights
 
 RUN = ["training.num_epochs=3", "training.save_every_minutes=0", "training.optimizer=muon", "training.max_bad_steps=2"]
@@ -31,26 +32,22 @@ def wholes(corpus, trained, tmp_path_factory):
     return {student: (folder / str(student), extra) for student, extra in options.items()}
 
 
-def wait(child):
-    _, status = os.waitpid(child, 0)
-    return os.waitstatus_to_exitcode(status)
-
-
 @pytest.mark.parametrize("student", [False, True])
 def test_a_run_stopped_by_signals_ends_with_the_same_bits_and_log(student, wholes, corpus, tmp_path):
     whole, options = wholes[student]
-    losses, errors, codes = tmp_path / "stopped" / "losses.jsonl", tmp_path / "errors", []
+    losses, codes = tmp_path / "stopped" / "losses.jsonl", []
     for stop in (True, True, False):
         written = losses.stat().st_size if losses.is_file() else 0
-        child = fork(*words(corpus, tmp_path / "stopped", *options), errors=errors)
+        child = Fork(*words(corpus, tmp_path / "stopped", *options))
         if stop:
             deadline = time.monotonic() + 60
             while not losses.is_file() or losses.stat().st_size <= written:
                 assert time.monotonic() < deadline
                 time.sleep(0.002)
-            os.kill(child, signal.SIGTERM)
-        codes.append(wait(child))
-    assert codes == [75, 75, 0], errors.read_text()
+            os.kill(child.pid, signal.SIGTERM)
+        done = child.wait()
+        codes.append(done.returncode)
+    assert codes == [75, 75, 0], done.stderr
     assert same_weights(whole / "averaged.pt", tmp_path / "stopped" / "averaged.pt")
     rows = [(folder / "losses.jsonl").read_text() for folder in (whole, tmp_path / "stopped")]
     assert rows[0] == rows[1]
@@ -96,8 +93,7 @@ def between_the_names_of_a_checkpoint(patch):
 def test_a_run_killed_at_any_moment_goes_on_to_the_same_bits(moment, num_workers, wholes, corpus, tmp_path):
     whole, command = wholes[False][0], words(corpus, tmp_path / "killed", f"data.num_workers={num_workers}")
     with pytest.MonkeyPatch.context() as patch:
-        child = fork(*command, errors=tmp_path / "errors", before=lambda: moment(patch))
-        assert wait(child) == -signal.SIGKILL
+        assert Fork(*command, before=lambda: moment(patch)).wait().returncode == -signal.SIGKILL
     assert not (tmp_path / "killed" / "averaged.pt").exists()
     done = run(*command)
     assert "resuming in epoch" in done.stderr
@@ -121,3 +117,18 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(corpus, tmp_path):
     done = run(*words(corpus, tmp_path / "file" / "model"), check=False)
     assert done.returncode == 1 and str(tmp_path / "file") in done.stderr and "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1].startswith("error: ")
+
+
+@pytest.mark.parametrize("num_bytes", [100, 1500, 20_000])
+def test_a_disk_that_fills_ends_the_run_with_one_sentence_and_it_goes_on_when_there_is_room(
+    num_bytes, wholes, corpus, tmp_path
+):
+    def fill():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, num_bytes))
+
+    done = Fork(*words(corpus, tmp_path / "model"), before=fill).wait()
+    last = done.stderr.splitlines()[-1]
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    assert last.startswith("error: ") and "File too large" in last and str(tmp_path) in last, last
+    run(*words(corpus, tmp_path / "model"))
+    assert same_weights(wholes[False][0] / "averaged.pt", tmp_path / "model" / "averaged.pt")
