@@ -4,6 +4,7 @@ import sys
 import pytest
 import torch
 from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
+from lhotse.audio import AudioSource
 from lhotse.supervision import AlignmentItem
 
 from cascade.bin import align
@@ -129,7 +130,8 @@ def test_a_bad_ctm_line_is_named(tmp_path, line):
 
 
 def test_cuts_carry_their_alignment(tmp_path):
-    recording = Recording(id="r", sources=[], sampling_rate=16000, num_samples=32000, duration=2.0)
+    source = AudioSource("file", [0], "r.wav")
+    recording = Recording(id="r", sources=[source], sampling_rate=16000, num_samples=32000, duration=2.0)
     cuts = []
     for name, texts in (("one", ["a b"]), ("two", ["c", "d"]), ("three", ["e"])):
         supervisions = [
