@@ -184,14 +184,18 @@ step() {
 
 # Run a command so that this shell still hears signals, which it passes on; sets `code`.
 in_background() {
+    local interrupted=""
     "$@" &
     child=$!
     while :; do
         signalled="" code=0
         wait "$child" || code=$?
         [ -n "$signalled" ] || break
+        interrupted=1
     done
     child=""
+    # When the child ends just as a signal comes, bash may lose its exit code and say -1, 255 or "not a child" instead.
+    case "$interrupted$code" in 1-1 | 1255 | 1127) code=75 ;; esac
 }
 
 on_signal() {

@@ -191,6 +191,9 @@ def run_command(command: list[str], lock: int) -> int:
     for number in passed_on:  # what came before there was a child
         child.send_signal(number)
     code = child.wait()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        # Terminal and shell both send it: a late one would kill Python while it ends, where it has no handlers.
+        signal.signal(number, signal.SIG_IGN)
     os.ftruncate(lock, 0)
     for number in passed_on:
         print(f"passed {signal.Signals(number).name} on to the step, which ended with {code}", file=sys.stderr)

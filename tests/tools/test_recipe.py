@@ -170,6 +170,17 @@ def test_failing_step_stops_the_recipe_with_its_exit_code_and_runs_again(recipe,
     assert log(recipe) == ["data", "teacher", "teacher", "report"]
 
 
+LOSING_WAIT = """lost=""
+wait() {
+    local status=0
+    builtin wait "$@" || status=$?
+    if [ -n "$lost" ]; then status=255; fi
+    lost="$signalled"
+    return "$status"
+}
+"""
+
+
 def begin(recipe: Path, *options: str) -> subprocess.Popen:
     """Start the recipe in a session of its own and wait until it is in the middle of stage 3."""
     process = subprocess.Popen(
@@ -177,7 +188,7 @@ def begin(recipe: Path, *options: str) -> subprocess.Popen:
         stderr=subprocess.PIPE, text=True, start_new_session=True,
     )
     deadline = time.monotonic() + 60
-    while not (recipe / "exp" / "log").exists() or log(recipe)[-1] != "teacher":
+    while not (recipe / "exp" / "log").exists() or log(recipe)[-1:] != ["teacher"]:
         assert process.poll() is None and time.monotonic() < deadline, process.communicate()
         time.sleep(0.05)
     return process
@@ -193,3 +204,13 @@ def test_signal_stops_the_recipe_with_75_and_the_same_command_goes_on(recipe, nu
     assert "run the same command again" in said
     assert run(recipe).returncode == 0
     assert log(recipe) == ["data", "teacher", "teacher", "report"]
+
+
+def test_an_exit_code_that_bash_loses_while_a_signal_comes_is_that_of_an_interruption(recipe):
+    source = f'. "{ROOT}/tools/recipe.sh"\n'
+    assert source in RUN
+    (recipe / "run.sh").write_text(RUN.replace(source, source + LOSING_WAIT))
+    process = begin(recipe)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=30)
+    assert process.returncode == 75 and "run the same command again" in said, said

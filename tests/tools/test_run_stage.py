@@ -272,6 +272,14 @@ def test_command_ended_by_a_signal_counts_as_interrupted(tmp_path):
     assert process.returncode == 75
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signals_that_come_to_the_very_end_do_not_change_the_exit_code(tmp_path, number):
+    process = start(tmp_path, "import sys, time; open(sys.argv[1], 'w').close(); time.sleep(60)")
+    while process.poll() is None:
+        process.send_signal(number)
+    assert process.returncode == 75, process.communicate()
+
+
 def test_ctrl_c_works_in_a_shell_background_job(tmp_path):
     ignored = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)}
     process = start(tmp_path, "import sys, time; open(sys.argv[1], 'w').close(); time.sleep(60)", **ignored)
