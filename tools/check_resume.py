@@ -3,13 +3,14 @@
     python tools/check_resume.py --data EXP/fbank --tokens EXP/tokens --out DIR [--kills 20] [--seed 0] \\
         [--config YAML...] [section.key=value...]
 
-Every kill is SIGKILL to the training and all its processes, after a random share of the time that a whole run takes, so
-that set-up, steps, checkpoints and averaging are all hit. Prints what each run had reached; exit code 0: the same bits.
+Every kill is SIGKILL to the training and all its processes, at a random moment after it has begun or gone on to train, so
+that steps, checkpoints, validation and averaging are all hit. Prints what was reached; exit code 0: the same bits.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import random
 import signal
@@ -54,14 +55,17 @@ def main() -> None:
         "training.save_every_minutes=0.02", "--exp-dir",
     ]
     whole, killed = arguments.out / "whole", arguments.out / "killed"
-    begin = time.monotonic()
     subprocess.run([*command, str(whole)], check=True, stderr=subprocess.DEVNULL)
-    seconds = time.monotonic() - begin
+    seconds = 60 * json.loads((whole / "train_summary.json").read_text())["train_minutes"]
     kills = 0
     while True:
-        process = subprocess.Popen([*command, str(killed)], stderr=subprocess.DEVNULL, start_new_session=True)
+        log = arguments.out / "log"
+        with open(log, "w") as file:
+            process = subprocess.Popen([*command, str(killed)], stderr=file, start_new_session=True)
+        while process.poll() is None and "parameters: total" not in log.read_text():
+            time.sleep(0.01)
         try:
-            process.wait(timeout=rng.uniform(0.2, 0.6) * seconds if kills < arguments.kills else None)
+            process.wait(timeout=rng.uniform(0, 2 * seconds / arguments.kills) if kills < arguments.kills else None)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
