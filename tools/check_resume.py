@@ -3,8 +3,8 @@
     python tools/check_resume.py --data EXP/fbank --tokens EXP/tokens --out DIR [--kills 20] [--seed 0] \\
         [--config YAML...] [section.key=value...]
 
-Every kill is SIGKILL to the training and all its processes, at a random moment after it has begun or gone on to train, so
-that steps, checkpoints, validation and averaging are all hit. Prints what was reached; exit code 0: the same bits.
+Every kill is SIGKILL to the training and all its processes, at a random moment after it has begun or gone on to train,
+so that steps, checkpoints, validation and averaging are all hit. Prints what was reached; exit code 0: the same bits.
 """
 
 from __future__ import annotations
