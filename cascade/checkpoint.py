@@ -12,7 +12,10 @@ import logging
 import os
 import pickle
 import shutil
+import zipfile
+import zlib
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -57,11 +60,14 @@ def _write_partial(values: dict[str, Any], path: Path) -> Path:
 CHECKPOINT, PREVIOUS = "checkpoint.pt", "checkpoint-previous.pt"
 
 
-def save_resumable(values: dict[str, Any], model_dir: Path) -> None:
-    """Write checkpoint.pt and keep the one before; at any moment of it a whole one is there."""
+def save_resumable(values: dict[str, Any], model_dir: Path, keep: bool = True) -> None:
+    """Write checkpoint.pt; at any moment of it a whole one is there.
+
+    keep: the one that was there becomes checkpoint-previous.pt, otherwise it goes.
+    """
     path = model_dir / CHECKPOINT
     partial = _write_partial(values, path)
-    if path.is_file():
+    if keep and path.is_file():
         link = model_dir / f"{PREVIOUS}.partial"
         link.unlink(missing_ok=True)
         try:
@@ -77,20 +83,30 @@ def save_resumable(values: dict[str, Any], model_dir: Path) -> None:
         os.close(folder)
 
 
-def load_resumable(model_dir: Path) -> dict[str, Any] | None:
-    """The newest checkpoint that can be read; None when there is none.
+def load_resumable(
+    model_dir: Path, repair: bool = False, wanted: Callable[[dict[str, Any]], bool] = lambda values: True
+) -> dict[str, Any] | None:
+    """The newest checkpoint that can be read and is wanted; None when there is none.
 
+    repair: rename a damaged one, so that it never takes the place of a good one.
     Raises:
       ValueError: all that are there are damaged.
     """
     paths = [path for path in (model_dir / CHECKPOINT, model_dir / PREVIOUS) if path.is_file()]
+    good, problem = 0, None
     for path in paths:
         try:
-            return load_file(path)
+            values = load_file(path)
         except ValueError as error:
             problem = error
             logging.warning("%s: %s", error, "trying the one before" if path != paths[-1] else "there is no other")
-    if paths:
+            if repair and path != paths[-1]:
+                path.replace(path.with_name("checkpoint-damaged.pt"))
+            continue
+        good += 1
+        if wanted(values):
+            return values
+    if problem is not None and not good:
         raise ValueError(f"{problem}; no checkpoint in {model_dir} can be read: start over with --force")
     return None
 
@@ -109,8 +125,15 @@ def load_file(path: str | Path) -> dict[str, Any]:
     if not Path(path).is_file():
         raise FileNotFoundError(f"checkpoint not found: {path}")
     try:
+        with zipfile.ZipFile(path) as archive:  # torch reads its archives without looking at their sums
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise ValueError(f"{damaged} has another sum")
         values = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, LookupError, ValueError, TypeError, OSError) as error:
+    except (
+        zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, pickle.UnpicklingError, LookupError, ValueError,
+        TypeError, OSError,
+    ) as error:
         raise ValueError(f"{path} is damaged or not a checkpoint of this project ({type(error).__name__})") from error
     if isinstance(values, dict) and values.get("format") == 1:
         values = _from_format_1(values)

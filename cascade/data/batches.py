@@ -8,6 +8,7 @@ ones before, and several ranks share every epoch without one utterance repeated 
 from __future__ import annotations
 
 import logging
+import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -217,7 +218,7 @@ class TrainBatches:
         generator = torch.Generator()  # otherwise the loader draws from torch's own, which resuming must find unmoved
         yield from DataLoader(
             self._dataset, batch_size=None, sampler=tasks, num_workers=self._config.data.num_workers,
-            generator=generator,
+            generator=generator, worker_init_fn=_leave_signals_to_the_training,
         )
 
     @property
@@ -257,6 +258,12 @@ class TrainBatches:
             world_size, short_first=epoch <= data.sorted_epochs,
         )
         return [left[batch] for batch in plan]
+
+
+def _leave_signals_to_the_training(worker: int) -> None:
+    """A signal to the whole group must not end a loader before the training has saved; it ends them itself."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
 
 
 class _Dataset(Dataset):

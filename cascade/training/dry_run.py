@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cascade.config import SUBSAMPLING, Config
+from cascade.config import SUBSAMPLING, Config, ConfigError
 from cascade.data.storage import read_features
 from cascade.models.build import count_params, params_by_part
 from cascade.tokens import Tokenizer
@@ -64,6 +64,8 @@ def dry_run(config: Config, paths: RunPaths, processes: Processes, force: bool =
     Raises:
       ValueError: the training would fail; the report, printed before, says why.
     """
+    if processes.world_size > 1:
+        raise ConfigError("--dry-run measures one process: start it without torchrun")
     report = Report()
     inputs = _read(config, paths, report)
     if inputs is not None:
@@ -73,8 +75,7 @@ def dry_run(config: Config, paths: RunPaths, processes: Processes, force: bool =
             if not report.problems:
                 _estimate(trainer, report)
     _check_exp_dir(config, paths, inputs is not None, force, report)
-    if processes.is_first:
-        print(f"dry run of {paths.exp_dir}: nothing is written\n\n{report}")
+    print(f"dry run of {paths.exp_dir}: nothing is written\n\n{report}")
     if report.problems:
         raise ValueError(f"{len(report.problems)} problem(s) would stop this training, see above")
     return report
@@ -195,8 +196,6 @@ def _estimate(trainer: Trainer, report: Report) -> None:
     name = f"the CPU, {threads} thread{'s' * (threads > 1)}"
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
-    if trainer.processes.world_size > 1:
-        name += f", {trainer.processes.world_size} processes"
     report.add(
         "measured", f"{len(seconds)} steps on {name}: {np.median(seconds):.3g} s at the median, {seconds.min():.3g} to "
         f"{seconds.max():.3g} s; validation {measured.dev_seconds:.3g} s",

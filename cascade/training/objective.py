@@ -99,7 +99,7 @@ class Losses(NamedTuple):
     terms: dict[str, Term]
     """By the names under which their means are logged, in the same order on every process."""
     impossible: list[str]
-    """Ids of utterances without an alignment (too few frames for their tokens): their losses count as zero."""
+    """Ids of utterances without an alignment (too few frames for their tokens): they count in no transducer loss."""
     non_finite: list[str]
     """Ids of utterances whose loss is not a finite number: the model or its input is not, this step cannot be taken."""
 
@@ -138,13 +138,12 @@ class Objective:
         if self.teacher is not None:
             with torch.no_grad():
                 teacher_outputs, _ = run_passes(self.teacher, batch, context, passes)
-        num_tokens = float(batch.token_lens.sum())
         terms: dict[str, Term] = {}
         impossible = torch.zeros_like(batch.token_lens, dtype=torch.bool)
         broken = torch.zeros_like(impossible)
         for name in passes:
             weight = loss_config.causal_weight if name == "causal" else 1 - loss_config.causal_weight
-            weight = 1.0 if loss_config.pass_sampling else weight
+            weight = 1.0 if len(passes) == 1 else weight  # the draw has the weights
             # Users wait for the causal pass; the other one corrects it and keeps its own times.
             delay_penalty = loss_config.delay_penalty if warmup.done and name == "causal" else 0.0
             loss = self._transducer(outputs[name], batch, boundary, delay_penalty)
@@ -152,12 +151,13 @@ class Objective:
             no_path = finite & (torch.isposinf(loss.simple) | torch.isposinf(loss.pruned)).detach()
             bad = ~(torch.isfinite(loss.simple) & torch.isfinite(loss.pruned)).detach()
             impossible, broken = impossible | no_path, broken | (bad & ~no_path)
+            num_tokens = float(batch.token_lens[~bad].sum())
             for part, values in (("simple", loss.simple), ("pruned", loss.pruned)):
                 scale = warmup.simple_scale if part == "simple" else warmup.pruned_scale
                 terms[f"{name}_{part}"] = Term(torch.where(bad, 0.0, values).sum(), num_tokens, weight * scale)
             if loss_config.ctc_scale:
                 ctc = self._ctc(name, outputs[name].encoder_out, batch, boundary)
-                terms[f"{name}_ctc"] = Term(ctc, num_tokens, weight * loss_config.ctc_scale)
+                terms[f"{name}_ctc"] = Term(ctc, float(batch.token_lens.sum()), weight * loss_config.ctc_scale)
             if teacher_outputs is not None:
                 own = self.config.distillation.ranges == "student" and warmup.done
                 kl, count = self._distill(outputs[name], teacher_outputs[name], loss.ranges, batch, boundary, own)

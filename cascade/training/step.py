@@ -124,11 +124,17 @@ class Stepper:
             failure = "another process"
         if failure:
             return None
-        self.processes.sum_gradients(self.model)
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.training.max_grad_norm)
-        if not torch.isfinite(norm):
-            return self._refuse(losses, non_finite, f"the norm of the gradient is {float(norm)}")
-        self.optimizer.step(rate)
+        try:
+            self.processes.sum_gradients(self.model)
+            norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.training.max_grad_norm)
+            if not torch.isfinite(norm):
+                return self._refuse(losses, non_finite, f"the norm of the gradient is {float(norm)}")
+            self.optimizer.step(rate)
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            raise OutOfMemory(
+                f"{_memory_failure(error)}, in the optimizer, whose needs do not depend on the batch: lower "
+                "data.batch_duration all the same, or take a smaller model"
+            ) from error
         means = {name: (value, count) for name, value, count in zip(names, sums, local, strict=True)}
         weights = {name: term.weight for name, term in losses[0].terms.items()}
         share = sum(weights[name] * value / max(counts[name], 1e-10) for name, (value, _) in means.items())
@@ -136,6 +142,25 @@ class Stepper:
         means["loss"] = (share * counts[tokens], means[tokens][1])  # shares add up over the processes
         means |= {"grad_norm": (float(norm), 1.0), "learning_rate": (rate * self.config.training.learning_rate, 1.0)}
         return StepResult(means, [name for loss in losses for name in loss.impossible], "", [])
+
+    @torch.no_grad()
+    def evaluate(self, batch: Batch, step: int, context: Context) -> list[Losses]:
+        """Losses of both passes without a step, in as many parts as the memory wants; this process's business alone.
+
+        Raises:
+          OutOfMemory: a single utterance does not fit.
+        """
+        num_parts = 1
+        while True:
+            try:
+                return [self.objective(part.to(self.device), step, context) for part in batch.split(num_parts)]
+            except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+                problem = _memory_failure(error)
+            if num_parts >= len(batch.ids):
+                raise OutOfMemory(f"a single utterance of dev does not fit into the memory of {self.device}: {problem}")
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
+            num_parts *= 2
 
     def _losses(
         self, part: Batch, number: int, step: int, context: Context, passes: tuple[str, ...], keep: bool

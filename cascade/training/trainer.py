@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import resource
 import signal
 import time
@@ -33,7 +34,7 @@ from cascade.tokens import Tokenizer
 from cascade.training.bad_batches import save_bad_batch
 from cascade.training.distributed import Processes
 from cascade.training.metrics import Metrics, MetricWriter
-from cascade.training.objective import VALIDATION_CONTEXT, Objective
+from cascade.training.objective import VALIDATION_CONTEXT, Losses, Objective
 from cascade.training.optim import build_optimizer, rate_share
 from cascade.training.step import Stepper
 
@@ -67,11 +68,14 @@ class Diverged(ValueError):
 
 
 class SignalWatch:
-    """Remembers SIGINT and SIGTERM, so that the loop can stop between two steps; a second one interrupts at once."""
+    """Remembers SIGINT, SIGTERM and SIGHUP, so that the loop can stop between two steps; a second one interrupts."""
 
     def __init__(self) -> None:
         self.name = ""
-        self.previous = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # ignored: started by nohup
+            numbers.append(signal.SIGHUP)
+        self.previous = {number: signal.signal(number, self._note) for number in numbers}
 
     def _note(self, number: int, frame: object) -> None:
         self.name = signal.Signals(number).name
@@ -108,11 +112,12 @@ class Trainer:
         self.set_aside: set[str] = set()
         self.writer: MetricWriter | None = None
         self.problem = ""
+        self.newest_is_good = True
         self.clock = Clock()
 
     def resume(self) -> bool:
         """Go on from the newest good checkpoint of the first process, if there is one; False = a fresh start."""
-        values = load_resumable(self.exp_dir) if self.processes.is_first else None
+        values = load_resumable(self.exp_dir, repair=True) if self.processes.is_first else None
         values = self.processes.from_first(values)
         if values is None:
             return False
@@ -124,6 +129,7 @@ class Trainer:
         self.model.load_state_dict(values["model"])
         self.optimizer.load_state_dict(values["optimizer"])
         self.state = TrainState(**values["state"])
+        self.newest_is_good = not self.state.bad_steps
         before = values.get("processes", self.processes.world_size)
         if self.state.batch and before != self.processes.world_size:
             logging.info("the epoch began with %d processes, %d go on with the rest", before, self.processes.world_size)
@@ -161,10 +167,11 @@ class Trainer:
         self.set_aside |= ids
 
     def save(self) -> None:
-        """Write a resumable checkpoint."""
+        """Write a resumable checkpoint; what is saved between bad steps never replaces the last one without."""
         values = self._values()
         if self.processes.is_first:
-            save_resumable(values, self.exp_dir)
+            save_resumable(values, self.exp_dir, keep=self.newest_is_good or not self.state.bad_steps)
+        self.newest_is_good = not self.state.bad_steps
 
     def run(self) -> bool:
         """Train to the end. False = a signal came, everything is saved.
@@ -233,8 +240,10 @@ class Trainer:
         if not self._is_finite():
             self._go_back()
             return "went back"
-        if epoch % training.validate_every_epochs == 0 or epoch == training.num_epochs:
-            self._validate()
+        if epoch % training.validate_every_epochs == 0 or epoch == training.num_epochs or self.state.bad_steps:
+            if self._validate() and self.state.bad_steps:
+                self._go_back()
+                return "went back"
         if self.processes.is_first:
             save_file(model_values(self.model, self.config, epoch), epoch_path(self.exp_dir, epoch))
             epoch_path(self.exp_dir, epoch - training.keep_epochs).unlink(missing_ok=True)
@@ -276,7 +285,13 @@ class Trainer:
                 f"{self.exp_dir / 'bad_batches'}, the last good checkpoint stays. Look at the data, or lower "
                 "training.learning_rate and training.muon_learning_rate"
             )
-        self._restore(self.processes.from_first(load_resumable(self.exp_dir) if self.processes.is_first else None))
+        values = None
+        if self.processes.is_first:
+            values = load_resumable(self.exp_dir, wanted=lambda values: not values["state"]["bad_steps"])
+        values = self.processes.from_first(values)
+        if values is None:
+            raise Diverged(f"training diverged, and no checkpoint from before it is there: {cause}")
+        self._restore(values)
         self.state.rate_scale, self.state.bad_steps = self.state.rate_scale / 2, 0
         logging.warning(
             "training diverged (%s): back to step %d, with half the learning rate", cause, self.state.step
@@ -292,27 +307,33 @@ class Trainer:
             self.writer.write(split, self.state.epoch, self.state.step, metrics.means())
         self.metrics = Metrics()
 
-    @torch.no_grad()
-    def _validate(self) -> None:
-        """Dev losses of both passes in a fixed geometry."""
+    def _validate(self) -> bool:
+        """Dev losses of both passes in a fixed geometry; whether some of them are not finite.
+
+        What is not finite is left out and said.
+        """
         self.model.eval()
         train_metrics, self.metrics = self.metrics, Metrics()
+        broken: list[str] = []
         for batch in self.dev():
-            terms = self.objective(batch.to(self.device), self.state.step, VALIDATION_CONTEXT).terms
-            num_tokens = float(batch.token_lens.sum())
-            loss = sum(term.weight * float(term.total) * num_tokens / max(term.count, 1e-10) for term in terms.values())
-            self.metrics.add({name: (float(term.total), term.count) for name, term in terms.items()})
-            self.metrics.add({"loss": (loss, num_tokens)})
+            for losses in self.take_step.evaluate(batch, self.state.step, VALIDATION_CONTEXT):
+                broken += losses.non_finite
+                terms = {name: (float(term.total), term.count) for name, term in losses.terms.items()}
+                if all(math.isfinite(total) for total, _ in terms.values()):
+                    self.metrics.add(terms | {"loss": _weighted_mean(losses)})
+        broken = [name for names in self.processes.gather(broken) for name in names]
+        if broken:
+            logging.warning("dev: the losses of %d utterances are not finite: %s", len(broken), ", ".join(broken[:5]))
         self._log("dev")
         self.metrics = train_metrics
         self.model.train()
+        return bool(broken)
 
     def _finish(self) -> None:
         """Average the last epochs into the final model and say what the run was."""
         training = self.config.training
         count = min(training.average_last, training.num_epochs)
-        epochs = last_epochs(self.exp_dir, training.num_epochs, count)
-        save_file(average_values(epochs, self.config), self.exp_dir / "averaged.pt")
+        average = average_values(last_epochs(self.exp_dir, training.num_epochs, count), self.config)
         parts = params_by_part(self.model)
         summary = {
             "train_minutes": round(self.state.seconds / 60, 2), "cpu_minutes": round(self.state.cpu_seconds / 60, 2),
@@ -323,7 +344,15 @@ class Trainer:
             "commit": git_commit(), "command": command_line(), "machine": machine(self.device),
         }
         (self.exp_dir / "train_summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+        save_file(average, self.exp_dir / "averaged.pt")  # last: with it the run counts as finished
         logging.info("finished %s: %.1f minutes", self.exp_dir, self.state.seconds / 60)
+
+
+def _weighted_mean(losses: Losses) -> tuple[float, float]:
+    """What is minimised, times tokens, and the tokens."""
+    num_tokens = max(term.count for term in losses.terms.values())
+    mean = sum(term.weight * float(term.total) / max(term.count, 1e-10) for term in losses.terms.values())
+    return mean * num_tokens, num_tokens
 
 
 class Clock:

@@ -9,7 +9,7 @@ import time
 import pytest
 import torch
 
-from cascade.checkpoint import load_file
+from cascade.checkpoint import load_file, save_file
 from cascade.training.step import Stepper
 from tests.training.conftest import OPTIONS, Fork, run
 from tests.training.test_train import same_weights
@@ -100,6 +100,31 @@ def test_a_run_killed_at_any_moment_goes_on_to_the_same_bits(moment, num_workers
     assert same_weights(whole / "averaged.pt", tmp_path / "killed" / "averaged.pt")
     rows = [json.loads(line) for line in (tmp_path / "killed" / "losses.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == sorted(row["step"] for row in rows)
+
+
+def test_a_run_killed_before_its_final_model_still_writes_its_summary(wholes, corpus, tmp_path):
+    def kill_at_the_end(patch):
+        patch.setattr("cascade.training.trainer.save_file", lambda values, path: kill()
+                      if path.name == "averaged.pt" else save_file(values, path))
+
+    command = words(corpus, tmp_path / "killed")
+    with pytest.MonkeyPatch.context() as patch:
+        assert Fork(*command, before=lambda: kill_at_the_end(patch)).wait().returncode == -signal.SIGKILL
+    run(*command)
+    assert same_weights(wholes[False][0] / "averaged.pt", tmp_path / "killed" / "averaged.pt")
+    assert (tmp_path / "killed" / "train_summary.json").is_file()
+
+
+def test_a_signal_to_the_whole_group_lets_the_training_save_before_its_loaders_end(corpus, tmp_path):
+    child = Fork(*words(corpus, tmp_path / "model", "data.num_workers=2", "training.num_epochs=200"),
+                 before=lambda: os.setpgid(0, 0))
+    losses, deadline = tmp_path / "model" / "losses.jsonl", time.monotonic() + 60
+    while not losses.is_file():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.killpg(child.pid, signal.SIGTERM)
+    done = child.wait()
+    assert done.returncode == 75 and "Traceback" not in done.stderr, done.stderr
 
 
 def test_log_rows_beyond_the_checkpoint_are_dropped(wholes, corpus, tmp_path):

@@ -1,6 +1,7 @@
 """A step is taken by all processes or by none: memory that runs out, numbers that are not finite."""
 
 import json
+import zipfile
 from itertools import count
 
 import numpy as np
@@ -181,6 +182,40 @@ def test_weights_that_overflow_are_not_saved(train, tmp_path, monkeypatch):
     assert (tmp_path / "model" / "averaged.pt").is_file()
 
 
+def test_bad_steps_at_an_epochs_end_do_not_hide_the_last_good_checkpoint(train, tmp_path, monkeypatch):
+    steps, real = count(), Stepper.__call__
+
+    def swell(self, batch, step, rate):
+        result = real(self, batch, step, rate)
+        if next(steps) == 5:
+            torch.nn.init.constant_(self.model.joiner.output.weight, 3e38)  # finite, and nothing finite comes of it
+        return result
+
+    monkeypatch.setattr(Stepper, "__call__", swell)
+    done = train(tmp_path / "model", "training.num_epochs=3", "training.max_bad_steps=50")
+    assert "dev: the losses of 3 utterances are not finite" in done.stderr
+    assert "back to step 4, with half the learning rate" in done.stderr
+    model = load_file(tmp_path / "model" / "averaged.pt")["model"]
+    assert all(tensor.abs().max() < 1e3 for tensor in model.values() if tensor.is_floating_point())
+    assert "NaN" not in (tmp_path / "model" / "losses.jsonl").read_text()
+
+
+def test_an_utterance_of_dev_that_is_not_finite_is_said_and_left_out(train, tmp_path, monkeypatch):
+    from cascade.training import trainer
+
+    def spoiled(*arguments):
+        for batch in real(*arguments):
+            batch.features[0, 5] = torch.nan
+            yield batch
+
+    real = trainer.dev_batches
+    monkeypatch.setattr(trainer, "dev_batches", spoiled)
+    done = train(tmp_path / "model", "loss.ctc_scale=0", "data.batch_duration=0.1")  # every utterance a batch
+    assert "dev: the losses of 3 utterances are not finite: dev-" in done.stderr
+    rows = [json.loads(line) for line in (tmp_path / "model" / "losses.jsonl").read_text().splitlines()]
+    assert all("loss" not in row or row["loss"] > 0.5 for row in rows)
+
+
 @pytest.mark.parametrize("program", ["average", "decode"])
 def test_a_model_that_is_not_finite_is_never_averaged_or_run(train, corpus, tmp_path, program):
     from tests.training.conftest import run
@@ -205,15 +240,31 @@ def test_metrics_survive_a_round_over_one_process():
     assert metrics.over(Processes()).means() == {"loss": 1.5}
 
 
-def test_a_damaged_newest_checkpoint_is_skipped_with_a_warning(train, tmp_path):
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+def blank_out(path):
+    """Zeros in the middle, where the weights are; the archive's frame stays whole."""
+    content = bytearray(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        largest = max(archive.infolist(), key=lambda item: item.file_size)
+    start = largest.header_offset + 30 + len(largest.filename) + 200
+    content[start : start + 200] = bytes(200)
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [truncate, blank_out])
+def test_a_damaged_newest_checkpoint_is_skipped_with_a_warning(damage, train, tmp_path):
     options = ["training.num_epochs=3", "training.save_every_minutes=0"]
     train(tmp_path / "whole", *options)
     train(tmp_path / "model", *options)
     (tmp_path / "model" / "averaged.pt").unlink()
     newest = tmp_path / "model" / "checkpoint.pt"
-    newest.write_bytes(newest.read_bytes()[:1000])
+    damage(newest)
     done = train(tmp_path / "model", *options)
     assert "checkpoint.pt is damaged" in done.stderr and "trying the one before" in done.stderr
+    assert (tmp_path / "model" / "checkpoint-damaged.pt").is_file() and load_file(tmp_path / "model" / PREVIOUS)
     assert same_weights(tmp_path / "whole" / "averaged.pt", tmp_path / "model" / "averaged.pt")
     for name in ("checkpoint.pt", PREVIOUS):
         (tmp_path / "model" / name).write_bytes(b"")
