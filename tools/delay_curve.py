@@ -40,7 +40,8 @@ from cascade.scoring.delay import measure_delays, usable_words, watch_streams  #
 from cascade.scoring.wer import score  # noqa: E402
 
 _FINE_TUNING = (
-    "training.num_epochs=2", "training.average_last=1", "training.learning_rate=5e-4", "training.warmup_steps=20",
+    "training.num_epochs=2", "training.average_last=1", "training.learning_rate=5e-4",
+    "training.muon_learning_rate=4e-3", "training.warmup_steps=20",
     "loss.warmup_steps=0",  # the penalty begins after the warm-up of the losses, here at once
     "data.sorted_epochs=0", "distillation=null",
 )  # fmt: skip
