@@ -11,6 +11,7 @@ import torch
 
 from cascade.checkpoint import load_file, restore_model
 from cascade.config import Config, ConfigError, changed_options
+from cascade.data.cut_checks import hash_utterances
 from cascade.data.storage import read_stats
 from cascade.models.build import build_model, expect_blank
 from cascade.models.transducer import CascadedTransducer
@@ -111,6 +112,7 @@ def describe_inputs(config: Config, paths: RunPaths) -> Inputs:
         "tokens.txt": _hash_file(paths.tokens / "tokens.txt"),
         **{f"tokenizer {name}": str(value) for name, value in tokenizer.items() if name != "vocab_size"},
         "data statistics": _hash_file(paths.data / "stats.pt"),
+        "training utterances": hash_utterances(paths.data / "train_cuts.jsonl.gz"),
         "noise": _hash_file(noise) if config.augment.noise_share and noise.is_file() else None,
         "teacher": None if paths.teacher is None else _hash_weights(paths.teacher / "averaged.pt"),
         "init-from": None if paths.init_from is None else _hash_weights(checkpoint_file(paths.init_from)),

@@ -265,7 +265,8 @@ def test_a_run_with_other_noise_is_another_run(exp, noisy, noises, tmp_path):
     def mark(fbank):
         return describe_inputs(small_config(), RunPaths(fbank, exp / "tokens", tmp_path))["noise"]
 
-    (tmp_path / "stats.pt").write_bytes((noisy / "stats.pt").read_bytes())
+    for name in ("stats.pt", "train_cuts.jsonl.gz"):
+        (tmp_path / name).write_bytes((noisy / name).read_bytes())
     marks = [mark(tmp_path)]
     for name in ("a.flac", "music/deep/c.wav"):
         folder = tmp_path / name.replace("/", "-")

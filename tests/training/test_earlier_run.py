@@ -1,7 +1,9 @@
 """What starts a run over, what does not, and that nothing of an earlier run is ever lost."""
 
 import dataclasses
+import gzip
 import json
+import shutil
 
 import pytest
 import torch
@@ -172,6 +174,30 @@ def test_weights_of_a_teacher_count_and_nothing_else_of_its_file(corpus, train, 
     now = describe_inputs(Config(), paths)
     assert [name for name in now if now[name] != before[name]] == ["teacher", "init-from"]
     assert before["tokenizer kind"] == "word"
+
+
+@pytest.mark.parametrize(("change", "counts"), [
+    (lambda cut: cut["supervisions"][0].update(text="FOUR FOUR"), True),
+    (lambda cut: cut["features"].update(num_frames=cut["features"]["num_frames"] - 1), True),
+    (lambda cut: cut.update(id="another"), True),
+    (lambda cut: cut["features"].update(storage_path="/elsewhere/part-00000.lca"), False),
+    (lambda cut: cut["recording"]["sources"][0].update(source="/elsewhere/train.wav"), False),
+])
+def test_transcripts_and_lengths_of_the_training_cuts_count_and_their_paths_do_not(corpus, tmp_path, change, counts):
+    def describe():
+        return describe_inputs(Config(), RunPaths(tmp_path, corpus / "tokens", tmp_path / "model"))
+
+    for name in ("stats.pt", "train_cuts.jsonl.gz"):
+        shutil.copy(corpus / "fbank" / name, tmp_path)
+    before, path = describe(), tmp_path / "train_cuts.jsonl.gz"
+    cuts = [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
+    change(cuts[1])
+    path.write_bytes(gzip.compress("".join(json.dumps(cut) + "\n" for cut in cuts).encode()))
+    now = describe()
+    assert [name for name in now if now[name] != before[name]] == ["training utterances"] * counts
+    path.write_bytes(gzip.compress(b"[1]\n"))
+    with pytest.raises(ValueError, match=r"train_cuts.jsonl.gz line 1: "):
+        describe()
 
 
 def test_harmless_options_leave_a_finished_run_alone(train, tmp_path):
