@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Iterator
 from typing import Any
 
 _CHOICES = {
@@ -21,7 +23,8 @@ _CHOICES = {
 }
 
 _AT_LEAST = {
-    "features.sampling_rate": 8000, "features.num_mel_bins": 4, "tokens.vocab_size": 3,
+    "seed": 0, "features.sampling_rate": 8000, "features.num_mel_bins": 4,
+    "tokens.vocab_size": 3,
     "data.min_duration": 0, "data.max_duration": 0.1, "data.max_quarantine_share": 0, "data.batch_duration": 0.1,
     "data.num_buckets": 1, "data.sorted_epochs": 0, "data.num_workers": 0,
     "augment.num_time_masks": 0, "augment.time_mask_frames": 0, "augment.num_freq_masks": 0,
@@ -31,14 +34,16 @@ _AT_LEAST = {
     "model.causal.num_layers": 1, "model.causal.num_heads": 1, "model.causal.feedforward_dim": 1,
     "model.causal.dropout": 0, "model.noncausal.num_layers": 1, "model.noncausal.num_heads": 1,
     "model.noncausal.feedforward_dim": 1, "model.noncausal.dropout": 0, "model.predictor.context_size": 1,
-    "model.predictor.num_heads": 1, "model.predictor.num_layers": 1, "model.predictor.dropout": 0,
+    "model.predictor.num_heads": 1, "model.predictor.embedding_dim": 1, "model.predictor.hidden_dim": 1,
+    "model.predictor.num_layers": 1, "model.predictor.dropout": 0,
     "loss.prune_range": 2, "loss.lm_scale": 0, "loss.am_scale": 0, "loss.simple_scale": 0, "loss.warmup_steps": 0,
     "loss.delay_penalty": 0, "loss.causal_weight": 0, "loss.ctc_scale": 0,
     "distillation.weight": 0, "distillation.temperature": 1e-3,
     "training.num_epochs": 1, "training.learning_rate": 0, "training.muon_learning_rate": 0,
     "training.max_bad_steps": 1, "training.warmup_steps": 0, "training.average_last": 1,
     "training.keep_epochs": 1, "training.log_every_steps": 1, "training.max_grad_norm": 0,
-    "training.validate_every_epochs": 1,
+    "training.validate_every_epochs": 1, "training.final_lr_share": 0, "training.weight_decay": 0, "training.beta2": 0,
+    "training.save_every_minutes": 0,
 }
 
 _AT_MOST = {
@@ -46,6 +51,11 @@ _AT_MOST = {
     "augment.rir_share": 1, "model.causal.dropout": 0.9, "model.noncausal.dropout": 0.9, "model.predictor.dropout": 0.9,
     "loss.lm_scale": 1, "loss.am_scale": 1, "loss.causal_weight": 1, "training.final_lr_share": 1,
 }
+
+_LESS_THAN = {"training.beta2": 1}
+
+_LARGEST_INT = 2**31 - 1
+_MAY_BE_INFINITE = {"data.max_duration", "data.batch_duration", "training.max_grad_norm", "training.save_every_minutes"}
 
 # Whether a training in --exp-dir starts over when an option has another value than before. Every option stands in one
 # of these two tables, below its section: a new one belongs into the first if it changes a single number of a training.
@@ -96,6 +106,39 @@ def _get(config: Any, name: str) -> Any:
     return value
 
 
+def _numbers(config: Any, prefix: str = "") -> Iterator[tuple[str, int | float]]:
+    """Every number of a config with its option's name."""
+    for item in dataclasses.fields(config):
+        value, name = getattr(config, item.name), prefix + item.name
+        if dataclasses.is_dataclass(value):
+            yield from _numbers(value, f"{name}.")
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, (int, float)):
+                yield name, number
+
+
+def _beyond_bounds(config: Any) -> str | None:
+    """What is wrong with the first number that is too small, too large or none."""
+    for name, bound in _AT_LEAST.items():
+        value = _get(config, name)
+        if value is not None and not value >= bound:
+            return f"{name} must be at least {bound}, got {value}"
+    for name, bound in _AT_MOST.items():
+        value = _get(config, name)
+        if value is not None and not value <= bound:
+            return f"{name} must be at most {bound}, got {value}"
+    for name, bound in _LESS_THAN.items():
+        value = _get(config, name)
+        if not value < bound:
+            return f"{name} must be less than {bound}, got {value}"
+    for name, value in _numbers(config):
+        if isinstance(value, int) and value > _LARGEST_INT:
+            return f"{name} must be at most {_LARGEST_INT}, got {value}"
+        if name not in _MAY_BE_INFINITE and not math.isfinite(value):
+            return f"{name} must be a finite number, got {value}"
+    return None
+
+
 def first_problem(config: Any) -> str | None:
     """One sentence that names an option, its value and what is allowed; None when all is well.
 
@@ -105,14 +148,9 @@ def first_problem(config: Any) -> str | None:
         value = _get(config, name)
         if value is not None and value not in choices:
             return f"{name} must be one of {' | '.join(choices)}, got {value!r}"
-    for name, bound in _AT_LEAST.items():
-        value = _get(config, name)
-        if value is not None and not value >= bound:
-            return f"{name} must be at least {bound}, got {value}"
-    for name, bound in _AT_MOST.items():
-        value = _get(config, name)
-        if value is not None and not value <= bound:
-            return f"{name} must be at most {bound}, got {value}"
+    problem = _beyond_bounds(config)
+    if problem is not None:
+        return problem
     for name in ("causal", "noncausal"):
         encoder = getattr(config.model, name)
         head_dim, rest = divmod(config.model.d_model, encoder.num_heads)
@@ -145,6 +183,4 @@ def first_problem(config: Any) -> str | None:
             f"training.keep_epochs ({config.training.keep_epochs}) must be at least "
             f"training.average_last ({config.training.average_last})"
         )
-    if not math.isfinite(config.decoding.blank_penalty):
-        return f"decoding.blank_penalty must be a finite number, got {config.decoding.blank_penalty}"
     return None

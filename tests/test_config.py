@@ -51,6 +51,11 @@ def test_distillation_is_off_until_named_and_can_be_switched_off():
     ("augment.vtlp_factor=[1.1,0.9]", "augment.vtlp_factor must be two numbers from 0.5 to 2.0, the lower one first"),
     ("training.blank_penalty=0.5", "training.blank_penalty is called decoding.blank_penalty"),
     ("decoding.blank_penalty=inf", "decoding.blank_penalty must be a finite number, got inf"),
+    ("training.beta2=1", "training.beta2 must be less than 1, got 1"),
+    ("training.weight_decay=-0.1", "training.weight_decay must be at least 0, got -0.1"),
+    ("training.learning_rate=inf", "training.learning_rate must be a finite number, got inf"),
+    ("model.predictor.embedding_dim=0", "model.predictor.embedding_dim must be at least 1, got 0"),
+    ("seed=2147483648", "seed must be at most 2147483647, got 2147483648"),
     ("training.keep_epochs=1", "must be at least training.average_last"),
     ("num_epochs", "an override is written section.key=value"),
     ("model=3", "Merge error"),
@@ -59,6 +64,24 @@ def test_a_wrong_option_is_named_with_its_value(override, message):
     with pytest.raises(ConfigError) as error:
         load_config(overrides=[override])
     assert message in str(error.value)
+
+
+def numeric_options(config, prefix=""):
+    for item in dataclasses.fields(config):
+        value, name = getattr(config, item.name), prefix + item.name
+        if dataclasses.is_dataclass(value):
+            yield from numeric_options(value, f"{name}.")
+        elif type(value) in (int, float):
+            yield name, value
+
+
+@pytest.mark.parametrize(("name", "value"), [*numeric_options(load_config(overrides=["distillation.weight=1"]))])
+def test_every_number_has_bounds_and_is_named_beyond_them(name, value):
+    """What no bound holds back ends in the words of some library, or in losses that are not numbers."""
+    wrong = ["1099511627776", "-1000000"] if isinstance(value, int) else ["nan", "-1000000.0"]
+    for number in wrong[: 1 if name == "decoding.blank_penalty" else 2]:  # a negative one favours blanks
+        with pytest.raises(ConfigError, match=name.rpartition(".")[2]):
+            load_config(overrides=[f"{name}={number}"])
 
 
 def test_broken_files_are_named(tmp_path):
