@@ -45,7 +45,8 @@ def run_workers(count: int) -> int:
     """Run this very command `count` times, as the ranks of one training; return the exit code to end with.
 
     SIGINT, SIGTERM and SIGHUP are passed on, so that the workers save and stop together (75). When one fails the others
-    are ended. Rank 0 writes to stderr; what the others had to say follows at the end, unless rank 0 failed by itself.
+    are ended. Rank 0 writes to stderr; what the others had to say follows at the end, unless rank 0 failed by itself,
+    whose exit code is then that of all.
     """
     wanted: list[int] = []
 
@@ -85,7 +86,7 @@ def run_workers(count: int) -> int:
             print(f"error: a training process was ended by {signal.Signals(-code).name}", file=sys.stderr)
     if all(code in (0, EXIT_INTERRUPTED) for code in codes):
         return max(codes)
-    return 1
+    return codes[0] if codes[0] > 0 and codes[0] not in (EXIT_INTERRUPTED, EXIT_PEER_LOST) else 1
 
 
 def _end(worker: subprocess.Popen) -> bool:

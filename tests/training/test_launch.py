@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from cascade.checkpoint import load_file
+from cascade.training import launch as launching
 from tests.training.conftest import OPTIONS
 from tests.training.test_step import NO_DROPOUT
 
@@ -114,6 +115,23 @@ def test_a_signal_before_the_training_begins_is_an_interruption(launch, tmp_path
     process.send_signal(number)
     errors = process.communicate(timeout=60)[1]
     assert process.returncode == 75 and "Traceback" not in errors, errors
+
+
+@pytest.mark.parametrize(("ends", "code"), [
+    (("sys.exit(2)", "sys.exit(70)"), 2),  # its own mistake, as one process would tell it
+    (("sys.exit(1)", "sys.exit(2)"), 1),
+    (("sys.exit(70)", "sys.exit(2)"), 1),
+    (("os.kill(os.getpid(), 9)", "sys.exit(70)"), 1),
+    (("sys.exit(75)", "sys.exit(0)"), 75),
+    (("sys.exit(0)", "sys.exit(0)"), 0),
+])
+def test_the_exit_code_is_that_of_the_first_process_when_it_failed_by_itself(monkeypatch, ends, code):
+    def start(count, others):
+        return [subprocess.Popen([sys.executable, "-S", "-c", f"import os, sys; {end}"], stderr=others) for end in ends]
+
+    monkeypatch.setattr(launching, "_start", start)
+    monkeypatch.setattr(launching.signal, "signal", lambda *_: None)  # this process keeps its own handlers
+    assert launching.run_workers(2) == code
 
 
 def test_torchrun_starts_its_processes_itself(train, tmp_path, monkeypatch):
