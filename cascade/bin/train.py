@@ -100,7 +100,8 @@ def main() -> None:
     )
     arguments = parser.parse_intermixed_args()
     config = config_from_arguments(arguments)
-    paths = RunPaths(arguments.data, arguments.tokens, arguments.exp_dir, arguments.teacher, arguments.init_from)
+    exp_dir = arguments.exp_dir.resolve()  # "." has no name, and a link's target is what is kept as DIR.previous-1
+    paths = RunPaths(arguments.data, arguments.tokens, exp_dir, arguments.teacher, arguments.init_from)
     check_count(arguments.num_processes)
     check_options(config, paths)
     if arguments.num_processes > 1 and arguments.dry_run:

@@ -58,15 +58,17 @@ def check_options(config: Config, paths: RunPaths) -> None:
             "distillation=null" if paths.teacher is None else
             "--teacher is of use only with a distillation section in the config"
         )
-    if paths.init_from is None:
-        return
-    if config.distillation is not None and config.distillation.init_from_teacher:
+    if paths.init_from is not None and config.distillation is not None and config.distillation.init_from_teacher:
         raise ConfigError(
             "--init-from and distillation.init_from_teacher=true both say where the student starts: set "
             "distillation.init_from_teacher=false, or leave --init-from out"
         )
-    if paths.exp_dir.resolve() in (paths.init_from.resolve(), *paths.init_from.resolve().parents):
-        raise ConfigError(f"--init-from {paths.init_from} lies in --exp-dir {paths.exp_dir}: choose another --exp-dir")
+    exp_dir = paths.exp_dir.resolve()
+    for flag, path in (("--teacher", paths.teacher), ("--init-from", paths.init_from)):
+        if path is not None and exp_dir in (path.resolve(), *path.resolve().parents):
+            raise ConfigError(f"{flag} {path} lies in --exp-dir {paths.exp_dir}: choose another --exp-dir")
+    if paths.teacher is not None and paths.teacher.resolve() in exp_dir.parents:  # a new teacher would take it along
+        raise ConfigError(f"--exp-dir {paths.exp_dir} lies in --teacher {paths.teacher}: choose another --exp-dir")
 
 
 def load_teacher(teacher_dir: Path, tokens_dir: Path, config: Config) -> CascadedTransducer:

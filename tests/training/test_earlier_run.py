@@ -224,6 +224,15 @@ def test_every_earlier_run_is_kept(train, tmp_path):
     assert kept == models[:3] and kept[0] != kept[1] == kept[2]
 
 
+def test_the_folder_of_a_run_may_be_named_by_a_dot(train, tmp_path, monkeypatch):
+    exp_dir = tmp_path / "model"
+    train(exp_dir, "training.num_epochs=1", "training.average_last=1")
+    monkeypatch.chdir(exp_dir)
+    done = train(".", "training.num_epochs=1", "training.average_last=1", "seed=1")
+    assert "starting over, it is kept as model.previous-1" in done.stderr
+    assert (exp_dir / "averaged.pt").is_file() and (tmp_path / "model.previous-1" / "averaged.pt").is_file()
+
+
 def mean_of(exp_dir, *numbers):
     models = [load_file(epoch_path(exp_dir, number))["model"] for number in numbers]
     return {name: sum(model[name] for model in models) / len(models) for name in models[0]}

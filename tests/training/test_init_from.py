@@ -159,6 +159,9 @@ def test_a_resumed_run_does_not_start_again_and_another_checkpoint_is_another_ru
     (["--init-from", "{trained}", "distillation.weight=1", "--teacher", "{trained}"],
      "distillation.init_from_teacher=false", 2),
     (["--init-from", "{tmp}/model/averaged.pt"], "choose another --exp-dir", 2),
+    (["distillation.weight=1", "--teacher", "{tmp}/model"], "lies in --exp-dir", 2),
+    (["distillation.weight=1", "--teacher", "{tmp}/model/teacher"], "lies in --exp-dir", 2),
+    (["distillation.weight=1", "--teacher", "{tmp}"], "lies in --teacher", 2),
 ])
 def test_what_cannot_be_started_from_is_refused_in_one_sentence(trained, train, tmp_path, words, message, code):
     words = [word.format(tmp=tmp_path, trained=trained) for word in words]
