@@ -1,14 +1,17 @@
 """Find the largest data.batch_duration of a training that fits into this machine's memory.
 
-Takes real steps, with the optimizer and the teacher if there is one, on the batches of the corpus that need the most:
-most frames, most lattice cells, longest utterance. A tenth of the memory is left free. Prints the number of seconds;
-writes nothing. With --num-processes each process has a GPU or a share of the cores of its own: on CPUs, which share one
+Give it the --config, overrides, --data, --tokens and --teacher of the real command. It takes real steps, with the
+optimizer and the teacher if there is one, on the batches of the corpus that need the most: most frames, most lattice
+cells, longest utterance. A tenth of the memory is left free. It prints the number of seconds and writes nothing. With
+--num-processes the real command gives each process a GPU of its own, or a share of the cores: on CPUs, which share one
 memory, divide by their number.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
+import os
 from pathlib import Path
 
 from cascade.bin.cli import add_config_arguments, config_from_arguments, run_program
@@ -28,12 +31,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
     arguments = parser.parse_intermixed_args()
     config = config_from_arguments(arguments)
-    paths = RunPaths(arguments.data, arguments.tokens, Path("unused"), arguments.teacher)
+    paths = RunPaths(arguments.data, arguments.tokens, Path(os.devnull), arguments.teacher)
     check_options(config, paths)
     processes = Processes(device=open_device(arguments))
-    trainer = build_trainer(config, paths, read_inputs(paths, config), "", processes)
+    trainer = build_trainer(config, paths, read_inputs(paths, config), {}, processes)
     best = largest_batch(trainer)
-    print(f"data.batch_duration={best.batch_duration:.0f}")
+    print(f"data.batch_duration={math.floor(10 * best.batch_duration) / 10:.15g}")  # never more than what was tried
 
 
 if __name__ == "__main__":

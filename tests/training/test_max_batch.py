@@ -35,6 +35,13 @@ def device(monkeypatch):
     return install
 
 
+def test_the_number_that_is_printed_is_no_more_than_what_was_tried(corpus, monkeypatch):
+    for tried, printed in ((12.78, "12.7"), (0.96, "0.9"), (200.0, "200"), (3600000.97, "3600000.9")):
+        trial = max_batch.Trial(tried, True, 1.0)
+        monkeypatch.setattr("cascade.bin.max_batch.largest_batch", lambda trainer, trial=trial: trial)
+        assert find(corpus)[1] == f"data.batch_duration={printed}\n"
+
+
 def test_the_largest_batch_fits_and_a_twentieth_more_does_not(corpus, device, monkeypatch):
     monkeypatch.setattr(max_batch, "available_bytes", lambda device: float("inf"))
     device(430)
@@ -45,7 +52,7 @@ def test_the_largest_batch_fits_and_a_twentieth_more_does_not(corpus, device, mo
     for line in tried:
         sizes["fits" if line.endswith("fits") else "too large"].append(float(line.split()[0]))
     assert max(sizes["fits"]) >= min(sizes["too large"]) / max_batch.PRECISION - 0.2  # printed digits
-    assert shown == f"data.batch_duration={max(sizes['fits']):.0f}\n"
+    assert max(sizes["fits"]) - 0.11 <= float(shown.partition("=")[2]) <= max(sizes["fits"])
 
 
 def test_a_corpus_that_fits_as_a_whole_is_the_largest_batch(corpus, monkeypatch):
