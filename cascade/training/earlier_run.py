@@ -163,7 +163,11 @@ def carry_decoding(exp_dir: Path, config: Config) -> None:
     """Let all models of a run carry this decoding section; their weights do not depend on it."""
     section = config_to_dict(config)["decoding"]
     for path in sorted([*exp_dir.glob("epoch-*.pt"), *exp_dir.glob("averaged*.pt")]):
-        values = load_file(path)
+        try:
+            values = load_file(path)
+        except ValueError as error:
+            logging.warning("%s: it keeps its decoding section", error)
+            continue
         if values["config"].get("decoding") != section:
             save_file(values | {"config": values["config"] | {"decoding": section}}, path)
             logging.info("%s: decoding is now %s", path, section)

@@ -316,3 +316,11 @@ def test_a_dry_run_says_what_the_real_run_then_says(train, tmp_path, capsys):
         said = train(exp_dir, *words).stderr.split("parameters:")[0]
         lines = [line.split(f"{exp_dir}: ")[1] for line in said.splitlines() if f"{exp_dir}: " in line]
         assert lines and all(line in shown for line in lines), (lines, shown)
+
+
+def test_a_damaged_epoch_that_is_not_needed_does_not_stop_a_run(train, tmp_path):
+    train(tmp_path / "model", "training.num_epochs=3")
+    (tmp_path / "model" / "epoch-1.pt").write_bytes(b"damaged")
+    done = train(tmp_path / "model", "training.num_epochs=3", "decoding.blank_penalty=0.25")
+    assert "epoch-1.pt is damaged" in done.stderr and "it keeps its decoding section" in done.stderr
+    assert load_file(tmp_path / "model" / "averaged.pt")["config"]["decoding"]["blank_penalty"] == 0.25
