@@ -38,6 +38,8 @@ class Plan(NamedTuple):
     """What differs from the earlier run and matters, one line for each."""
     values: dict[str, Any] | None = None
     """The checkpoint to go on with, with this config; None = it needs no change."""
+    new_decoding: bool = False
+    """The models that are there carry another decoding section than this config."""
 
 
 def plan_run(config: Config, exp_dir: Path, inputs: Inputs, force: bool) -> Plan:
@@ -101,13 +103,18 @@ def _continue(config: Config, old: Config, exp_dir: Path, values: dict[str, Any]
     if done < last or before > done or not (exp_dir / "averaged.pt").is_file():
         action, summary = "go on", f"this very run is there: it goes on (epoch {min(done + 1, last)} of {last})"
     elif averages[0] == averages[1]:
-        return Plan("nothing", config, "this very run is there, and finished", tuple(lines))
+        action, summary = "nothing", "this very run is there, and finished"
     else:
         action, summary = "average", "this very run is there, and finished: its last epochs are averaged anew"
         lines.append(f"training.average_last: {old.training.average_last}, now {config.training.average_last}")
-    _check_epochs(config, exp_dir, done)
+    new_decoding = old.decoding != config.decoding
+    if action == "nothing" and not new_decoding:
+        return Plan(action, config, summary, tuple(lines))
+    if action != "nothing":
+        _check_epochs(config, exp_dir, done)
     current = values | {"config": config_to_dict(config)}
-    return Plan(action, config, summary, tuple(lines), current if current["config"] != values["config"] else None)
+    changed = current if current["config"] != values["config"] else None
+    return Plan(action, config, summary, tuple(lines), changed, new_decoding)
 
 
 def _check_epochs(config: Config, exp_dir: Path, done: int) -> None:
@@ -142,7 +149,8 @@ def carry_on(plan: Plan, exp_dir: Path) -> None:
     """Bring what stays up to date, before training goes on; it is for the first process."""
     if plan.action in ("begin", "start over"):
         return
-    carry_decoding(exp_dir, plan.config)
+    if plan.new_decoding:
+        carry_decoding(exp_dir, plan.config)
     if plan.values is None:
         return
     final, training = exp_dir / "averaged.pt", plan.config.training

@@ -72,6 +72,13 @@ def test_another_decoding_section_is_taken_and_starts_nothing_over(train, tmp_pa
         assert "finished already" in train(folder, *options).stderr
 
 
+def test_models_are_read_for_their_decoding_section_only_when_it_is_another(train, tmp_path, monkeypatch):
+    train(tmp_path)
+    train(tmp_path, "decoding.blank_penalty=0.5")
+    monkeypatch.setattr("cascade.training.earlier_run.carry_decoding", lambda *_: pytest.fail("read again"))
+    assert "finished already" in train(tmp_path, "decoding.blank_penalty=0.5").stderr
+
+
 def test_a_run_that_goes_on_with_another_decoding_section_ends_with_it(train, tmp_path):
     train(tmp_path)
     (tmp_path / "averaged.pt").unlink()  # as if it had been stopped before the final model was written
