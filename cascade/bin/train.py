@@ -6,7 +6,7 @@ differs, and keeps the earlier run as DIR.previous-1, -2, ...: none is removed. 
 free; those of `decoding` are written into the models that are there. With more training.num_epochs it trains on; with
 another training.average_last it averages the kept epochs anew. --init-from starts from the weights of a trained model
 instead of random ones (fine-tuning). --dry-run checks all, measures a few steps, estimates hours and disk, and writes
-nothing.
+nothing. While a training runs in DIR, a second one is refused.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import argparse
 import logging
 import shutil
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -33,6 +34,7 @@ from cascade.training.earlier_run import carry_on, make_room, plan_run
 from cascade.training.init_from import start_from
 from cascade.training.launch import check_count, is_worker, run_workers
 from cascade.training.run_inputs import RunInputs, RunPaths, build_trainer, check_options, describe_inputs, read_inputs
+from cascade.training.run_lock import only_training_in
 from cascade.training.trainer import Trainer
 
 
@@ -121,7 +123,9 @@ def main() -> None:
         processes.close()
         return
     with writing_to(paths.exp_dir):
-        finished = train(config, paths, read_inputs(paths, config), processes, arguments.force)
+        inputs = read_inputs(paths, config)
+        with only_training_in(paths.exp_dir) if processes.is_first else nullcontext():
+            finished = train(config, paths, inputs, processes, arguments.force)
     processes.close()
     if not finished:
         raise Interrupted("training state is saved; run the same command again to go on")
