@@ -15,7 +15,7 @@ from cascade.config import ConfigError
 from cascade.device import CHOICES, choose_device, describe_device
 from cascade.training import distributed
 from cascade.training.distributed import Processes
-from tests.decoding.tiny_run import make_manifest, make_model_dir
+from tests.decoding.tiny_run import call, make_manifest, make_model_dir
 from tools import check_long_audio
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU that torch can use")
@@ -41,16 +41,6 @@ def gpus(monkeypatch):
         monkeypatch.setattr(cascade.device, "has_nvidia_gpu", lambda: present)
 
     return pretend
-
-
-def call(monkeypatch, program, *words):
-    monkeypatch.setattr(sys, "argv", [program.__file__, *map(str, words)])
-    threads = torch.get_num_threads()
-    try:
-        program.main()
-    finally:
-        torch.set_num_threads(threads)
-        torch.set_flush_denormal(False)
 
 
 @pytest.mark.parametrize(("choice", "usable", "present", "expected"), [

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 
 import numpy as np
 import pytest
-import torch
 
 from cascade.bin import align, decode, latency, transcribe
 from cascade.checkpoint import load_file, load_model
@@ -16,6 +14,7 @@ from cascade.config import ConfigError
 from cascade.decoding.methods import METHODS, DecodingOptions
 from cascade.decoding.streaming import StreamingDecoder
 from cascade.features import read_audio
+from tests.decoding import tiny_run
 from tests.decoding.tiny_run import make_manifest, make_model_dir
 
 PENALTY = -6.0  # below 0, because these models say something in nearly every frame
@@ -33,14 +32,11 @@ def run_dir(tmp_path_factory):
 
 @pytest.fixture
 def call(monkeypatch, capsys):
+    """call(program, *arguments): what it prints."""
+
     def run(program, *arguments):
         capsys.readouterr()
-        monkeypatch.setattr(sys, "argv", [program.__file__, *map(str, arguments)])
-        threads = torch.get_num_threads()
-        try:
-            program.main()
-        finally:
-            torch.set_num_threads(threads)
+        tiny_run.call(monkeypatch, program, *arguments)
         return capsys.readouterr().out
 
     return run

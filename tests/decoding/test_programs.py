@@ -1,5 +1,4 @@
 import json
-import sys
 
 import pytest
 import torch
@@ -17,7 +16,7 @@ from cascade.decoding.methods import (
     default_left_context_ms,
 )
 from cascade.models.transducer import MODES
-from tests.decoding.tiny_run import make_manifest, make_model_dir
+from tests.decoding.tiny_run import call, make_manifest, make_model_dir
 
 
 @pytest.fixture(scope="module")
@@ -27,15 +26,6 @@ def run_dir(tmp_path_factory):
     make_model_dir(folder / "teacher", predictor="lstm")
     make_manifest(folder)
     return folder
-
-
-def call(monkeypatch, program, *arguments):
-    monkeypatch.setattr(sys, "argv", [program.__file__, *map(str, arguments)])
-    threads = torch.get_num_threads()
-    try:
-        program.main()
-    finally:
-        torch.set_num_threads(threads)
 
 
 def decode_arguments(run_dir, out, mode="full", method="greedy_search", model="student"):

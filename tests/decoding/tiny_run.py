@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,6 +24,17 @@ OVERRIDES = [
     *(f"model.{name}.{value}" for name in ("causal", "noncausal")
       for value in ("num_layers=2", "num_heads=2", "feedforward_dim=16", "kernel_size=5")),
 ]
+
+
+def call(monkeypatch, program, *arguments) -> None:
+    """Run a program's `main` with these words, and leave torch's settings as they were."""
+    monkeypatch.setattr(sys, "argv", [program.__file__, *map(str, arguments)])
+    threads = torch.get_num_threads()
+    try:
+        program.main()
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_flush_denormal(False)
 
 
 def tiny_config(predictor: str = "tied_reduced", *overrides: str) -> Config:
