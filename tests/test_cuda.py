@@ -6,11 +6,11 @@ import random
 import pytest
 import torch
 
-from cascade.decoding.greedy_search import GreedySearch
-from cascade.decoding.modified_beam_search import ModifiedBeamSearch
 from cascade.losses.distillation import KINDS, JoinerInputs, distillation_loss
 from cascade.losses.transducer import transducer_loss
 from cascade.models.state import state_tensors
+from cascade.search.beam import ModifiedBeamSearch
+from cascade.search.greedy import GreedySearch
 from cascade.training.objective import PASSES, Context, Objective
 from tests.models.test_encoder import largest_difference, random_batch, run_blocks, run_chunks, small_model
 from tests.training.test_objective import make, make_batch

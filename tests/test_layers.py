@@ -31,11 +31,12 @@ MAY_IMPORT = {
     "losses": BASE,
     "checkpoint": MIDDLE,
     "training": MIDDLE | {"checkpoint"},
-    "decoding": MIDDLE | {"checkpoint"},
-    "scoring": MIDDLE | {"checkpoint", "decoding"},
-    "export": MIDDLE | {"checkpoint", "decoding", "scoring"},
-    "server": MIDDLE | {"checkpoint", "decoding", "scoring"},
-    "bin": MIDDLE | {"checkpoint", "training", "decoding", "scoring", "export", "server"},
+    "search": MIDDLE | {"checkpoint"},
+    "decoding": MIDDLE | {"checkpoint", "search"},
+    "scoring": MIDDLE | {"checkpoint", "search", "decoding"},
+    "export": MIDDLE | {"checkpoint", "search", "decoding", "scoring"},
+    "server": MIDDLE | {"checkpoint", "search", "decoding", "scoring"},
+    "bin": MIDDLE | {"checkpoint", "training", "search", "decoding", "scoring", "export", "server"},
 }
 
 # Package from outside -> the only places of cascade/ that may import it.
@@ -48,7 +49,7 @@ DOORS = {
     "sentencepiece": ("tokens",),
     "omegaconf": ("config",),
     "yaml": ("config",),
-    "numba": ("losses.recursion_numba", "decoding.beam_kernels"),
+    "numba": ("losses.recursion_numba", "search.beam_kernels"),
     "k2": ("losses.rnnt_k2",),
     "tensorboard": ("training",),
     "matplotlib": ("scoring.plots", "scoring.corpus_plots"),

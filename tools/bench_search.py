@@ -21,10 +21,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from cascade.bin.cli import run_program  # noqa: E402
 from cascade.config import load_config  # noqa: E402
-from cascade.decoding.greedy_search import GreedySearch  # noqa: E402
-from cascade.decoding.modified_beam_search import ModifiedBeamSearch  # noqa: E402
 from cascade.models.build import build_model  # noqa: E402
 from cascade.provenance import command_line, git_commit, machine  # noqa: E402
+from cascade.search.beam import ModifiedBeamSearch  # noqa: E402
+from cascade.search.greedy import GreedySearch  # noqa: E402
 
 
 def time_ms(function: Callable[[], object], repeats: int) -> tuple[float, float]:

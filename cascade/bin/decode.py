@@ -24,19 +24,19 @@ from cascade.bin.model_arguments import add_model_arguments, add_search_argument
 from cascade.config import ENCODER_FRAME_MS, ConfigError
 from cascade.data.decode_batches import decode_batches
 from cascade.data.quarantine import Problem
-from cascade.decoding.hypothesis import Hypothesis
-from cascade.decoding.methods import (
+from cascade.log import progress
+from cascade.models.transducer import MODES
+from cascade.provenance import command_line, git_commit, machine
+from cascade.scoring.results import describe_model
+from cascade.scoring.wer import Score, oracle, score, write_score
+from cascade.search.hypothesis import Hypothesis
+from cascade.search.methods import (
     METHODS,
     DecodingOptions,
     build_search,
     decode_batch,
     n_best_batch,
 )
-from cascade.log import progress
-from cascade.models.transducer import MODES
-from cascade.provenance import command_line, git_commit, machine
-from cascade.scoring.results import describe_model
-from cascade.scoring.wer import Score, oracle, score, write_score
 from cascade.tokens import Tokenizer
 
 

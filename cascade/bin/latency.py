@@ -32,14 +32,6 @@ from cascade.checkpoint import load_model
 from cascade.config import FRAME_SHIFT_MS, Config, ConfigError, load_config
 from cascade.data.alignments import TimedWord, read_alignments, read_ctm
 from cascade.data.decode_batches import decode_batches
-from cascade.decoding.alignment import align_batch
-from cascade.decoding.methods import (
-    DEFAULT_CHUNK_MS,
-    DEFAULT_LOOK_AHEAD_MS,
-    STREAMING_MODES,
-    DecodingOptions,
-    default_left_context_ms,
-)
 from cascade.decoding.words import words_of
 from cascade.models.build import build_model
 from cascade.models.prepack import prepack
@@ -57,6 +49,14 @@ from cascade.scoring.latency import TimedModel, summarise, time_chunks, time_mod
 from cascade.scoring.memory import measure_memory
 from cascade.scoring.plots import draw_latency
 from cascade.scoring.results import describe_model
+from cascade.search.alignment import align_batch
+from cascade.search.methods import (
+    DEFAULT_CHUNK_MS,
+    DEFAULT_LOOK_AHEAD_MS,
+    STREAMING_MODES,
+    DecodingOptions,
+    default_left_context_ms,
+)
 from cascade.text import split_words
 from cascade.tokens import Tokenizer
 

@@ -9,14 +9,14 @@ from pathlib import Path
 from cascade.bin.device_arguments import add_device_argument, open_device
 from cascade.checkpoint import load_model
 from cascade.config import Config, ConfigError
-from cascade.decoding.methods import (
+from cascade.models.prepack import prepack
+from cascade.models.transducer import CascadedTransducer
+from cascade.search.methods import (
     DEFAULT_CHUNK_MS,
     DEFAULT_LOOK_AHEAD_MS,
     DecodingOptions,
     default_left_context_ms,
 )
-from cascade.models.prepack import prepack
-from cascade.models.transducer import CascadedTransducer
 from cascade.tokens import Tokenizer
 
 

@@ -43,10 +43,10 @@ from cascade.bin.model_arguments import (
 )
 from cascade.config import Config, ConfigError
 from cascade.decoding.endpoint import EndpointOptions
-from cascade.decoding.methods import METHODS, STREAMING_MODES, DecodingOptions
 from cascade.decoding.stream_batch import StreamBatch
 from cascade.decoding.streaming import Segment, StreamingDecoder
 from cascade.decoding.subtitles import clock, format_srt, format_vtt
+from cascade.search.methods import METHODS, STREAMING_MODES, DecodingOptions
 from cascade.text import join_texts
 
 PIPE = "-"

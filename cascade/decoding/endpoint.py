@@ -11,9 +11,9 @@ from dataclasses import dataclass, fields
 from torch import Tensor
 
 from cascade.config import ENCODER_FRAME_MS, ConfigError
-from cascade.decoding.greedy_search import GreedySearch, GreedyState
-from cascade.decoding.modified_beam_search import BeamState, ModifiedBeamSearch
 from cascade.models.state import map_state
+from cascade.search.beam import BeamState, ModifiedBeamSearch
+from cascade.search.greedy import GreedySearch, GreedyState
 
 Search = GreedySearch | ModifiedBeamSearch
 

@@ -19,11 +19,11 @@ from torch import Tensor
 from cascade.config import Config
 from cascade.decoding.audio import AudioInput
 from cascade.decoding.endpoint import EndpointOptions
-from cascade.decoding.hypothesis import Hypothesis
-from cascade.decoding.methods import DecodingOptions
 from cascade.decoding.stream_batch import EndedSegment, StreamBatch
 from cascade.decoding.words import Word, frame_seconds, join_words, words_of
 from cascade.models.transducer import CascadedTransducer
+from cascade.search.hypothesis import Hypothesis
+from cascade.search.methods import DecodingOptions
 from cascade.text import join_texts
 from cascade.tokens import Tokenizer
 

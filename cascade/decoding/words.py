@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 
 from cascade.config import ENCODER_FRAME_MS
-from cascade.decoding.hypothesis import Hypothesis
+from cascade.search.hypothesis import Hypothesis
 from cascade.text import WORD_MARK, begins_word, is_unspaced
 from cascade.tokens import Tokenizer
 

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from cascade.config import ENCODER_FRAME_MS, FRAME_SHIFT_MS, SUBSAMPLING, FeatureConfig
-from cascade.decoding.greedy_search import greedy_search
 from cascade.export.onnx import DECODER, FULL, JOINER, MODES
 from cascade.export.parity import encode_whole
 from cascade.export.wrappers import Geometry
 from cascade.features import StreamingFbank
 from cascade.models.transducer import CascadedTransducer
+from cascade.search.greedy import greedy_search
 from cascade.tokens import WORD_MARK, Tokenizer
 
 

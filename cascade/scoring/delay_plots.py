@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from cascade.decoding.methods import STREAMING_MODES
+from cascade.search.methods import STREAMING_MODES
 
 _PARTS = (("emission", "the model says the word"), ("wait", "its chunk or block is complete"), ("compute", "computed"))
 _ALPHAS = {"emission": 1.0, "wait": 0.45, "compute": 1.0}

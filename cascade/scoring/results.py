@@ -15,9 +15,9 @@ from typing import Any
 from torch import nn
 
 from cascade.config import Config
-from cascade.decoding.methods import METHODS
 from cascade.models.build import count_params, params_by_part
 from cascade.models.transducer import MODES, CascadedTransducer
+from cascade.search.methods import METHODS
 
 MODELS = ("teacher", "student_alone", "student")
 _TRAINING_STAGE = {"teacher": 3, "student_alone": 4, "student": 5}

@@ -11,9 +11,9 @@ import pytest
 from cascade.bin import align, decode, latency, transcribe
 from cascade.checkpoint import load_file, load_model
 from cascade.config import ConfigError
-from cascade.decoding.methods import METHODS, DecodingOptions
 from cascade.decoding.streaming import StreamingDecoder
 from cascade.features import read_audio
+from cascade.search.methods import METHODS, DecodingOptions
 from tests.decoding import tiny_run
 from tests.decoding.tiny_run import make_manifest, make_model_dir
 

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from cascade.checkpoint import load_model
 from cascade.config import load_config
-from cascade.decoding.methods import METHODS, STREAMING_MODES, DecodingOptions, build_search, decode_batch
 from cascade.decoding.stream_batch import StreamBatch
 from cascade.decoding.streaming import StreamingDecoder
 from cascade.features import StreamingFbank
 from cascade.models.build import build_model
+from cascade.search.methods import METHODS, STREAMING_MODES, DecodingOptions, build_search, decode_batch
 from cascade.tokens import Tokenizer
 from tests.decoding.tiny_run import make_model_dir
 from tests.models.test_encoder import largest_difference, run_blocks, run_chunks

@@ -7,7 +7,8 @@ from cascade.bin import decode, latency
 from cascade.checkpoint import load_model
 from cascade.config import ConfigError
 from cascade.data.decode_batches import decode_batches
-from cascade.decoding.methods import (
+from cascade.models.transducer import MODES
+from cascade.search.methods import (
     METHODS,
     STREAMING_MODES,
     DecodingOptions,
@@ -15,7 +16,6 @@ from cascade.decoding.methods import (
     decode_batch,
     default_left_context_ms,
 )
-from cascade.models.transducer import MODES
 from tests.decoding.tiny_run import call, make_manifest, make_model_dir
 
 

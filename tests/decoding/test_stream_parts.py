@@ -9,11 +9,11 @@ from cascade.checkpoint import load_model
 from cascade.config import ConfigError, TokenConfig
 from cascade.decoding.audio import StreamingResampler
 from cascade.decoding.endpoint import EndpointOptions, find_endpoint
-from cascade.decoding.hypothesis import Hypothesis
-from cascade.decoding.methods import DecodingOptions
 from cascade.decoding.streaming import StreamingDecoder
 from cascade.decoding.words import NOTHING, count_changed, join_words, words_of
 from cascade.features import resample
+from cascade.search.hypothesis import Hypothesis
+from cascade.search.methods import DecodingOptions
 from cascade.tokens import Tokenizer, train_tokenizer
 from tests.decoding.tiny_run import make_model_dir
 

@@ -8,10 +8,10 @@ import torch
 from cascade.checkpoint import load_model
 from cascade.config import ConfigError
 from cascade.decoding.endpoint import EndpointOptions
-from cascade.decoding.methods import METHODS, STREAMING_MODES, DecodingOptions, build_search, decode_batch
 from cascade.decoding.stream_batch import StreamBatch
 from cascade.decoding.streaming import StreamingDecoder
 from cascade.features import StreamingFbank, resample
+from cascade.search.methods import METHODS, STREAMING_MODES, DecodingOptions, build_search, decode_batch
 from tests.decoding.tiny_run import make_model_dir
 
 RATE = 16000

@@ -10,10 +10,10 @@ import torch
 from cascade.bin import export_onnx, transcribe
 from cascade.checkpoint import load_file
 from cascade.config import ConfigError
-from cascade.decoding.methods import METHODS
 from cascade.export import parity
 from cascade.export.onnx_model import OnnxJoiner, OnnxModel
 from cascade.export.sherpa import synthetic_recordings
+from cascade.search.methods import METHODS
 from tests.export.conftest import KINDS, make_model_dir
 
 FILES = {

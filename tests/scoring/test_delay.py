@@ -6,7 +6,6 @@ import torch
 from cascade.checkpoint import load_model
 from cascade.config import FeatureConfig
 from cascade.data.alignments import TimedWord
-from cascade.decoding.methods import STREAMING_MODES, DecodingOptions, build_search, decode_batch
 from cascade.decoding.words import Word, words_of
 from cascade.features import StreamingFbank
 from cascade.scoring.delay import (
@@ -23,6 +22,7 @@ from cascade.scoring.delay import (
     watch_streams,
 )
 from cascade.scoring.latency import time_mode
+from cascade.search.methods import STREAMING_MODES, DecodingOptions, build_search, decode_batch
 from tests.decoding.tiny_run import make_model_dir
 
 STREAMING = DecodingOptions(mode="streaming", left_context_ms=640)

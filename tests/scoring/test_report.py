@@ -5,10 +5,10 @@ import shutil
 
 import pytest
 
-from cascade.decoding.methods import METHODS
 from cascade.scoring.plots import draw_plots
 from cascade.scoring.report import table, write_report
 from cascade.scoring.results import MODELS, collect, ratio, write_rows
+from cascade.search.methods import METHODS
 
 PARAMS = {"teacher": 4_000_000, "student_alone": 2_000_000, "student": 2_000_000}
 WER = {"teacher": 10.0, "student_alone": 14.0, "student": 11.0}

@@ -3,12 +3,12 @@ import itertools
 import pytest
 import torch
 
-from cascade.decoding import modified_beam_search as beam_module
-from cascade.decoding.greedy_search import GreedySearch, greedy_search
-from cascade.decoding.hypothesis import join_search_states
-from cascade.decoding.modified_beam_search import ModifiedBeamSearch, modified_beam_search
 from cascade.models.state import select_streams
-from tests.decoding.toy_models import REAL, ToyTransducer, brute_force, plain_beam_search, random_encoder_out
+from cascade.search import beam as beam_module
+from cascade.search.beam import ModifiedBeamSearch, modified_beam_search
+from cascade.search.greedy import GreedySearch, greedy_search
+from cascade.search.hypothesis import join_search_states
+from tests.search.toy_models import REAL, ToyTransducer, brute_force, plain_beam_search, random_encoder_out
 
 KINDS = ("stateless", "lstm")
 BACKENDS = ("torch", "numba")
@@ -81,7 +81,7 @@ def test_every_beam_equals_a_search_in_plain_python(kind, beam, blank_penalty, u
 
 
 def test_compiled_search_with_few_slots_equals_torch(monkeypatch):
-    beam_numba = pytest.importorskip("cascade.decoding.beam_numba")
+    beam_numba = pytest.importorskip("cascade.search.beam_numba")
     monkeypatch.setattr(beam_numba, "_MAX_SLOTS", 0)  # forget almost always
     for kind in REAL:
         model = ToyTransducer(kind, vocab_size=19, seed=33)

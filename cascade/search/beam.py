@@ -19,7 +19,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cascade.decoding.hypothesis import (
+from cascade.models.state import map_state, select_streams
+from cascade.search.hypothesis import (
     FRAME,
     LOG_PROB,
     TOKEN,
@@ -31,7 +32,6 @@ from cascade.decoding.hypothesis import (
     predictor_context_size,
     tanh_of_sum,
 )
-from cascade.models.state import map_state, select_streams
 
 _HASH_MULTIPLIER = 6364136223846793005
 """Of the rolling 64-bit hash over a token sequence. Equal hashes are only candidates: tokens are compared too."""
@@ -46,7 +46,7 @@ BACKENDS = ("auto", "torch", "numba")
 def _numba_module(dtype: torch.dtype) -> ModuleType | None:
     """beam_numba, compiled, or None (with one warning) where numba is missing or cannot compile."""
     try:
-        from cascade.decoding import beam_numba
+        from cascade.search import beam_numba
 
         beam_numba.compile_kernels(dtype)
         return beam_numba

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cascade.decoding.hypothesis import Hypothesis, predictor_context_size
-from cascade.decoding.methods import DecodingOptions, encode_batch
 from cascade.losses.best_path import best_symbol_frames
 from cascade.losses.joiner_cells import JoinerInputs
 from cascade.models.transducer import CascadedTransducer
+from cascade.search.hypothesis import Hypothesis, predictor_context_size
+from cascade.search.methods import DecodingOptions, encode_batch
 
 
 @torch.inference_mode()

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from cascade.config import ENCODER_FRAME_MS, Config, ConfigError
-from cascade.decoding.greedy_search import GreedySearch
-from cascade.decoding.hypothesis import Hypothesis
-from cascade.decoding.modified_beam_search import ModifiedBeamSearch
 from cascade.models.transducer import MODES, CascadedTransducer, Mode
+from cascade.search.beam import ModifiedBeamSearch
+from cascade.search.greedy import GreedySearch
+from cascade.search.hypothesis import Hypothesis
 
 STREAMING_MODES = (*MODES, "two_pass")
 """Modes of a stream; two_pass shows the streaming pass, then the look-ahead pass, and ends with the full one."""

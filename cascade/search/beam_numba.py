@@ -19,7 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cascade.decoding.beam_kernels import (
+from cascade.models.predictor import ContextPredictor, LstmState
+from cascade.models.state import map_state, select_streams, state_tensors
+from cascade.search.beam_kernels import (
     Entries,
     Places,
     Slots,
@@ -28,9 +30,7 @@ from cascade.decoding.beam_kernels import (
     slots_of_rows,
     write_history,
 )
-from cascade.decoding.hypothesis import TOKEN
-from cascade.models.predictor import ContextPredictor, LstmState
-from cascade.models.state import map_state, select_streams, state_tensors
+from cascade.search.hypothesis import TOKEN
 
 _MAX_SLOTS = 4096
 """Slots kept besides those in use: 8 MB at D = 512. When they are full, those not in use are forgotten."""

@@ -11,8 +11,8 @@ from cascade.bin import align
 from cascade.checkpoint import load_file, load_model, save_file
 from cascade.data.alignments import TimedWord, read_alignments, read_ctm, write_aligned_cuts, write_ctm
 from cascade.data.decode_batches import decode_batches
-from cascade.decoding.alignment import align_batch
-from cascade.decoding.methods import DecodingOptions, build_search, decode_batch
+from cascade.search.alignment import align_batch
+from cascade.search.methods import DecodingOptions, build_search, decode_batch
 from tests.decoding.tiny_run import make_manifest, make_model_dir
 
 

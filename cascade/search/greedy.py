@@ -11,7 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cascade.decoding.hypothesis import (
+from cascade.models.state import map_state, select_streams
+from cascade.search.hypothesis import (
     FRAME,
     LOG_PROB,
     TOKEN,
@@ -22,7 +23,6 @@ from cascade.decoding.hypothesis import (
     predictor_context_size,
     tanh_of_sum,
 )
-from cascade.models.state import map_state, select_streams
 
 _FRAMES_AT_ONCE = 4
 """Most frames say nothing: this many are looked at together, and those after the first symbol again."""

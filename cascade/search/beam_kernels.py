@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numba
 import numpy as np
 
-from cascade.decoding.hypothesis import FRAME, LOG_PROB, TOKEN
+from cascade.search.hypothesis import FRAME, LOG_PROB, TOKEN
 
 _BLOCK = 16
 """Continuations that are looked at together."""
