@@ -14,7 +14,7 @@ from cascade.checkpoint import (
 )
 from cascade.config import config_from_dict
 from cascade.training.earlier_run import carry_decoding
-from tests.decoding.tiny_run import make_model_dir
+from tests.tiny_run import make_model_dir
 
 
 class Malicious:

@@ -15,7 +15,7 @@ from cascade.config import ConfigError
 from cascade.device import CHOICES, choose_device, describe_device
 from cascade.training import distributed
 from cascade.training.distributed import Processes
-from tests.decoding.tiny_run import call, make_manifest, make_model_dir
+from tests.tiny_run import call, make_manifest, make_model_dir
 from tools import check_long_audio
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU that torch can use")

@@ -32,11 +32,11 @@ MAY_IMPORT = {
     "checkpoint": MIDDLE,
     "training": MIDDLE | {"checkpoint"},
     "search": MIDDLE | {"checkpoint"},
-    "decoding": MIDDLE | {"checkpoint", "search"},
-    "scoring": MIDDLE | {"checkpoint", "search", "decoding"},
-    "export": MIDDLE | {"checkpoint", "search", "decoding", "scoring"},
-    "server": MIDDLE | {"checkpoint", "search", "decoding", "scoring"},
-    "bin": MIDDLE | {"checkpoint", "training", "search", "decoding", "scoring", "export", "server"},
+    "stream": MIDDLE | {"checkpoint", "search"},
+    "scoring": MIDDLE | {"checkpoint", "search", "stream"},
+    "export": MIDDLE | {"checkpoint", "search", "stream", "scoring"},
+    "server": MIDDLE | {"checkpoint", "search", "stream", "scoring"},
+    "bin": MIDDLE | {"checkpoint", "training", "search", "stream", "scoring", "export", "server"},
 }
 
 # Package from outside -> the only places of cascade/ that may import it.

@@ -34,13 +34,13 @@ from cascade.bin.model_arguments import (  # noqa: E402
 )
 from cascade.bin.transcribe import transcribe  # noqa: E402
 from cascade.config import ENCODER_FRAME_MS, ConfigError  # noqa: E402
-from cascade.decoding.endpoint import EndpointOptions  # noqa: E402
-from cascade.decoding.stream_batch import StreamBatch  # noqa: E402
-from cascade.decoding.streaming import StreamingDecoder  # noqa: E402
-from cascade.decoding.words import Word, join_words  # noqa: E402
 from cascade.provenance import command_line, git_commit, machine  # noqa: E402
 from cascade.scoring.wer import score  # noqa: E402
 from cascade.search.methods import METHODS, STREAMING_MODES  # noqa: E402
+from cascade.stream.batch import StreamBatch  # noqa: E402
+from cascade.stream.decoder import StreamingDecoder  # noqa: E402
+from cascade.stream.endpoint import EndpointOptions  # noqa: E402
+from cascade.stream.words import Word, join_words  # noqa: E402
 from cascade.tokens import Tokenizer  # noqa: E402
 from tools.check_streaming import Recording, read_recordings, score_all, stream_all  # noqa: E402
 

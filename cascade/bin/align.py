@@ -27,12 +27,12 @@ from cascade.data.batches import Batch
 from cascade.data.decode_batches import decode_batches
 from cascade.data.files import replacing
 from cascade.data.quarantine import EMPTY_TEXT, MALFORMED, TOO_MANY_TOKENS, UNKNOWN_CHARACTERS, Problem
-from cascade.decoding.words import words_of
 from cascade.log import progress
 from cascade.models.transducer import MODES
 from cascade.provenance import command_line, git_commit, machine
 from cascade.search.alignment import align_batch
 from cascade.search.hypothesis import Hypothesis
+from cascade.stream.words import words_of
 from cascade.tokens import Tokenizer
 
 _MOST_CELLS = 2**23

@@ -32,7 +32,6 @@ from cascade.checkpoint import load_model
 from cascade.config import FRAME_SHIFT_MS, Config, ConfigError, load_config
 from cascade.data.alignments import TimedWord, read_alignments, read_ctm
 from cascade.data.decode_batches import decode_batches
-from cascade.decoding.words import words_of
 from cascade.models.build import build_model
 from cascade.models.prepack import prepack
 from cascade.provenance import command_line, git_commit, machine
@@ -57,6 +56,7 @@ from cascade.search.methods import (
     DecodingOptions,
     default_left_context_ms,
 )
+from cascade.stream.words import words_of
 from cascade.text import split_words
 from cascade.tokens import Tokenizer
 

@@ -42,11 +42,11 @@ from cascade.bin.model_arguments import (
     load_for_decoding,
 )
 from cascade.config import Config, ConfigError
-from cascade.decoding.endpoint import EndpointOptions
-from cascade.decoding.stream_batch import StreamBatch
-from cascade.decoding.streaming import Segment, StreamingDecoder
-from cascade.decoding.subtitles import clock, format_srt, format_vtt
 from cascade.search.methods import METHODS, STREAMING_MODES, DecodingOptions
+from cascade.stream.batch import StreamBatch
+from cascade.stream.decoder import Segment, StreamingDecoder
+from cascade.stream.endpoint import EndpointOptions
+from cascade.stream.subtitles import clock, format_srt, format_vtt
 from cascade.text import join_texts
 
 PIPE = "-"

@@ -20,10 +20,10 @@ import torch
 from torch import Tensor
 
 from cascade.config import ENCODER_FRAME_MS, FRAME_SHIFT_MS, SUBSAMPLING, Config, DecodingConfig, FeatureConfig
-from cascade.decoding.streaming import StreamingDecoder
 from cascade.export.onnx import DECODER, FULL, JOINER, LOOK_AHEAD, STREAMING
 from cascade.export.parity import OnlineSession, onnx_session, run_session
 from cascade.models.predictor import ContextState
+from cascade.stream.decoder import StreamingDecoder
 from cascade.tokens import Tokenizer
 
 ABOUT = "export.json"

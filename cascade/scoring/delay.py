@@ -25,13 +25,13 @@ import numpy as np
 from torch import Tensor
 
 from cascade.config import ENCODER_FRAME_MS, FRAME_SHIFT_MS, SUBSAMPLING
-from cascade.decoding.endpoint import EndpointOptions, find_endpoint
-from cascade.decoding.stream_batch import Stream, StreamBatch
-from cascade.decoding.words import NOTHING, Word, words_of
 from cascade.features import WINDOW_MS
 from cascade.models.transducer import CascadedTransducer
 from cascade.scoring.wer import align
 from cascade.search.methods import DecodingOptions
+from cascade.stream.batch import Stream, StreamBatch
+from cascade.stream.endpoint import EndpointOptions, find_endpoint
+from cascade.stream.words import NOTHING, Word, words_of
 from cascade.tokens import Tokenizer
 
 FRONT_END_MS = (WINDOW_MS - FRAME_SHIFT_MS) / 2

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from cascade.config import ENCODER_FRAME_MS, SUBSAMPLING
-from cascade.decoding.stream_batch import StreamBatch
 from cascade.models.transducer import CascadedTransducer
 from cascade.search.greedy import GreedySearch
 from cascade.search.methods import DecodingOptions
+from cascade.stream.batch import StreamBatch
 from cascade.tokens import Tokenizer
 
 _FRAMES_PER_SYMBOL = 10

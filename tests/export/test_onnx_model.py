@@ -11,12 +11,12 @@ import torch
 
 from cascade.bin import transcribe
 from cascade.config import ENCODER_FRAME_MS, ConfigError
-from cascade.decoding.endpoint import EndpointOptions
-from cascade.decoding.stream_batch import StreamBatch
 from cascade.export.onnx_model import OnnxDecoder, OnnxModel
 from cascade.export.sherpa import synthetic_recordings
 from cascade.features import StreamingFbank
 from cascade.search.methods import METHODS, STREAMING_MODES, DecodingOptions, build_search, decode_batch
+from cascade.stream.batch import StreamBatch
+from cascade.stream.endpoint import EndpointOptions
 from tests.export.conftest import GEOMETRY
 
 TIMES = {

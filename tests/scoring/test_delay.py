@@ -6,7 +6,6 @@ import torch
 from cascade.checkpoint import load_model
 from cascade.config import FeatureConfig
 from cascade.data.alignments import TimedWord
-from cascade.decoding.words import Word, words_of
 from cascade.features import StreamingFbank
 from cascade.scoring.delay import (
     Screen,
@@ -23,7 +22,8 @@ from cascade.scoring.delay import (
 )
 from cascade.scoring.latency import time_mode
 from cascade.search.methods import STREAMING_MODES, DecodingOptions, build_search, decode_batch
-from tests.decoding.tiny_run import make_model_dir
+from cascade.stream.words import Word, words_of
+from tests.tiny_run import make_model_dir
 
 STREAMING = DecodingOptions(mode="streaming", left_context_ms=640)
 

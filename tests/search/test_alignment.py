@@ -13,7 +13,7 @@ from cascade.data.alignments import TimedWord, read_alignments, read_ctm, write_
 from cascade.data.decode_batches import decode_batches
 from cascade.search.alignment import align_batch
 from cascade.search.methods import DecodingOptions, build_search, decode_batch
-from tests.decoding.tiny_run import make_manifest, make_model_dir
+from tests.tiny_run import make_manifest, make_model_dir
 
 
 @pytest.fixture(scope="module")

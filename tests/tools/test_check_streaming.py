@@ -8,8 +8,8 @@ import sys
 import numpy as np
 import pytest
 
-from cascade.decoding.words import Word
-from tests.decoding.tiny_run import make_manifest, make_model_dir
+from cascade.stream.words import Word
+from tests.tiny_run import make_manifest, make_model_dir
 from tools import check_long_audio, check_streaming
 
 

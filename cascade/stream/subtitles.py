@@ -5,8 +5,8 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable
 
-from cascade.decoding.streaming import Segment
-from cascade.decoding.words import Word, join_words
+from cascade.stream.decoder import Segment
+from cascade.stream.words import Word, join_words
 
 _LONGEST_CUE = 6.0
 _LONGEST_PAUSE = 1.0

@@ -11,11 +11,11 @@ import pytest
 from cascade.bin import align, decode, latency, transcribe
 from cascade.checkpoint import load_file, load_model
 from cascade.config import ConfigError
-from cascade.decoding.streaming import StreamingDecoder
 from cascade.features import read_audio
 from cascade.search.methods import METHODS, DecodingOptions
-from tests.decoding import tiny_run
-from tests.decoding.tiny_run import make_manifest, make_model_dir
+from cascade.stream.decoder import StreamingDecoder
+from tests import tiny_run
+from tests.tiny_run import make_manifest, make_model_dir
 
 PENALTY = -6.0  # below 0, because these models say something in nearly every frame
 

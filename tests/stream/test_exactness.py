@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 
 from cascade.checkpoint import load_model
 from cascade.config import load_config
-from cascade.decoding.stream_batch import StreamBatch
-from cascade.decoding.streaming import StreamingDecoder
 from cascade.features import StreamingFbank
 from cascade.models.build import build_model
 from cascade.search.methods import METHODS, STREAMING_MODES, DecodingOptions, build_search, decode_batch
+from cascade.stream.batch import StreamBatch
+from cascade.stream.decoder import StreamingDecoder
 from cascade.tokens import Tokenizer
-from tests.decoding.tiny_run import make_model_dir
 from tests.models.test_encoder import largest_difference, run_blocks, run_chunks
+from tests.tiny_run import make_model_dir
 
 RATE = 16000
 CHUNKS = (2, 4, 8, 16, 32)

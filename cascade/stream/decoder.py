@@ -17,13 +17,13 @@ import numpy as np
 from torch import Tensor
 
 from cascade.config import Config
-from cascade.decoding.audio import AudioInput
-from cascade.decoding.endpoint import EndpointOptions
-from cascade.decoding.stream_batch import EndedSegment, StreamBatch
-from cascade.decoding.words import Word, frame_seconds, join_words, words_of
 from cascade.models.transducer import CascadedTransducer
 from cascade.search.hypothesis import Hypothesis
 from cascade.search.methods import DecodingOptions
+from cascade.stream.audio import AudioInput
+from cascade.stream.batch import EndedSegment, StreamBatch
+from cascade.stream.endpoint import EndpointOptions
+from cascade.stream.words import Word, frame_seconds, join_words, words_of
 from cascade.text import join_texts
 from cascade.tokens import Tokenizer
 

@@ -16,7 +16,7 @@ from cascade.search.methods import (
     decode_batch,
     default_left_context_ms,
 )
-from tests.decoding.tiny_run import call, make_manifest, make_model_dir
+from tests.tiny_run import call, make_manifest, make_model_dir
 
 
 @pytest.fixture(scope="module")

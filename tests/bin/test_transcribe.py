@@ -16,14 +16,14 @@ from cascade.bin import audio_inputs, transcribe
 from cascade.bin.cli import Interrupted
 from cascade.checkpoint import load_model
 from cascade.config import ConfigError
-from cascade.decoding.stream_batch import StreamBatch
-from cascade.decoding.streaming import Segment, StreamingDecoder
-from cascade.decoding.subtitles import format_srt, format_vtt
-from cascade.decoding.words import Word
 from cascade.features import read_audio
 from cascade.search.methods import METHODS, STREAMING_MODES, DecodingOptions
+from cascade.stream.batch import StreamBatch
+from cascade.stream.decoder import Segment, StreamingDecoder
+from cascade.stream.subtitles import format_srt, format_vtt
+from cascade.stream.words import Word
 from tests.data.odd_audio import write_odd_files
-from tests.decoding.tiny_run import SECONDS, make_manifest, make_model_dir
+from tests.tiny_run import SECONDS, make_manifest, make_model_dir
 
 
 @pytest.fixture(scope="module")

@@ -7,15 +7,15 @@ import pytest
 
 from cascade.checkpoint import load_model
 from cascade.config import ConfigError, TokenConfig
-from cascade.decoding.audio import StreamingResampler
-from cascade.decoding.endpoint import EndpointOptions, find_endpoint
-from cascade.decoding.streaming import StreamingDecoder
-from cascade.decoding.words import NOTHING, count_changed, join_words, words_of
 from cascade.features import resample
 from cascade.search.hypothesis import Hypothesis
 from cascade.search.methods import DecodingOptions
+from cascade.stream.audio import StreamingResampler
+from cascade.stream.decoder import StreamingDecoder
+from cascade.stream.endpoint import EndpointOptions, find_endpoint
+from cascade.stream.words import NOTHING, count_changed, join_words, words_of
 from cascade.tokens import Tokenizer, train_tokenizer
-from tests.decoding.tiny_run import make_model_dir
+from tests.tiny_run import make_model_dir
 
 RATE = 16000
 

@@ -27,14 +27,14 @@ import torch
 from torch import Tensor
 
 from cascade.config import ENCODER_FRAME_MS, SUBSAMPLING, ConfigError
-from cascade.decoding.endpoint import EndpointOptions, Search, find_endpoint, restart_search
-from cascade.decoding.words import NOTHING, count_changed
 from cascade.models.state import join_streams, map_state, select_streams
 from cascade.models.transducer import CascadedTransducer
 from cascade.search.beam import ModifiedBeamSearch
 from cascade.search.greedy import GreedySearch
 from cascade.search.hypothesis import Hypothesis, join_search_states
 from cascade.search.methods import DecodingOptions, build_search
+from cascade.stream.endpoint import EndpointOptions, Search, find_endpoint, restart_search
+from cascade.stream.words import NOTHING, count_changed
 from cascade.tokens import Tokenizer
 
 

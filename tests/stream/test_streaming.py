@@ -7,12 +7,12 @@ import torch
 
 from cascade.checkpoint import load_model
 from cascade.config import ConfigError
-from cascade.decoding.endpoint import EndpointOptions
-from cascade.decoding.stream_batch import StreamBatch
-from cascade.decoding.streaming import StreamingDecoder
 from cascade.features import StreamingFbank, resample
 from cascade.search.methods import METHODS, STREAMING_MODES, DecodingOptions, build_search, decode_batch
-from tests.decoding.tiny_run import make_model_dir
+from cascade.stream.batch import StreamBatch
+from cascade.stream.decoder import StreamingDecoder
+from cascade.stream.endpoint import EndpointOptions
+from tests.tiny_run import make_model_dir
 
 RATE = 16000
 SHORT = EndpointOptions(longest_segment=0.7, late_pause=0.2, silence_after_speech=0.3)
