@@ -33,10 +33,11 @@ MAY_IMPORT = {
     "training": MIDDLE | {"checkpoint"},
     "search": MIDDLE | {"checkpoint"},
     "stream": MIDDLE | {"checkpoint", "search"},
-    "scoring": MIDDLE | {"checkpoint", "search", "stream"},
-    "export": MIDDLE | {"checkpoint", "search", "stream", "scoring"},
-    "server": MIDDLE | {"checkpoint", "search", "stream", "scoring"},
-    "bin": MIDDLE | {"checkpoint", "training", "search", "stream", "scoring", "export", "server"},
+    "measure": MIDDLE | {"checkpoint", "search", "stream"},
+    "scoring": MIDDLE | {"checkpoint", "search", "stream", "measure"},
+    "export": MIDDLE | {"checkpoint", "search", "stream", "measure", "scoring"},
+    "server": MIDDLE | {"checkpoint", "search", "stream", "measure", "scoring"},
+    "bin": MIDDLE | {"checkpoint", "training", "search", "stream", "measure", "scoring", "export", "server"},
 }
 
 # Package from outside -> the only places of cascade/ that may import it.

@@ -34,8 +34,8 @@ from cascade.bin.model_arguments import (  # noqa: E402
 )
 from cascade.bin.transcribe import transcribe  # noqa: E402
 from cascade.config import ENCODER_FRAME_MS, ConfigError  # noqa: E402
+from cascade.measure.wer import score  # noqa: E402
 from cascade.provenance import command_line, git_commit, machine  # noqa: E402
-from cascade.scoring.wer import score  # noqa: E402
 from cascade.search.methods import METHODS, STREAMING_MODES  # noqa: E402
 from cascade.stream.batch import StreamBatch  # noqa: E402
 from cascade.stream.decoder import StreamingDecoder  # noqa: E402

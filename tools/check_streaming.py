@@ -33,9 +33,9 @@ from cascade.bin.model_arguments import (  # noqa: E402
 from cascade.data.batches import collate  # noqa: E402
 from cascade.data.manifests import Utterance, read_manifest  # noqa: E402
 from cascade.features import compute_fbank, read_audio  # noqa: E402
+from cascade.measure.wer import Score, score  # noqa: E402
 from cascade.models.transducer import CascadedTransducer  # noqa: E402
 from cascade.provenance import command_line, git_commit, machine  # noqa: E402
-from cascade.scoring.wer import Score, score  # noqa: E402
 from cascade.search.methods import METHODS, STREAMING_MODES, DecodingOptions, build_search, decode_batch  # noqa: E402
 from cascade.stream.batch import StreamBatch  # noqa: E402
 from cascade.stream.decoder import Final, StreamingDecoder  # noqa: E402

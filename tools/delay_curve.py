@@ -34,9 +34,9 @@ from cascade.bin.model_arguments import add_blank_penalty  # noqa: E402
 from cascade.checkpoint import load_model  # noqa: E402
 from cascade.config import save_config  # noqa: E402
 from cascade.data.alignments import read_alignments, read_ctm  # noqa: E402
+from cascade.measure.delay import measure_delays, usable_words, watch_streams  # noqa: E402
+from cascade.measure.wer import score  # noqa: E402
 from cascade.provenance import command_line, git_commit, machine  # noqa: E402
-from cascade.scoring.delay import measure_delays, usable_words, watch_streams  # noqa: E402
-from cascade.scoring.wer import score  # noqa: E402
 from cascade.search.methods import DEFAULT_CHUNK_MS, DecodingOptions, default_left_context_ms  # noqa: E402
 
 _FINE_TUNING = (

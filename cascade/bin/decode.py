@@ -25,10 +25,10 @@ from cascade.config import ENCODER_FRAME_MS, ConfigError
 from cascade.data.decode_batches import decode_batches
 from cascade.data.quarantine import Problem
 from cascade.log import progress
+from cascade.measure.wer import Score, oracle, score, write_score
 from cascade.models.transducer import MODES
 from cascade.provenance import command_line, git_commit, machine
 from cascade.scoring.results import describe_model
-from cascade.scoring.wer import Score, oracle, score, write_score
 from cascade.search.hypothesis import Hypothesis
 from cascade.search.methods import (
     METHODS,

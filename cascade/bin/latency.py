@@ -32,10 +32,8 @@ from cascade.checkpoint import load_model
 from cascade.config import FRAME_SHIFT_MS, Config, ConfigError, load_config
 from cascade.data.alignments import TimedWord, read_alignments, read_ctm
 from cascade.data.decode_batches import decode_batches
-from cascade.models.build import build_model
-from cascade.models.prepack import prepack
-from cascade.provenance import command_line, git_commit, machine
-from cascade.scoring.delay import (
+from cascade.measure.compute import TimedModel, summarise, time_chunks, time_mode
+from cascade.measure.delay import (
     SpokenWord,
     algorithmic_delay,
     flicker,
@@ -44,8 +42,10 @@ from cascade.scoring.delay import (
     usable_words,
     watch_streams,
 )
-from cascade.scoring.latency import TimedModel, summarise, time_chunks, time_mode
-from cascade.scoring.memory import measure_memory
+from cascade.measure.memory import measure_memory
+from cascade.models.build import build_model
+from cascade.models.prepack import prepack
+from cascade.provenance import command_line, git_commit, machine
 from cascade.scoring.plots import draw_latency
 from cascade.scoring.results import describe_model
 from cascade.search.alignment import align_batch

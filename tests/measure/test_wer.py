@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from cascade.scoring.wer import ErrorCounts, align, characters, count_errors, oracle, score, write_score
+from cascade.measure.wer import ErrorCounts, align, characters, count_errors, oracle, score, write_score
 
 
 def plain_cost(reference, hypothesis):

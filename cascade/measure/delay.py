@@ -26,8 +26,8 @@ from torch import Tensor
 
 from cascade.config import ENCODER_FRAME_MS, FRAME_SHIFT_MS, SUBSAMPLING
 from cascade.features import WINDOW_MS
+from cascade.measure.wer import align
 from cascade.models.transducer import CascadedTransducer
-from cascade.scoring.wer import align
 from cascade.search.methods import DecodingOptions
 from cascade.stream.batch import Stream, StreamBatch
 from cascade.stream.endpoint import EndpointOptions, find_endpoint

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from cascade.scoring.wer import ErrorCounts, align, count_errors, score
+from cascade.measure.wer import ErrorCounts, align, count_errors, score
 
 ROOT = Path(__file__).resolve().parents[2]
 SCLITE = next(filter(None, map(shutil.which, ("sclite", "sctk"))), None)

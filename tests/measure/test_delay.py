@@ -7,7 +7,8 @@ from cascade.checkpoint import load_model
 from cascade.config import FeatureConfig
 from cascade.data.alignments import TimedWord
 from cascade.features import StreamingFbank
-from cascade.scoring.delay import (
+from cascade.measure.compute import time_mode
+from cascade.measure.delay import (
     Screen,
     Watched,
     algorithmic_delay,
@@ -20,7 +21,6 @@ from cascade.scoring.delay import (
     usable_words,
     watch_streams,
 )
-from cascade.scoring.latency import time_mode
 from cascade.search.methods import STREAMING_MODES, DecodingOptions, build_search, decode_batch
 from cascade.stream.words import Word, words_of
 from tests.tiny_run import make_model_dir

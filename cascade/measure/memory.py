@@ -1,6 +1,6 @@
 """How much memory a model needs that decodes one stream, each measured in a fresh process.
 
-`python -m cascade.scoring.memory JSON` is that process: it loads the model, streams for a while on one thread and
+`python -m cascade.measure.memory JSON` is that process: it loads the model, streams for a while on one thread and
 prints {"peak_memory_mb", "process_memory_mb"}: the peak resident set above what the libraries take, and all of it.
 MB = 10^6 bytes.
 """
@@ -20,9 +20,9 @@ import torch
 
 from cascade.checkpoint import load_model
 from cascade.config import ENCODER_FRAME_MS, load_config
+from cascade.measure.compute import TimedModel, chunk_runner
 from cascade.models.build import build_model
 from cascade.models.prepack import prepack
-from cascade.scoring.latency import TimedModel, chunk_runner
 
 _NUM_CHUNKS = 60
 _NOISE_FRAMES = 2000
