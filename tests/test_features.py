@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from cascade.config import FeatureConfig
 from cascade.features import StreamingFbank, compute_fbank, num_feature_frames, read_audio, read_audio_blocks
-from tests.data.odd_audio import wav, write_odd_files
-from tests.data.synthetic import AN4, tone
+from tests.odd_audio import wav, write_odd_files
+from tests.synthetic import AN4, tone
 
 CONFIG = FeatureConfig()
 NEAR = {"atol": 2e-4, "rtol": 2e-4}

@@ -12,13 +12,17 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-BASE = {"config", "log", "provenance"}
+BASE = {"config", "log", "provenance", "files"}
 FRONT = BASE | {"device", "features", "text", "tokens"}
-MIDDLE = FRONT | {"data", "models", "losses"}
+NETWORKS = FRONT | {"models", "losses", "checkpoint"}
+RUNTIME = NETWORKS | {"search", "stream"}
+RESULTS = RUNTIME | {"measure", "report"}
+CORPUS = RESULTS | {"corpus", "data"}
 # Room -> the other rooms of cascade/ that it may import.
 MAY_IMPORT = {
     "config": {"config_rules"},
     "config_rules": set(),
+    "files": set(),
     "log": set(),
     "nvidia": set(),
     "provenance": set(),
@@ -26,34 +30,35 @@ MAY_IMPORT = {
     "features": BASE,
     "text": BASE,
     "tokens": BASE | {"text"},
-    "data": FRONT,
     "models": BASE,
     "losses": BASE,
-    "checkpoint": MIDDLE,
-    "training": MIDDLE | {"checkpoint"},
-    "search": MIDDLE | {"checkpoint"},
-    "stream": MIDDLE | {"checkpoint", "search"},
-    "measure": MIDDLE | {"checkpoint", "search", "stream"},
-    "scoring": MIDDLE | {"checkpoint", "search", "stream", "measure"},
-    "export": MIDDLE | {"checkpoint", "search", "stream", "measure", "scoring"},
-    "server": MIDDLE | {"checkpoint", "search", "stream", "measure", "scoring"},
-    "bin": MIDDLE | {"checkpoint", "training", "search", "stream", "measure", "scoring", "export", "server"},
+    "checkpoint": NETWORKS,
+    "search": NETWORKS,
+    "stream": RUNTIME,
+    "measure": RUNTIME,
+    "report": RESULTS,
+    "corpus": FRONT | {"report"},
+    "data": FRONT | {"corpus"},
+    "training": CORPUS,
+    "export": CORPUS,
+    "server": CORPUS | {"export"},
+    "bin": CORPUS | {"training", "export", "server"},
 }
 
 # Package from outside -> the only places of cascade/ that may import it.
 DOORS = {
-    "lhotse": ("data", "features"),
+    "lhotse": ("corpus", "data", "features"),
     "lilcom": ("data",),
     "kaldi_native_fbank": ("features",),
     "kaldifeat": ("features",),
-    "soundfile": ("data", "features"),
+    "soundfile": ("corpus", "data", "features"),
     "sentencepiece": ("tokens",),
     "omegaconf": ("config",),
     "yaml": ("config",),
     "numba": ("losses.recursion_numba", "search.beam_kernels"),
     "k2": ("losses.rnnt_k2",),
     "tensorboard": ("training",),
-    "matplotlib": ("scoring.plots", "scoring.corpus_plots"),
+    "matplotlib": ("report.plots", "corpus.statistics_plot"),
     "tqdm": ("log",),
     "onnx": ("export",),
     "onnxruntime": ("export",),

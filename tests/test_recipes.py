@@ -16,8 +16,8 @@ import pytest
 
 from cascade.config import Config, load_config
 from cascade.models.build import build_model, count_params
-from tests.scoring.test_report import result
-from tests.test_librispeech import FAKE_PYTHON
+from tests.corpus.test_librispeech import FAKE_PYTHON
+from tests.report.test_report import result
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPES = sorted(file.parent for file in ROOT.glob("egs/*/run.sh"))

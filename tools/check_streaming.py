@@ -30,8 +30,8 @@ from cascade.bin.model_arguments import (  # noqa: E402
     check_at_least,
     load_for_decoding,
 )
+from cascade.corpus.manifests import Utterance, read_manifest  # noqa: E402
 from cascade.data.batches import collate  # noqa: E402
-from cascade.data.manifests import Utterance, read_manifest  # noqa: E402
 from cascade.features import compute_fbank, read_audio  # noqa: E402
 from cascade.measure.wer import Score, score  # noqa: E402
 from cascade.models.transducer import CascadedTransducer  # noqa: E402

@@ -4,7 +4,7 @@
 PLAN.jsonl has one object per line: id, text, voice ("en-us+f3": an accent and a variant), and optionally
   rate_wpm (175), pitch (50, of 0 to 99), speaker
   lead, tail (seconds of silence before and after, 0)
-  gain_db (0), noise ({"kind", "snr_db"}: cascade/data/synthetic_noise.py), seed (0; of the noise)
+  gain_db (0), noise ({"kind", "snr_db"}: cascade/corpus/synthetic/noise.py), seed (0; of the noise)
 DIR gets NAME/<id>.flac (mono, --sampling-rate) and, last, NAME.jsonl: one line per utterance with id, path, text,
 speaker and words, a list of [start, end] in seconds for each word of text. Starts are eSpeak's own word events; a word
 ends where the next one starts, the last one with the speech.
@@ -29,10 +29,10 @@ import numpy as np
 import soundfile
 
 from cascade.bin.cli import run_program
-from cascade.data.files import interrupt_on_sigterm, replacing
+from cascade.corpus.synthetic.noise import add_noise
 from cascade.data.parallel import check_stopped, compute_parts
-from cascade.data.synthetic_noise import add_noise
 from cascade.features import resample
+from cascade.files import interrupt_on_sigterm, replacing
 from cascade.log import progress
 
 # Numbers of espeak-ng's speak_lib.h, version 1.52.

@@ -17,10 +17,10 @@ import torch
 
 from cascade.bin.cli import add_config_arguments, config_from_arguments, run_program
 from cascade.config import Config
-from cascade.data.files import interrupt_on_sigterm
 from cascade.data.noise import remove_noise, store_noise
 from cascade.data.reverb import read_rooms
 from cascade.data.storage import store_split
+from cascade.files import interrupt_on_sigterm
 
 SUFFIX = "_cuts.jsonl.gz"
 

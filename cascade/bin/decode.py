@@ -22,13 +22,13 @@ import torch
 from cascade.bin.cli import run_program
 from cascade.bin.model_arguments import add_model_arguments, add_search_arguments, check_at_least, load_for_decoding
 from cascade.config import ENCODER_FRAME_MS, ConfigError
+from cascade.corpus.quarantine import Problem
 from cascade.data.decode_batches import decode_batches
-from cascade.data.quarantine import Problem
 from cascade.log import progress
 from cascade.measure.wer import Score, oracle, score, write_score
 from cascade.models.transducer import MODES
 from cascade.provenance import command_line, git_commit, machine
-from cascade.scoring.results import describe_model
+from cascade.report.collect import describe_model
 from cascade.search.hypothesis import Hypothesis
 from cascade.search.methods import (
     METHODS,

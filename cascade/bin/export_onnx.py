@@ -23,8 +23,8 @@ import torch
 from cascade.bin.cli import run_program
 from cascade.bin.model_arguments import add_model_arguments, check_at_least, load_for_decoding
 from cascade.config import Config
-from cascade.data.cuts import load_samples, read_cuts
-from cascade.data.manifests import Utterance, read_manifest
+from cascade.corpus.cuts import load_samples, read_cuts
+from cascade.corpus.manifests import Utterance, read_manifest
 from cascade.export.onnx import DECODER, JOINER, OPSET, build_graphs, write_files
 from cascade.export.parity import graph_differences
 from cascade.export.sherpa import compare_with_sherpa, synthetic_recordings

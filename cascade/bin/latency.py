@@ -46,8 +46,8 @@ from cascade.measure.memory import measure_memory
 from cascade.models.build import build_model
 from cascade.models.prepack import prepack
 from cascade.provenance import command_line, git_commit, machine
-from cascade.scoring.plots import draw_latency
-from cascade.scoring.results import describe_model
+from cascade.report.collect import describe_model
+from cascade.report.plots import draw_latency
 from cascade.search.alignment import align_batch
 from cascade.search.methods import (
     DEFAULT_CHUNK_MS,

@@ -23,13 +23,13 @@ from pathlib import Path
 
 from cascade.bin.cli import add_config_arguments, config_from_arguments, run_program
 from cascade.config import Config
-from cascade.data.cuts import Cut, validate, write_cuts
-from cascade.data.files import interrupt_on_sigterm
-from cascade.data.manifests import read_manifest
-from cascade.data.quarantine import Problem, check_share, log_counts, write_quarantine
-from cascade.data.statistics import SplitStatistics, write_statistics
+from cascade.corpus.cuts import Cut, validate, write_cuts
+from cascade.corpus.manifests import read_manifest
+from cascade.corpus.quarantine import Problem, check_share, log_counts, write_quarantine
+from cascade.corpus.statistics import SplitStatistics, write_statistics
+from cascade.corpus.statistics_plot import draw_statistics
+from cascade.files import interrupt_on_sigterm
 from cascade.log import progress
-from cascade.scoring.corpus_plots import draw_statistics
 from cascade.text import normalizer
 
 REQUIRED_SPLITS = ("train", "dev")

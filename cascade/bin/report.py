@@ -12,9 +12,9 @@ import logging
 from pathlib import Path
 
 from cascade.bin.cli import run_program
-from cascade.scoring.plots import draw_plots
-from cascade.scoring.report import write_report
-from cascade.scoring.results import collect, write_rows
+from cascade.report.collect import collect, write_rows
+from cascade.report.markdown import write_report
+from cascade.report.plots import draw_plots
 
 
 def main() -> None:

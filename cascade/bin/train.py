@@ -23,8 +23,8 @@ import torch
 from cascade.bin.cli import Interrupted, add_config_arguments, config_from_arguments, run_program
 from cascade.bin.device_arguments import add_device_argument
 from cascade.config import Config, ConfigError, save_config
-from cascade.data.files import writing_to
 from cascade.device import choose_device, describe_device
+from cascade.files import writing_to
 from cascade.log import setup_logging
 from cascade.models.build import params_by_part
 from cascade.models.compress import init_from_teacher

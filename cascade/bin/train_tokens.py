@@ -14,9 +14,8 @@ from pathlib import Path
 
 from cascade.bin.cli import add_config_arguments, config_from_arguments, run_program
 from cascade.config import Config
-from cascade.data.cuts import read_cuts
-from cascade.data.files import interrupt_on_sigterm
-from cascade.data.quarantine import (
+from cascade.corpus.cuts import read_cuts
+from cascade.corpus.quarantine import (
     TOKEN_KINDS,
     UNKNOWN_CHARACTERS,
     Problem,
@@ -26,6 +25,7 @@ from cascade.data.quarantine import (
     token_problem,
     write_quarantine,
 )
+from cascade.files import interrupt_on_sigterm
 from cascade.tokens import Tokenizer, train_tokenizer
 
 SUFFIX = "_cuts.jsonl.gz"

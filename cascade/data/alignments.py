@@ -14,9 +14,9 @@ from pathlib import Path
 from lhotse.supervision import AlignmentItem
 from lhotse.utils import fastcopy
 
-from cascade.data.cuts import Cut, read_cuts, write_cuts
-from cascade.data.files import replacing
-from cascade.data.manifests import Utterance, read_manifest
+from cascade.corpus.cuts import Cut, read_cuts, write_cuts
+from cascade.corpus.manifests import Utterance, read_manifest
+from cascade.files import replacing
 
 _CHANNEL = "1"
 

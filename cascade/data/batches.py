@@ -21,10 +21,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from cascade.config import FRAME_SHIFT_MS, SUBSAMPLING, Config
+from cascade.corpus.cuts import read_cuts
+from cascade.corpus.quarantine import token_problem
 from cascade.data.augment import perturb_vocal_tract, spec_augment, utterance_generator
-from cascade.data.cuts import read_cuts
 from cascade.data.noise import Noise, add_noise, open_noise
-from cascade.data.quarantine import token_problem
 from cascade.data.storage import Stored, read_features, read_stats, stored
 from cascade.tokens import Tokenizer
 

@@ -12,10 +12,10 @@ import numpy as np
 import soundfile
 
 from cascade.config import SUBSAMPLING, Config
+from cascade.corpus.cuts import Cut, load_samples, read_cuts
+from cascade.corpus.manifests import Utterance, read_manifest
+from cascade.corpus.quarantine import DURATION, MALFORMED, UNREADABLE, Problem
 from cascade.data.batches import FRAMES_PER_SECOND, Batch, collate, cut_batches
-from cascade.data.cuts import Cut, load_samples, read_cuts
-from cascade.data.manifests import Utterance, read_manifest
-from cascade.data.quarantine import DURATION, MALFORMED, UNREADABLE, Problem
 from cascade.data.storage import FEATURE_TYPE, read_features, stored
 from cascade.features import compute_fbank, read_audio
 from cascade.text import normalizer

@@ -22,9 +22,9 @@ import soundfile
 
 from cascade.config import FRAME_SHIFT_MS, AugmentConfig, FeatureConfig
 from cascade.data.audio_folder import describe, find_audio, report
-from cascade.data.files import replacing
 from cascade.data.parallel import check_stopped, compute_parts
 from cascade.features import WINDOW_MS, compute_fbank, equal_features, read_audio
+from cascade.files import replacing
 from cascade.log import progress
 
 PART_SIZE = 100

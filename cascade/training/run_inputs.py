@@ -11,7 +11,7 @@ import torch
 
 from cascade.checkpoint import load_file, restore_model
 from cascade.config import Config, ConfigError, changed_options
-from cascade.data.cut_checks import hash_utterances
+from cascade.corpus.cut_checks import hash_utterances
 from cascade.data.storage import read_stats
 from cascade.models.build import build_model, expect_blank
 from cascade.models.transducer import CascadedTransducer

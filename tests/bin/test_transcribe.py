@@ -22,7 +22,7 @@ from cascade.stream.batch import StreamBatch
 from cascade.stream.decoder import Segment, StreamingDecoder
 from cascade.stream.subtitles import format_srt, format_vtt
 from cascade.stream.words import Word
-from tests.data.odd_audio import write_odd_files
+from tests.odd_audio import write_odd_files
 from tests.tiny_run import SECONDS, make_manifest, make_model_dir
 
 

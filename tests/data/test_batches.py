@@ -7,11 +7,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cascade.config import AugmentConfig, FeatureConfig
+from cascade.corpus.cuts import read_cuts
 from cascade.data.batches import TrainBatches, dev_batches, plan_batches
-from cascade.data.cuts import read_cuts
 from cascade.data.storage import read_features, read_stats, stored
 from cascade.tokens import Tokenizer
-from tests.data.synthetic import small_config
+from tests.synthetic import small_config
 
 TENSORS = ("features", "feature_lens", "tokens", "token_lens")
 

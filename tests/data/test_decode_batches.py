@@ -4,8 +4,8 @@ import torch
 
 from cascade.config import TokenConfig
 from cascade.data.decode_batches import decode_batches
-from tests.data.odd_audio import write_odd_files
-from tests.data.synthetic import small_config, tone, write_lines
+from tests.odd_audio import write_odd_files
+from tests.synthetic import small_config, tone, write_lines
 
 
 def collect(path, config=None, max_seconds=3.0):

@@ -17,7 +17,7 @@ from cascade.data.noise import add_noise, open_noise, remove_noise, store_noise
 from cascade.features import compute_fbank
 from cascade.tokens import Tokenizer
 from cascade.training.run_inputs import RunPaths, describe_inputs
-from tests.data.synthetic import small_config, tone
+from tests.synthetic import small_config, tone
 
 NOISES = Path(__file__).resolve().parents[2] / ".." / "shared" / "corpora" / "noise"
 FEATURES = FeatureConfig(num_mel_bins=20)

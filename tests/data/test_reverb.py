@@ -8,11 +8,11 @@ import soundfile
 
 from cascade.bin.compute_features import compute_features
 from cascade.config import AugmentConfig
-from cascade.data.cuts import load_samples, read_cuts
+from cascade.corpus.cuts import load_samples, read_cuts
 from cascade.data.reverb import read_response, read_rooms, reverberate
 from cascade.data.storage import read_features, stored
 from cascade.features import compute_fbank
-from tests.data.synthetic import small_config, tone
+from tests.synthetic import small_config, tone
 
 
 def decay(seconds=0.3, rate=16000, lead=0.01, seed=0):

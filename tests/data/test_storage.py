@@ -13,11 +13,11 @@ import torch
 
 from cascade.bin.compute_features import compute_features
 from cascade.config import DataConfig, FeatureConfig
+from cascade.corpus.cuts import load_samples, read_cuts
 from cascade.data import storage
-from cascade.data.cuts import load_samples, read_cuts
 from cascade.data.storage import read_features, read_stats, stored
 from cascade.features import compute_fbank, equal_features
-from tests.data.synthetic import small_config
+from tests.synthetic import small_config
 
 
 def lines(path):
@@ -49,8 +49,8 @@ def test_train_has_each_speed_and_the_other_splits_one(exp):
 def test_speed_changes_tempo_and_pitch_together(tmp_path):
     import soundfile
 
-    from cascade.data.cuts import at_speed, validate
-    from cascade.data.manifests import Utterance
+    from cascade.corpus.cuts import at_speed, validate
+    from cascade.corpus.manifests import Utterance
 
     soundfile.write(tmp_path / "a.wav", 0.5 * np.sin(2 * np.pi * 500 * np.arange(16000) / 16000), 16000)
     cut, _ = validate(Utterance("a", tmp_path / "a.wav", "A"), "train", small_config())

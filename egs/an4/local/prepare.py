@@ -10,8 +10,8 @@ import argparse
 from pathlib import Path
 
 from cascade.bin.cli import run_program
-from cascade.data.download import download_archive
-from cascade.data.manifests import Utterance, write_manifest
+from cascade.corpus.download import download_archive
+from cascade.corpus.manifests import Utterance, write_manifest
 
 REVISION = "b567d132f43304e70a2b2eca6077f22255311812"
 URL = f"https://github.com/cmusphinx/an4/archive/{REVISION}.tar.gz"

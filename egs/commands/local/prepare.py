@@ -18,11 +18,11 @@ from pathlib import Path
 import numpy as np
 
 from cascade.bin.cli import run_program
+from cascade.corpus.manifests import Utterance, read_manifest, write_manifest
+from cascade.corpus.synthetic.grammar import Grammar
+from cascade.corpus.synthetic.noise import KINDS
 from cascade.data.augment import utterance_generator
-from cascade.data.files import interrupt_on_sigterm, replacing
-from cascade.data.grammar import Grammar
-from cascade.data.manifests import Utterance, read_manifest, write_manifest
-from cascade.data.synthetic_noise import KINDS
+from cascade.files import interrupt_on_sigterm, replacing
 from tools.synthesise import voice_variants
 
 SENTENCES = {"test": (400, 0.10), "dev": (200, 0.05), "train": (3500, 0.85)}  # how many; share of all sentences

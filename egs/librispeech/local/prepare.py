@@ -13,8 +13,8 @@ import shutil
 from pathlib import Path
 
 from cascade.bin.cli import run_program
-from cascade.data.download import download_archive
-from cascade.data.manifests import Utterance, write_manifest
+from cascade.corpus.download import download_archive
+from cascade.corpus.manifests import Utterance, write_manifest
 
 URL = "https://www.openslr.org/resources"
 MINI_GB = {"train-clean-5": 0.4, "dev-clean-2": 0.2}

@@ -1,4 +1,4 @@
-"""Write train, dev and test.jsonl of a corpus that is one table; cascade/data/tables.py says what a table may hold."""
+"""Write train, dev and test.jsonl of a corpus that is one table, in a form of cascade/corpus/tables.py."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 
 from cascade.bin.cli import run_program
-from cascade.data.manifests import write_manifest
-from cascade.data.tables import read_table, utterances_of
+from cascade.corpus.manifests import write_manifest
+from cascade.corpus.tables import read_table, utterances_of
 
 
 def main() -> None:

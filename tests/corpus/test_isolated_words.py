@@ -8,13 +8,13 @@ import soundfile
 
 from cascade.bin import compute_features, prepare_data, train_tokens
 from cascade.config import DataConfig, load_config
+from cascade.corpus.cuts import read_cuts
+from cascade.corpus.manifests import write_manifest
+from cascade.corpus.quarantine import read_quarantine
+from cascade.corpus.tables import read_table, utterances_of
 from cascade.data.batches import TrainBatches
-from cascade.data.cuts import read_cuts
-from cascade.data.manifests import write_manifest
-from cascade.data.quarantine import read_quarantine
-from cascade.data.tables import read_table, utterances_of
 from cascade.tokens import Tokenizer
-from tests.data.synthetic import small_config, tone, write_lines
+from tests.synthetic import small_config, tone, write_lines
 
 RECIPES = sorted((Path(__file__).resolve().parents[2] / "egs").glob("*/conf/data.yaml"))
 TSV = next(path for path in RECIPES if path.parents[1].name == "tsv")

@@ -18,8 +18,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from cascade.data.files import replacing
-from cascade.data.quarantine import DUPLICATE, MALFORMED, Problem
+from cascade.corpus.quarantine import DUPLICATE, MALFORMED, Problem
+from cascade.files import replacing
 
 _FOREVER = 1e12
 """Seconds that no recording has; JSON has infinite numbers and whole ones that no float holds."""

@@ -20,8 +20,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from cascade.data.manifests import Utterance
-from cascade.data.splits import SPLITS, split_by
+from cascade.corpus.manifests import Utterance
+from cascade.corpus.splits import SPLITS, split_by
 
 COLUMNS = ("path", "text", "split", "speaker", "start", "end")
 _OTHER_NAMES = {

@@ -5,7 +5,7 @@ import pytest
 from cascade.bin.compute_features import compute_features
 from cascade.bin.prepare_data import prepare
 from cascade.bin.train_tokens import train_tokens
-from tests.data.synthetic import small_config, write_corpus
+from tests.synthetic import small_config, write_corpus
 
 
 @pytest.fixture(scope="session")

@@ -5,8 +5,8 @@ from collections import Counter
 
 import pytest
 
-from cascade.data.splits import split_by
-from cascade.data.tables import read_table, utterances_of
+from cascade.corpus.splits import split_by
+from cascade.corpus.tables import read_table, utterances_of
 
 
 @pytest.fixture

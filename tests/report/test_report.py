@@ -5,9 +5,9 @@ import shutil
 
 import pytest
 
-from cascade.scoring.plots import draw_plots
-from cascade.scoring.report import table, write_report
-from cascade.scoring.results import MODELS, collect, ratio, write_rows
+from cascade.report.collect import MODELS, collect, ratio, write_rows
+from cascade.report.markdown import table, write_report
+from cascade.report.plots import draw_plots
 from cascade.search.methods import METHODS
 
 PARAMS = {"teacher": 4_000_000, "student_alone": 2_000_000, "student": 2_000_000}

@@ -8,9 +8,9 @@ import pytest
 
 from cascade.bin import prepare_data
 from cascade.config import TokenConfig
-from cascade.data.statistics import SplitStatistics, compare, statistics_table, write_statistics
+from cascade.corpus.statistics import SplitStatistics, compare, statistics_table, write_statistics
 from cascade.text import normalizer
-from tests.data.synthetic import write_corpus
+from tests.synthetic import write_corpus
 
 
 def split(name, rows, **options):
@@ -99,7 +99,7 @@ def test_the_program_prints_writes_and_draws_them(tmp_path, monkeypatch, capsys)
 
 @pytest.mark.parametrize("rows", [[(1.0, "$ _ ^ {x} 東", "s")], [(2.0, "a", None)] * 3, [(5.0, "\u0301", None)]])
 def test_any_characters_and_few_utterances_can_be_drawn(rows, tmp_path, recwarn):
-    from cascade.scoring.corpus_plots import draw_statistics
+    from cascade.corpus.statistics_plot import draw_statistics
 
     draw_statistics([split("train", rows), split("empty", [])], tmp_path / "out.png")
     assert (tmp_path / "out.png").stat().st_size > 10_000

@@ -8,11 +8,11 @@ import torch
 
 from cascade.bin.compute_features import compute_features
 from cascade.bin.train_tokens import train_tokens
+from cascade.corpus.cuts import read_cuts
 from cascade.data.batches import TrainBatches
-from cascade.data.cuts import read_cuts
 from cascade.data.storage import read_stats
 from cascade.tokens import Tokenizer
-from tests.data.synthetic import small_config
+from tests.synthetic import small_config
 
 GOOD = torch.ones(20)
 STATS = {

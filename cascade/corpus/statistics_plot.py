@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from cascade.data.files import replacing
-from cascade.data.statistics import SplitStatistics, show_character
-from cascade.scoring.plots import STYLE
+from cascade.corpus.statistics import SplitStatistics, show_character
+from cascade.files import replacing
+from cascade.report.plots import STYLE
 
 _COLOURS = {"train": "#1b4f8c", "dev": "#8a8a8a", "test": "#d9661f"}
 _OTHERS = ("#3c8d5a", "#8e5ea2", "#c0392b", "#16a0a0")

@@ -14,11 +14,11 @@ from lhotse.supervision import AlignmentItem
 from lhotse.utils import fastcopy
 
 from cascade.config import SUBSAMPLING, Config
-from cascade.data.cut_checks import Cut, parse_cut, read_lines
-from cascade.data.files import replacing
-from cascade.data.manifests import Utterance
-from cascade.data.quarantine import DURATION, EMPTY_TEXT, UNREADABLE, Problem
+from cascade.corpus.cut_checks import Cut, parse_cut, read_lines
+from cascade.corpus.manifests import Utterance
+from cascade.corpus.quarantine import DURATION, EMPTY_TEXT, UNREADABLE, Problem
 from cascade.features import MARGIN_SECONDS, num_feature_frames, read_audio, resample
+from cascade.files import replacing
 from cascade.text import normalizer
 
 

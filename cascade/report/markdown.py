@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from cascade.models.transducer import MODES
-from cascade.scoring.results import MODELS, Experiment, Row, ratio
+from cascade.report.collect import MODELS, Experiment, Row, ratio
 from cascade.search.methods import METHODS, STREAMING_MODES
 
 _PARTS_FIRST = ("front end", "causal encoder", "non-causal encoder", "predictor", "joiner", "total")

@@ -8,13 +8,13 @@ import soundfile
 from cascade.bin.prepare_data import prepare
 from cascade.bin.train_tokens import train_tokens
 from cascade.config import DataConfig, TokenConfig
+from cascade.corpus.cuts import load_samples, read_cuts
+from cascade.corpus.manifests import Utterance, read_manifest, write_manifest
+from cascade.corpus.quarantine import Problem, read_quarantine
 from cascade.data.batches import TrainBatches
-from cascade.data.cuts import load_samples, read_cuts
-from cascade.data.manifests import Utterance, read_manifest, write_manifest
-from cascade.data.quarantine import Problem, read_quarantine
 from cascade.features import read_audio
-from tests.data.odd_audio import write_odd_files
-from tests.data.synthetic import AN4, small_config, tone, write_corpus, write_lines
+from tests.odd_audio import write_odd_files
+from tests.synthetic import AN4, small_config, tone, write_corpus, write_lines
 
 
 def prepare_lines(root, lines, config=None, **options):

@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from cascade.config import SUBSAMPLING, DataConfig
-from cascade.data.files import replacing
 from cascade.features import num_feature_frames
+from cascade.files import replacing
 from cascade.tokens import Tokenizer
 
 MALFORMED, DUPLICATE, EMPTY_TEXT = "malformed line", "duplicate id", "empty text"

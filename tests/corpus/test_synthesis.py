@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cascade.data.grammar import Grammar
-from cascade.data.manifests import Utterance, read_manifest
-from cascade.data.synthetic_noise import KINDS, add_noise, make_noise
+from cascade.corpus.manifests import Utterance, read_manifest
+from cascade.corpus.synthetic.grammar import Grammar
+from cascade.corpus.synthetic.noise import KINDS, add_noise, make_noise
 from cascade.features import read_audio
 from tests.once import made_once
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cascade.models.transducer import MODES
-from cascade.scoring.delay_plots import draw_delays
-from cascade.scoring.results import MODELS, Experiment, Row
+from cascade.report.collect import MODELS, Experiment, Row
+from cascade.report.delay_plots import draw_delays
 
 _COLOURS = {"teacher": "#1b4f8c", "student_alone": "#8a8a8a", "student": "#d9661f"}
 _LABELS = {"teacher": "teacher", "student_alone": "student alone", "student": "student (distilled)"}

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import soundfile
 
-from tests.data.synthetic import AN4, tone
+from tests.synthetic import AN4, tone
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -6,8 +6,8 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from cascade.data import download as module
-from cascade.data.download import download, download_archive, unpack
+from cascade.corpus import download as module
+from cascade.corpus.download import download, download_archive, unpack
 
 
 def tar_bytes(members: dict[str, bytes]) -> bytes:

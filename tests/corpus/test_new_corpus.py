@@ -13,10 +13,10 @@ import pytest
 import soundfile
 
 from cascade.text import split_words
-from tests.data.synthetic import tone
+from tests.synthetic import tone
 from tests.training.conftest import run
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 TINY = [
     "model.d_model=16", "model.subsampling_channels=2", "model.joiner_dim=16", "context.chunk_frames=[2,4]",
     "context.left_chunks=[4]", "context.block_chunks=[2,-1]", "training.warmup_steps=2", "data.batch_duration=20.0",

@@ -11,12 +11,12 @@ import pytest
 import soundfile
 
 from cascade.bin.prepare_data import prepare
-from cascade.data import download as module
-from cascade.data.quarantine import read_quarantine
-from tests.data.synthetic import small_config, tone
-from tests.data.test_download import tar_bytes
+from cascade.corpus import download as module
+from cascade.corpus.quarantine import read_quarantine
+from tests.corpus.test_download import tar_bytes
+from tests.synthetic import small_config, tone
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ROOT / "egs" / "librispeech"
 MINI = ROOT.parent / "shared" / "corpora" / "mini_librispeech"
 

@@ -8,7 +8,7 @@ import soundfile
 
 from cascade.config import AugmentConfig, Config, DataConfig, FeatureConfig, TokenConfig
 
-AN4 = Path(__file__).resolve().parents[2] / ".." / "shared" / "corpora" / "an4"
+AN4 = Path(__file__).resolve().parents[1] / ".." / "shared" / "corpora" / "an4"
 WORDS = ("RED", "GREEN", "BLUE", "LEFT", "RIGHT")
 
 

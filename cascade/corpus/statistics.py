@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from cascade.data.files import replacing
+from cascade.files import replacing
 from cascade.text import split_words
 
 PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
