@@ -25,7 +25,7 @@ from torch import Tensor
 from cascade.config import Config, config_from_dict, config_to_dict, load_decoding
 from cascade.models.build import build_model
 from cascade.models.transducer import CascadedTransducer
-from cascade.tokens import Tokenizer
+from cascade.text.tokens import Tokenizer
 
 FORMAT = 2
 

@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 BASE = {"config", "log", "provenance", "files"}
-FRONT = BASE | {"device", "features", "text", "tokens"}
+FRONT = BASE | {"device", "features", "text"}
 NETWORKS = FRONT | {"models", "losses", "checkpoint"}
 RUNTIME = NETWORKS | {"search", "stream"}
 RESULTS = RUNTIME | {"measure", "report"}
@@ -29,7 +29,6 @@ MAY_IMPORT = {
     "device": BASE | {"nvidia"},
     "features": BASE,
     "text": BASE,
-    "tokens": BASE | {"text"},
     "models": BASE,
     "losses": BASE,
     "checkpoint": NETWORKS,
@@ -52,7 +51,7 @@ DOORS = {
     "kaldi_native_fbank": ("features",),
     "kaldifeat": ("features",),
     "soundfile": ("corpus", "data", "features"),
-    "sentencepiece": ("tokens",),
+    "sentencepiece": ("text.tokens",),
     "omegaconf": ("config",),
     "yaml": ("config",),
     "numba": ("losses.recursion_numba", "search.beam_kernels"),

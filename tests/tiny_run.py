@@ -15,7 +15,7 @@ import torch
 from cascade.checkpoint import epoch_path, model_values, save_file
 from cascade.config import Config, load_config, save_config
 from cascade.models.build import build_model
-from cascade.tokens import train_tokenizer
+from cascade.text.tokens import train_tokenizer
 
 TEXTS = ("one two", "three", "two three four five", "")
 SECONDS = (1.3, 0.45, 2.07, 0.8)

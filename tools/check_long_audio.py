@@ -41,7 +41,7 @@ from cascade.stream.batch import StreamBatch  # noqa: E402
 from cascade.stream.decoder import StreamingDecoder  # noqa: E402
 from cascade.stream.endpoint import EndpointOptions  # noqa: E402
 from cascade.stream.words import Word, join_words  # noqa: E402
-from cascade.tokens import Tokenizer  # noqa: E402
+from cascade.text.tokens import Tokenizer  # noqa: E402
 from tools.check_streaming import Recording, read_recordings, score_all, stream_all  # noqa: E402
 
 MAX_DRIFT_MS = ENCODER_FRAME_MS

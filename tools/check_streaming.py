@@ -39,7 +39,7 @@ from cascade.provenance import command_line, git_commit, machine  # noqa: E402
 from cascade.search.methods import METHODS, STREAMING_MODES, DecodingOptions, build_search, decode_batch  # noqa: E402
 from cascade.stream.batch import StreamBatch  # noqa: E402
 from cascade.stream.decoder import Final, StreamingDecoder  # noqa: E402
-from cascade.tokens import Tokenizer  # noqa: E402
+from cascade.text.tokens import Tokenizer  # noqa: E402
 
 Said = list[tuple[int, int]]
 """(token, 40 ms frame from the recording's start)."""

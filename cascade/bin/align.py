@@ -33,7 +33,7 @@ from cascade.provenance import command_line, git_commit, machine
 from cascade.search.alignment import align_batch
 from cascade.search.hypothesis import Hypothesis
 from cascade.stream.words import words_of
-from cascade.tokens import Tokenizer
+from cascade.text.tokens import Tokenizer
 
 _MOST_CELLS = 2**23
 """Frames times tokens of one utterance: about 1 GB of memory."""

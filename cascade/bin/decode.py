@@ -37,7 +37,7 @@ from cascade.search.methods import (
     decode_batch,
     n_best_batch,
 )
-from cascade.tokens import Tokenizer
+from cascade.text.tokens import Tokenizer
 
 
 def parse_arguments() -> argparse.Namespace:

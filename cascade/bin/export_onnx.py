@@ -32,7 +32,7 @@ from cascade.export.wrappers import Geometry
 from cascade.features import read_audio
 from cascade.models.transducer import CascadedTransducer
 from cascade.provenance import command_line, git_commit, machine
-from cascade.tokens import Tokenizer
+from cascade.text.tokens import Tokenizer
 
 NUM_RECORDINGS = 4
 _SYNTHETIC_SECONDS = (2.3, 0.9, 3.1)

@@ -57,8 +57,8 @@ from cascade.search.methods import (
     default_left_context_ms,
 )
 from cascade.stream.words import words_of
-from cascade.text import split_words
-from cascade.tokens import Tokenizer
+from cascade.text.normal import split_words
+from cascade.text.tokens import Tokenizer
 
 _NOISE_FRAMES = 3000
 _FEWEST_UTTERANCES = 50

@@ -17,7 +17,7 @@ from cascade.search.methods import (
     DecodingOptions,
     default_left_context_ms,
 )
-from cascade.tokens import Tokenizer
+from cascade.text.tokens import Tokenizer
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, or_onnx: bool = False, cpu_only: bool = False) -> None:

@@ -30,7 +30,7 @@ from cascade.corpus.statistics import SplitStatistics, write_statistics
 from cascade.corpus.statistics_plot import draw_statistics
 from cascade.files import interrupt_on_sigterm
 from cascade.log import progress
-from cascade.text import normalizer
+from cascade.text.normal import normalizer
 
 REQUIRED_SPLITS = ("train", "dev")
 CUTS_SUFFIX = "_cuts.jsonl.gz"

@@ -26,7 +26,7 @@ from cascade.corpus.quarantine import (
     write_quarantine,
 )
 from cascade.files import interrupt_on_sigterm
-from cascade.tokens import Tokenizer, train_tokenizer
+from cascade.text.tokens import Tokenizer, train_tokenizer
 
 SUFFIX = "_cuts.jsonl.gz"
 BYTES_HINT = " or tokens.byte_fallback=true"

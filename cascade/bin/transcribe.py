@@ -47,7 +47,7 @@ from cascade.stream.batch import StreamBatch
 from cascade.stream.decoder import Segment, StreamingDecoder
 from cascade.stream.endpoint import EndpointOptions
 from cascade.stream.subtitles import clock, format_srt, format_vtt
-from cascade.text import join_texts
+from cascade.text.normal import join_texts
 
 PIPE = "-"
 

@@ -19,7 +19,7 @@ from cascade.corpus.manifests import Utterance
 from cascade.corpus.quarantine import DURATION, EMPTY_TEXT, UNREADABLE, Problem
 from cascade.features import MARGIN_SECONDS, num_feature_frames, read_audio, resample
 from cascade.files import replacing
-from cascade.text import normalizer
+from cascade.text.normal import normalizer
 
 
 def validate(utterance: Utterance, split: str, config: Config) -> tuple[Cut, str | None] | Problem:

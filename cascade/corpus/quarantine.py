@@ -17,7 +17,7 @@ from pathlib import Path
 from cascade.config import SUBSAMPLING, DataConfig
 from cascade.features import num_feature_frames
 from cascade.files import replacing
-from cascade.tokens import Tokenizer
+from cascade.text.tokens import Tokenizer
 
 MALFORMED, DUPLICATE, EMPTY_TEXT = "malformed line", "duplicate id", "empty text"
 UNREADABLE, DURATION = "unreadable audio", "wrong duration"

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from cascade.files import replacing
-from cascade.text import split_words
+from cascade.text.normal import split_words
 
 PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
 ODD_SIGMAS, ODD_FACTOR = 4.0, 2.5
@@ -32,7 +32,7 @@ class SplitStatistics:
     def __init__(self, split: str, normalize: Callable[[str], str]) -> None:
         """
         Args:
-          normalize: the form of the text that tokens are made of (`cascade.text.normalizer`).
+          normalize: the form of the text that tokens are made of (`cascade.text.normal.normalizer`).
         """
         self.split, self.num_set_aside = split, 0
         self._normalize = normalize

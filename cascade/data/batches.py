@@ -26,7 +26,7 @@ from cascade.corpus.quarantine import token_problem
 from cascade.data.augment import perturb_vocal_tract, spec_augment, utterance_generator
 from cascade.data.noise import Noise, add_noise, open_noise
 from cascade.data.storage import Stored, read_features, read_stats, stored
-from cascade.tokens import Tokenizer
+from cascade.text.tokens import Tokenizer
 
 CACHE_BYTES = 2 << 30  # training features up to this size stay in memory after their first use
 FRAMES_PER_SECOND = 1000 // FRAME_SHIFT_MS

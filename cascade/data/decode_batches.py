@@ -18,7 +18,7 @@ from cascade.corpus.quarantine import DURATION, MALFORMED, UNREADABLE, Problem
 from cascade.data.batches import FRAMES_PER_SECOND, Batch, collate, cut_batches
 from cascade.data.storage import FEATURE_TYPE, read_features, stored
 from cascade.features import compute_fbank, read_audio
-from cascade.text import normalizer
+from cascade.text.normal import normalizer
 
 log = logging.getLogger(__name__)
 

@@ -24,7 +24,7 @@ from cascade.export.onnx import DECODER, FULL, JOINER, LOOK_AHEAD, STREAMING
 from cascade.export.parity import OnlineSession, onnx_session, run_session
 from cascade.models.predictor import ContextState
 from cascade.stream.decoder import StreamingDecoder
-from cascade.tokens import Tokenizer
+from cascade.text.tokens import Tokenizer
 
 ABOUT = "export.json"
 _SATURATED = 30.0

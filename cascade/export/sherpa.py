@@ -18,7 +18,7 @@ from cascade.export.wrappers import Geometry
 from cascade.features import StreamingFbank
 from cascade.models.transducer import CascadedTransducer
 from cascade.search.greedy import greedy_search
-from cascade.tokens import WORD_MARK, Tokenizer
+from cascade.text.tokens import WORD_MARK, Tokenizer
 
 
 @dataclass(frozen=True)

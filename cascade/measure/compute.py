@@ -21,7 +21,7 @@ from cascade.models.transducer import CascadedTransducer
 from cascade.search.greedy import GreedySearch
 from cascade.search.methods import DecodingOptions
 from cascade.stream.batch import StreamBatch
-from cascade.tokens import Tokenizer
+from cascade.text.tokens import Tokenizer
 
 _FRAMES_PER_SYMBOL = 10
 """Pace of a model with random weights, whose own means nothing: 2.5 symbols a second, about English in BPE-500."""

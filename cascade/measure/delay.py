@@ -32,7 +32,7 @@ from cascade.search.methods import DecodingOptions
 from cascade.stream.batch import Stream, StreamBatch
 from cascade.stream.endpoint import EndpointOptions, find_endpoint
 from cascade.stream.words import NOTHING, Word, words_of
-from cascade.tokens import Tokenizer
+from cascade.text.tokens import Tokenizer
 
 FRONT_END_MS = (WINDOW_MS - FRAME_SHIFT_MS) / 2
 """Audio that a feature frame's window needs beyond the frame's own 10 ms; the subsampling looks left only."""

@@ -13,7 +13,7 @@ from typing import TextIO
 
 import numpy as np
 
-from cascade.text import split_words
+from cascade.text.normal import split_words
 
 _EDIT = 1 << 24
 """Cost of one error; a substitution costs 1 more, to break ties. Longer sequences would need a larger one."""
@@ -142,7 +142,7 @@ class Score:
 
 
 def score(utterances: Iterable[tuple[str, str, str]]) -> Score:
-    """Score (id, reference, hypothesis) texts, taken as they are; what a word is says `cascade.text.split_words`."""
+    """Score (id, reference, hypothesis) texts, as they are; `text.normal.split_words` says what a word is."""
     scored = []
     for name, reference, hypothesis in utterances:
         alignment = align(split_words(reference), split_words(hypothesis))

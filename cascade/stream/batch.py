@@ -35,7 +35,7 @@ from cascade.search.hypothesis import Hypothesis, join_search_states
 from cascade.search.methods import DecodingOptions, build_search
 from cascade.stream.endpoint import EndpointOptions, Search, find_endpoint, restart_search
 from cascade.stream.words import NOTHING, count_changed
-from cascade.tokens import Tokenizer
+from cascade.text.tokens import Tokenizer
 
 
 class EndedSegment(NamedTuple):

@@ -24,8 +24,8 @@ from cascade.stream.audio import AudioInput
 from cascade.stream.batch import EndedSegment, StreamBatch
 from cascade.stream.endpoint import EndpointOptions
 from cascade.stream.words import Word, frame_seconds, join_words, words_of
-from cascade.text import join_texts
-from cascade.tokens import Tokenizer
+from cascade.text.normal import join_texts
+from cascade.text.tokens import Tokenizer
 
 
 @dataclass(frozen=True)

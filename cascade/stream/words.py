@@ -9,8 +9,8 @@ from difflib import SequenceMatcher
 
 from cascade.config import ENCODER_FRAME_MS
 from cascade.search.hypothesis import Hypothesis
-from cascade.text import WORD_MARK, begins_word, is_unspaced
-from cascade.tokens import Tokenizer
+from cascade.text.normal import WORD_MARK, begins_word, is_unspaced
+from cascade.text.tokens import Tokenizer
 
 NOTHING = Hypothesis((), (), (), 0.0)
 

@@ -20,7 +20,7 @@ import torch
 from cascade.config import SUBSAMPLING, Config, ConfigError
 from cascade.data.storage import read_features
 from cascade.models.build import count_params, params_by_part
-from cascade.tokens import Tokenizer
+from cascade.text.tokens import Tokenizer
 from cascade.training.distributed import Processes
 from cascade.training.earlier_run import plan_run
 from cascade.training.run_inputs import RunInputs, RunPaths, build_trainer, describe_inputs, read_inputs

@@ -18,7 +18,7 @@ from torch import Tensor
 from cascade.checkpoint import load_file
 from cascade.config import Config, changed_options, config_from_dict
 from cascade.models.transducer import CascadedTransducer
-from cascade.tokens import BLANK, UNKNOWN, Tokenizer
+from cascade.text.tokens import BLANK, UNKNOWN, Tokenizer
 
 PARTS = {
     "encoder.feature_": "feature normalisation", "encoder.subsampling.": "front end",

@@ -15,7 +15,7 @@ from cascade.corpus.cut_checks import hash_utterances
 from cascade.data.storage import read_stats
 from cascade.models.build import build_model, expect_blank
 from cascade.models.transducer import CascadedTransducer
-from cascade.tokens import Tokenizer
+from cascade.text.tokens import Tokenizer
 from cascade.training.distributed import Processes
 from cascade.training.init_from import Source, checkpoint_file, read_source, take_feature_stats
 from cascade.training.trainer import Trainer

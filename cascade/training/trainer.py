@@ -30,7 +30,7 @@ from cascade.log import progress
 from cascade.models.build import count_params, params_by_part
 from cascade.models.transducer import CascadedTransducer
 from cascade.provenance import command_line, git_commit, machine
-from cascade.tokens import Tokenizer
+from cascade.text.tokens import Tokenizer
 from cascade.training.bad_batches import save_bad_batch
 from cascade.training.distributed import Processes
 from cascade.training.metrics import Metrics, MetricWriter

@@ -11,7 +11,7 @@ from cascade.bin.train_tokens import train_tokens
 from cascade.corpus.cuts import read_cuts
 from cascade.data.batches import TrainBatches
 from cascade.data.storage import read_stats
-from cascade.tokens import Tokenizer
+from cascade.text.tokens import Tokenizer
 from tests.synthetic import small_config
 
 GOOD = torch.ones(20)

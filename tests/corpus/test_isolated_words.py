@@ -13,7 +13,7 @@ from cascade.corpus.manifests import write_manifest
 from cascade.corpus.quarantine import read_quarantine
 from cascade.corpus.tables import read_table, utterances_of
 from cascade.data.batches import TrainBatches
-from cascade.tokens import Tokenizer
+from cascade.text.tokens import Tokenizer
 from tests.synthetic import small_config, tone, write_lines
 
 RECIPES = sorted((Path(__file__).resolve().parents[2] / "egs").glob("*/conf/data.yaml"))

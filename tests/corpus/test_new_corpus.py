@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from cascade.text import split_words
+from cascade.text.normal import split_words
 from tests.synthetic import tone
 from tests.training.conftest import run
 

@@ -9,7 +9,7 @@ import pytest
 from cascade.bin import prepare_data
 from cascade.config import TokenConfig
 from cascade.corpus.statistics import SplitStatistics, compare, statistics_table, write_statistics
-from cascade.text import normalizer
+from cascade.text.normal import normalizer
 from tests.synthetic import write_corpus
 
 

@@ -10,7 +10,7 @@ from cascade.config import AugmentConfig, FeatureConfig
 from cascade.corpus.cuts import read_cuts
 from cascade.data.batches import TrainBatches, dev_batches, plan_batches
 from cascade.data.storage import read_features, read_stats, stored
-from cascade.tokens import Tokenizer
+from cascade.text.tokens import Tokenizer
 from tests.synthetic import small_config
 
 TENSORS = ("features", "feature_lens", "tokens", "token_lens")

@@ -15,7 +15,7 @@ from cascade.data.augment import utterance_generator
 from cascade.data.batches import TrainBatches
 from cascade.data.noise import add_noise, open_noise, remove_noise, store_noise
 from cascade.features import compute_fbank
-from cascade.tokens import Tokenizer
+from cascade.text.tokens import Tokenizer
 from cascade.training.run_inputs import RunPaths, describe_inputs
 from tests.synthetic import small_config, tone
 

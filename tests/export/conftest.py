@@ -16,7 +16,7 @@ from cascade.export.wrappers import Geometry
 from cascade.features import StreamingFbank
 from cascade.models.build import build_model
 from cascade.models.transducer import CascadedTransducer
-from cascade.tokens import Tokenizer, train_tokenizer
+from cascade.text.tokens import Tokenizer, train_tokenizer
 
 TEXTS = ["one two three", "four five six seven", "eight nine ten", "oh zero eleven twelve"]
 GEOMETRY = Geometry(chunk_frames=2, block_frames=4, left_frames=6)

@@ -17,7 +17,7 @@ from cascade.models.build import build_model
 from cascade.search.methods import METHODS, STREAMING_MODES, DecodingOptions, build_search, decode_batch
 from cascade.stream.batch import StreamBatch
 from cascade.stream.decoder import StreamingDecoder
-from cascade.tokens import Tokenizer
+from cascade.text.tokens import Tokenizer
 from tests.models.test_encoder import largest_difference, run_blocks, run_chunks
 from tests.tiny_run import make_model_dir
 

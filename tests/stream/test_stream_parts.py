@@ -14,7 +14,7 @@ from cascade.stream.audio import StreamingResampler
 from cascade.stream.decoder import StreamingDecoder
 from cascade.stream.endpoint import EndpointOptions, find_endpoint
 from cascade.stream.words import NOTHING, count_changed, join_words, words_of
-from cascade.tokens import Tokenizer, train_tokenizer
+from cascade.text.tokens import Tokenizer, train_tokenizer
 from tests.tiny_run import make_model_dir
 
 RATE = 16000

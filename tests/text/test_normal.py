@@ -3,7 +3,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cascade.config import TokenConfig
-from cascade.text import join_texts, normalize_text, normalizer, split_words
+from cascade.text.normal import join_texts, normalize_text, normalizer, split_words
 
 
 @pytest.mark.parametrize(("text", "expected"), [

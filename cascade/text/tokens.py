@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cascade.config import ConfigError, TokenConfig
-from cascade.text import INVISIBLE, WORD_MARK, drop_idle_spaces, normalize_text, normalizer
+from cascade.text.normal import INVISIBLE, WORD_MARK, drop_idle_spaces, normalize_text, normalizer
 
 BLANK, UNKNOWN = "<blk>", "<unk>"
 BLANK_ID, UNKNOWN_ID = 0, 1

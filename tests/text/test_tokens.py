@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cascade.config import ConfigError, TokenConfig
-from cascade.text import normalize_text
-from cascade.tokens import Tokenizer, train_tokenizer
+from cascade.text.normal import normalize_text
+from cascade.text.tokens import Tokenizer, train_tokenizer
 
 TEXTS = ["turn the light on", "turn the radio off", "call zoë", "play music in the kitchen", "größer 12 你好"] * 3
 KINDS = {
