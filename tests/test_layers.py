@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 BASE = {"config", "log", "provenance", "files"}
-FRONT = BASE | {"device", "features", "text"}
+FRONT = BASE | {"device", "audio", "text"}
 NETWORKS = FRONT | {"models", "losses", "checkpoint"}
 RUNTIME = NETWORKS | {"search", "stream"}
 RESULTS = RUNTIME | {"measure", "report"}
@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "nvidia": set(),
     "provenance": set(),
     "device": BASE | {"nvidia"},
-    "features": BASE,
+    "audio": BASE,
     "text": BASE,
     "models": BASE,
     "losses": BASE,
@@ -46,11 +46,11 @@ MAY_IMPORT = {
 
 # Package from outside -> the only places of cascade/ that may import it.
 DOORS = {
-    "lhotse": ("corpus", "data", "features"),
+    "lhotse": ("corpus", "data", "audio"),
     "lilcom": ("data",),
-    "kaldi_native_fbank": ("features",),
-    "kaldifeat": ("features",),
-    "soundfile": ("corpus", "data", "features"),
+    "kaldi_native_fbank": ("audio.fbank",),
+    "kaldifeat": ("audio.fbank",),
+    "soundfile": ("corpus", "data", "audio"),
     "sentencepiece": ("text.tokens",),
     "omegaconf": ("config",),
     "yaml": ("config",),

@@ -95,7 +95,7 @@ import torch
 import kaldifeat
 
 from cascade.config import FeatureConfig
-from cascade.features import compute_fbank
+from cascade.audio.fbank import compute_fbank
 
 samples = 0.1 * torch.randn(32000, generator=torch.Generator().manual_seed(1))
 ours, theirs = (compute_fbank(samples, FeatureConfig(extractor=name)) for name in ("lhotse", "kaldifeat"))

@@ -28,10 +28,10 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from cascade.audio.resample import resample
 from cascade.bin.cli import run_program
 from cascade.corpus.synthetic.noise import add_noise
 from cascade.data.parallel import check_stopped, compute_parts
-from cascade.features import resample
 from cascade.files import interrupt_on_sigterm, replacing
 from cascade.log import progress
 

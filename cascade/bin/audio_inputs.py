@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from cascade.features import read_audio_blocks
+from cascade.audio.io import read_audio_blocks
 
 _BLOCK_SECONDS = 1.0
 _PIPE_SECONDS = 0.1

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from cascade.audio.io import read_audio
 from cascade.bin.cli import run_program
 from cascade.bin.model_arguments import add_model_arguments, check_at_least, load_for_decoding
 from cascade.config import Config
@@ -29,7 +30,6 @@ from cascade.export.onnx import DECODER, JOINER, OPSET, build_graphs, write_file
 from cascade.export.parity import graph_differences
 from cascade.export.sherpa import compare_with_sherpa, synthetic_recordings
 from cascade.export.wrappers import Geometry
-from cascade.features import read_audio
 from cascade.models.transducer import CascadedTransducer
 from cascade.provenance import command_line, git_commit, machine
 from cascade.text.tokens import Tokenizer

@@ -13,11 +13,13 @@ from lhotse.augmentation import Speed
 from lhotse.supervision import AlignmentItem
 from lhotse.utils import fastcopy
 
+from cascade.audio.fbank import num_feature_frames
+from cascade.audio.io import MARGIN_SECONDS, read_audio
+from cascade.audio.resample import resample
 from cascade.config import SUBSAMPLING, Config
 from cascade.corpus.cut_checks import Cut, parse_cut, read_lines
 from cascade.corpus.manifests import Utterance
 from cascade.corpus.quarantine import DURATION, EMPTY_TEXT, UNREADABLE, Problem
-from cascade.features import MARGIN_SECONDS, num_feature_frames, read_audio, resample
 from cascade.files import replacing
 from cascade.text.normal import normalizer
 

@@ -14,8 +14,8 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from cascade.audio.fbank import num_feature_frames
 from cascade.config import SUBSAMPLING, DataConfig
-from cascade.features import num_feature_frames
 from cascade.files import replacing
 from cascade.text.tokens import Tokenizer
 

@@ -11,13 +11,14 @@ from typing import NamedTuple
 import numpy as np
 import soundfile
 
+from cascade.audio.fbank import compute_fbank
+from cascade.audio.io import read_audio
 from cascade.config import SUBSAMPLING, Config
 from cascade.corpus.cuts import Cut, load_samples, read_cuts
 from cascade.corpus.manifests import Utterance, read_manifest
 from cascade.corpus.quarantine import DURATION, MALFORMED, UNREADABLE, Problem
 from cascade.data.batches import FRAMES_PER_SECOND, Batch, collate, cut_batches
 from cascade.data.storage import FEATURE_TYPE, read_features, stored
-from cascade.features import compute_fbank, read_audio
 from cascade.text.normal import normalizer
 
 log = logging.getLogger(__name__)

@@ -20,10 +20,11 @@ from typing import NamedTuple
 import numpy as np
 import soundfile
 
+from cascade.audio.fbank import WINDOW_MS, compute_fbank, equal_features
+from cascade.audio.io import read_audio
 from cascade.config import FRAME_SHIFT_MS, AugmentConfig, FeatureConfig
 from cascade.data.audio_folder import describe, find_audio, report
 from cascade.data.parallel import check_stopped, compute_parts
-from cascade.features import WINDOW_MS, compute_fbank, equal_features, read_audio
 from cascade.files import replacing
 from cascade.log import progress
 

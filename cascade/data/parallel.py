@@ -51,7 +51,7 @@ def compute_parts(
     # Not by fork: a copy of a process that has run torch may hang.
     context = multiprocessing.get_context("forkserver" if fresh else "spawn")
     if fresh:
-        context.set_forkserver_preload(["cascade.features"])  # what takes seconds to import, once for all processes
+        context.set_forkserver_preload(["cascade.audio.fbank"])  # what takes seconds to import, once for all processes
     stop = context.Event()
     with ProcessPoolExecutor(
         num_jobs, mp_context=context, initializer=_start_worker, initargs=(stop,),

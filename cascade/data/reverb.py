@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
+from cascade.audio.io import read_audio
 from cascade.config import Config
 from cascade.data.audio_folder import describe, find_audio, report
 from cascade.data.augment import utterance_generator
-from cascade.features import read_audio
 
 MAX_SECONDS = 10.0  # what is longer is no room response but a recording
 OPTION = "--rir-dir"

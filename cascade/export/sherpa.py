@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cascade.audio.fbank import StreamingFbank
 from cascade.config import ENCODER_FRAME_MS, FRAME_SHIFT_MS, SUBSAMPLING, FeatureConfig
 from cascade.export.onnx import DECODER, FULL, JOINER, MODES
 from cascade.export.parity import encode_whole
 from cascade.export.wrappers import Geometry
-from cascade.features import StreamingFbank
 from cascade.models.transducer import CascadedTransducer
 from cascade.search.greedy import greedy_search
 from cascade.text.tokens import WORD_MARK, Tokenizer

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from cascade.audio.packets import AudioInput
 from cascade.config import Config
 from cascade.models.transducer import CascadedTransducer
 from cascade.search.hypothesis import Hypothesis
 from cascade.search.methods import DecodingOptions
-from cascade.stream.audio import AudioInput
 from cascade.stream.batch import EndedSegment, StreamBatch
 from cascade.stream.endpoint import EndpointOptions
 from cascade.stream.words import Word, frame_seconds, join_words, words_of

@@ -8,10 +8,10 @@ import json
 import numpy as np
 import pytest
 
+from cascade.audio.io import read_audio
 from cascade.bin import align, decode, latency, transcribe
 from cascade.checkpoint import load_file, load_model
 from cascade.config import ConfigError
-from cascade.features import read_audio
 from cascade.search.methods import METHODS, DecodingOptions
 from cascade.stream.decoder import StreamingDecoder
 from tests import tiny_run

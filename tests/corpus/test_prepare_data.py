@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from cascade.audio.io import read_audio
 from cascade.bin.prepare_data import prepare
 from cascade.bin.train_tokens import train_tokens
 from cascade.config import DataConfig, TokenConfig
@@ -12,7 +13,6 @@ from cascade.corpus.cuts import load_samples, read_cuts
 from cascade.corpus.manifests import Utterance, read_manifest, write_manifest
 from cascade.corpus.quarantine import Problem, read_quarantine
 from cascade.data.batches import TrainBatches
-from cascade.features import read_audio
 from tests.odd_audio import write_odd_files
 from tests.synthetic import AN4, small_config, tone, write_corpus, write_lines
 

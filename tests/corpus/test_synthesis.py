@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cascade.audio.io import read_audio
 from cascade.corpus.manifests import Utterance, read_manifest
 from cascade.corpus.synthetic.grammar import Grammar
 from cascade.corpus.synthetic.noise import KINDS, add_noise, make_noise
-from cascade.features import read_audio
 from tests.once import made_once
 
 ROOT = Path(__file__).resolve().parents[2]

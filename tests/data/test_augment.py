@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cascade.audio.fbank import compute_fbank
 from cascade.config import AugmentConfig, FeatureConfig
 from cascade.data.augment import perturb_vocal_tract, spec_augment, utterance_generator
-from cascade.features import compute_fbank
 
 FILL = np.full(20, 99.0, dtype=np.float32)
 

@@ -8,13 +8,13 @@ import pytest
 import soundfile
 import torch
 
+from cascade.audio.fbank import compute_fbank
 from cascade.bin.compute_features import compute_features
 from cascade.config import AugmentConfig, FeatureConfig
 from cascade.data import noise as noise_module
 from cascade.data.augment import utterance_generator
 from cascade.data.batches import TrainBatches
 from cascade.data.noise import add_noise, open_noise, remove_noise, store_noise
-from cascade.features import compute_fbank
 from cascade.text.tokens import Tokenizer
 from cascade.training.run_inputs import RunPaths, describe_inputs
 from tests.synthetic import small_config, tone

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import soundfile
 
+from cascade.audio.fbank import compute_fbank
 from cascade.bin.compute_features import compute_features
 from cascade.config import AugmentConfig
 from cascade.corpus.cuts import load_samples, read_cuts
 from cascade.data.reverb import read_response, read_rooms, reverberate
 from cascade.data.storage import read_features, stored
-from cascade.features import compute_fbank
 from tests.synthetic import small_config, tone
 
 

@@ -11,12 +11,12 @@ import pytest
 import soundfile
 import torch
 
+from cascade.audio.fbank import compute_fbank, equal_features
 from cascade.bin.compute_features import compute_features
 from cascade.config import DataConfig, FeatureConfig
 from cascade.corpus.cuts import load_samples, read_cuts
 from cascade.data import storage
 from cascade.data.storage import read_features, read_stats, stored
-from cascade.features import compute_fbank, equal_features
 from tests.synthetic import small_config
 
 
@@ -131,7 +131,7 @@ def test_another_extractor_or_number_of_processes_computes_nothing_again(exp, tm
 def test_an_option_that_is_newer_than_stored_features_does_not_count_until_it_is_set():
     Newer = dataclasses.make_dataclass("Newer", [("newer", int, 1)], bases=(FeatureConfig,), frozen=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cascade.features.FeatureConfig", Newer)
+        patch.setattr("cascade.audio.fbank.FeatureConfig", Newer)
         assert equal_features(Newer()) == equal_features(FeatureConfig())
         assert equal_features(Newer(newer=2))[0] == dataclasses.asdict(FeatureConfig()) | {"newer": 2}
 

@@ -8,12 +8,12 @@ from typing import NamedTuple
 import pytest
 import torch
 
+from cascade.audio.fbank import StreamingFbank
 from cascade.checkpoint import load_model, model_values, save_file
 from cascade.config import Config, load_config, save_config
 from cascade.export.onnx import build_graphs, write_files
 from cascade.export.sherpa import synthetic_recordings
 from cascade.export.wrappers import Geometry
-from cascade.features import StreamingFbank
 from cascade.models.build import build_model
 from cascade.models.transducer import CascadedTransducer
 from cascade.text.tokens import Tokenizer, train_tokenizer

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
+from cascade.audio.fbank import StreamingFbank
 from cascade.bin import transcribe
 from cascade.config import ENCODER_FRAME_MS, ConfigError
 from cascade.export.onnx_model import OnnxDecoder, OnnxModel
 from cascade.export.sherpa import synthetic_recordings
-from cascade.features import StreamingFbank
 from cascade.search.methods import METHODS, STREAMING_MODES, DecodingOptions, build_search, decode_batch
 from cascade.stream.batch import StreamBatch
 from cascade.stream.endpoint import EndpointOptions

@@ -3,10 +3,10 @@ import dataclasses
 import pytest
 import torch
 
+from cascade.audio.fbank import StreamingFbank
 from cascade.checkpoint import load_model
 from cascade.config import FeatureConfig
 from cascade.data.alignments import TimedWord
-from cascade.features import StreamingFbank
 from cascade.measure.compute import time_mode
 from cascade.measure.delay import (
     Screen,

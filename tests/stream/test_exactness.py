@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cascade.audio.fbank import StreamingFbank
 from cascade.checkpoint import load_model
 from cascade.config import load_config
-from cascade.features import StreamingFbank
 from cascade.models.build import build_model
 from cascade.search.methods import METHODS, STREAMING_MODES, DecodingOptions, build_search, decode_batch
 from cascade.stream.batch import StreamBatch

@@ -5,12 +5,11 @@ import random
 import numpy as np
 import pytest
 
+from cascade.audio.resample import StreamingResampler, resample
 from cascade.checkpoint import load_model
 from cascade.config import ConfigError, TokenConfig
-from cascade.features import resample
 from cascade.search.hypothesis import Hypothesis
 from cascade.search.methods import DecodingOptions
-from cascade.stream.audio import StreamingResampler
 from cascade.stream.decoder import StreamingDecoder
 from cascade.stream.endpoint import EndpointOptions, find_endpoint
 from cascade.stream.words import NOTHING, count_changed, join_words, words_of

@@ -8,8 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cascade.audio.fbank import StreamingFbank, compute_fbank, num_feature_frames
+from cascade.audio.io import read_audio, read_audio_blocks
 from cascade.config import FeatureConfig
-from cascade.features import StreamingFbank, compute_fbank, num_feature_frames, read_audio, read_audio_blocks
 from tests.odd_audio import wav, write_odd_files
 from tests.synthetic import AN4, tone
 
