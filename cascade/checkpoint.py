@@ -22,7 +22,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cascade.config import Config, config_from_dict, config_to_dict, load_decoding
+from cascade.config.load import config_from_dict, config_to_dict, load_decoding
+from cascade.config.options import Config
 from cascade.models.build import build_model
 from cascade.models.transducer import CascadedTransducer
 from cascade.text.tokens import Tokenizer

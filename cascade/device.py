@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from cascade.config import ConfigError
+from cascade.config.options import ConfigError
 from cascade.nvidia import has_nvidia_gpu
 from cascade.provenance import processor
 

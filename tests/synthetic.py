@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from cascade.config import AugmentConfig, Config, DataConfig, FeatureConfig, TokenConfig
+from cascade.config.options import AugmentConfig, Config, DataConfig, FeatureConfig, TokenConfig
 
 AN4 = Path(__file__).resolve().parents[1] / ".." / "shared" / "corpora" / "an4"
 WORDS = ("RED", "GREEN", "BLUE", "LEFT", "RIGHT")

@@ -12,7 +12,7 @@ from cascade.checkpoint import (
     load_model,
     save_file,
 )
-from cascade.config import config_from_dict
+from cascade.config.load import config_from_dict
 from cascade.training.earlier_run import carry_decoding
 from tests.tiny_run import make_model_dir
 

@@ -11,7 +11,7 @@ import torch
 import cascade.device
 from cascade import nvidia
 from cascade.bin import align, decode, export_onnx, latency, transcribe
-from cascade.config import ConfigError
+from cascade.config.options import ConfigError
 from cascade.device import CHOICES, choose_device, describe_device
 from cascade.training import distributed
 from cascade.training.distributed import Processes

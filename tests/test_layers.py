@@ -20,8 +20,7 @@ RESULTS = RUNTIME | {"measure", "report"}
 CORPUS = RESULTS | {"corpus", "data"}
 # Room -> the other rooms of cascade/ that it may import.
 MAY_IMPORT = {
-    "config": {"config_rules"},
-    "config_rules": set(),
+    "config": set(),
     "files": set(),
     "log": set(),
     "nvidia": set(),
@@ -52,8 +51,8 @@ DOORS = {
     "kaldifeat": ("audio.fbank",),
     "soundfile": ("corpus", "data", "audio"),
     "sentencepiece": ("text.tokens",),
-    "omegaconf": ("config",),
-    "yaml": ("config",),
+    "omegaconf": ("config.load",),
+    "yaml": ("config.load",),
     "numba": ("losses.recursion_numba", "search.beam_kernels"),
     "k2": ("losses.rnnt_k2",),
     "tensorboard": ("training",),

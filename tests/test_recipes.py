@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from cascade.config import Config, load_config
+from cascade.config.load import load_config
+from cascade.config.options import Config
 from cascade.models.build import build_model, count_params
 from tests.corpus.test_librispeech import FAKE_PYTHON
 from tests.report.test_report import result

@@ -13,7 +13,8 @@ import soundfile
 import torch
 
 from cascade.checkpoint import epoch_path, model_values, save_file
-from cascade.config import Config, load_config, save_config
+from cascade.config.load import load_config, save_config
+from cascade.config.options import Config
 from cascade.models.build import build_model
 from cascade.text.tokens import train_tokenizer
 

@@ -20,7 +20,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from cascade.bin.cli import run_program  # noqa: E402
-from cascade.config import load_config  # noqa: E402
+from cascade.config.load import load_config  # noqa: E402
 from cascade.models.build import build_model  # noqa: E402
 from cascade.provenance import command_line, git_commit, machine  # noqa: E402
 from cascade.search.beam import ModifiedBeamSearch  # noqa: E402

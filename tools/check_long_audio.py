@@ -33,7 +33,7 @@ from cascade.bin.model_arguments import (  # noqa: E402
     load_for_decoding,
 )
 from cascade.bin.transcribe import transcribe  # noqa: E402
-from cascade.config import ENCODER_FRAME_MS, ConfigError  # noqa: E402
+from cascade.config.options import ENCODER_FRAME_MS, ConfigError  # noqa: E402
 from cascade.measure.wer import score  # noqa: E402
 from cascade.provenance import command_line, git_commit, machine  # noqa: E402
 from cascade.search.methods import METHODS, STREAMING_MODES  # noqa: E402

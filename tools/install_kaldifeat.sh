@@ -94,7 +94,7 @@ cd "$root"
 import torch
 import kaldifeat
 
-from cascade.config import FeatureConfig
+from cascade.config.options import FeatureConfig
 from cascade.audio.fbank import compute_fbank
 
 samples = 0.1 * torch.randn(32000, generator=torch.Generator().manual_seed(1))

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cascade.config import FRAME_SHIFT_MS, FeatureConfig
+from cascade.config.options import FRAME_SHIFT_MS, FeatureConfig
 
 WINDOW_MS = 25
 LOW_FREQUENCY, HIGH_FREQUENCY = 20.0, -400.0

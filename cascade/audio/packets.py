@@ -9,7 +9,7 @@ from torch import Tensor
 from cascade.audio.fbank import StreamingFbank
 from cascade.audio.io import HIGHEST_RATE, LARGEST_SAMPLE, LOWEST_RATE
 from cascade.audio.resample import StreamingResampler
-from cascade.config import FeatureConfig
+from cascade.config.options import FeatureConfig
 
 
 class AudioInput:

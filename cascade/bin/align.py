@@ -21,7 +21,7 @@ from pathlib import Path
 
 from cascade.bin.cli import run_program
 from cascade.bin.model_arguments import add_model_arguments, check_at_least, load_for_decoding
-from cascade.config import FRAME_SHIFT_MS, SUBSAMPLING, ConfigError
+from cascade.config.options import FRAME_SHIFT_MS, SUBSAMPLING, ConfigError
 from cascade.corpus.quarantine import EMPTY_TEXT, MALFORMED, TOO_MANY_TOKENS, UNKNOWN_CHARACTERS, Problem
 from cascade.data.alignments import TimedWord, write_aligned_cuts, write_ctm
 from cascade.data.batches import Batch

@@ -10,7 +10,8 @@ import os
 import sys
 from collections.abc import Callable
 
-from cascade.config import Config, ConfigError, load_config
+from cascade.config.load import load_config
+from cascade.config.options import Config, ConfigError
 from cascade.log import setup_logging
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 75

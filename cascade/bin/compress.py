@@ -9,7 +9,8 @@ import argparse
 from pathlib import Path
 
 from cascade.bin.cli import run_program
-from cascade.config import Config, DistillationConfig, changed_options, load_config, save_options
+from cascade.config.load import changed_options, load_config, save_options
+from cascade.config.options import Config, DistillationConfig
 from cascade.models.compress import config_params, plan_student
 
 

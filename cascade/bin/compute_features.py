@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from cascade.bin.cli import add_config_arguments, config_from_arguments, run_program
-from cascade.config import Config
+from cascade.config.options import Config
 from cascade.data.noise import remove_noise, store_noise
 from cascade.data.reverb import read_rooms
 from cascade.data.storage import store_split

@@ -21,7 +21,7 @@ import torch
 
 from cascade.bin.cli import run_program
 from cascade.bin.model_arguments import add_model_arguments, add_search_arguments, check_at_least, load_for_decoding
-from cascade.config import ENCODER_FRAME_MS, ConfigError
+from cascade.config.options import ENCODER_FRAME_MS, ConfigError
 from cascade.corpus.quarantine import Problem
 from cascade.data.decode_batches import decode_batches
 from cascade.log import progress

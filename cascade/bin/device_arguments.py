@@ -7,7 +7,7 @@ import logging
 
 import torch
 
-from cascade.config import ConfigError
+from cascade.config.options import ConfigError
 from cascade.device import CHOICES, choose_device, describe_device
 
 

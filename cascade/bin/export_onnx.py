@@ -23,7 +23,7 @@ import torch
 from cascade.audio.io import read_audio
 from cascade.bin.cli import run_program
 from cascade.bin.model_arguments import add_model_arguments, check_at_least, load_for_decoding
-from cascade.config import Config
+from cascade.config.options import Config
 from cascade.corpus.cuts import load_samples, read_cuts
 from cascade.corpus.manifests import Utterance, read_manifest
 from cascade.export.onnx import DECODER, JOINER, OPSET, build_graphs, write_files

@@ -29,7 +29,8 @@ from cascade.bin.cli import run_program
 from cascade.bin.device_arguments import add_device_argument, open_device
 from cascade.bin.model_arguments import add_blank_penalty
 from cascade.checkpoint import load_model
-from cascade.config import FRAME_SHIFT_MS, Config, ConfigError, load_config
+from cascade.config.load import load_config
+from cascade.config.options import FRAME_SHIFT_MS, Config, ConfigError
 from cascade.data.alignments import TimedWord, read_alignments, read_ctm
 from cascade.data.decode_batches import decode_batches
 from cascade.measure.compute import TimedModel, summarise, time_chunks, time_mode

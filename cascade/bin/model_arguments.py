@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cascade.bin.device_arguments import add_device_argument, open_device
 from cascade.checkpoint import load_model
-from cascade.config import Config, ConfigError
+from cascade.config.options import Config, ConfigError
 from cascade.models.prepack import prepack
 from cascade.models.transducer import CascadedTransducer
 from cascade.search.methods import (

@@ -22,7 +22,7 @@ from itertools import islice
 from pathlib import Path
 
 from cascade.bin.cli import add_config_arguments, config_from_arguments, run_program
-from cascade.config import Config
+from cascade.config.options import Config
 from cascade.corpus.cuts import Cut, validate, write_cuts
 from cascade.corpus.manifests import read_manifest
 from cascade.corpus.quarantine import Problem, check_share, log_counts, write_quarantine

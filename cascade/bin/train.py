@@ -22,7 +22,8 @@ import torch
 
 from cascade.bin.cli import Interrupted, add_config_arguments, config_from_arguments, run_program
 from cascade.bin.device_arguments import add_device_argument
-from cascade.config import Config, ConfigError, save_config
+from cascade.config.load import save_config
+from cascade.config.options import Config, ConfigError
 from cascade.device import choose_device, describe_device
 from cascade.files import writing_to
 from cascade.log import setup_logging

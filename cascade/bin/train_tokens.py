@@ -13,7 +13,7 @@ import logging
 from pathlib import Path
 
 from cascade.bin.cli import add_config_arguments, config_from_arguments, run_program
-from cascade.config import Config
+from cascade.config.options import Config
 from cascade.corpus.cuts import read_cuts
 from cascade.corpus.quarantine import (
     TOKEN_KINDS,

@@ -41,7 +41,7 @@ from cascade.bin.model_arguments import (
     check_onnx_arguments,
     load_for_decoding,
 )
-from cascade.config import Config, ConfigError
+from cascade.config.options import Config, ConfigError
 from cascade.search.methods import METHODS, STREAMING_MODES, DecodingOptions
 from cascade.stream.batch import StreamBatch
 from cascade.stream.decoder import Segment, StreamingDecoder

@@ -16,7 +16,7 @@ from lhotse.utils import fastcopy
 from cascade.audio.fbank import num_feature_frames
 from cascade.audio.io import MARGIN_SECONDS, read_audio
 from cascade.audio.resample import resample
-from cascade.config import SUBSAMPLING, Config
+from cascade.config.options import SUBSAMPLING, Config
 from cascade.corpus.cut_checks import Cut, parse_cut, read_lines
 from cascade.corpus.manifests import Utterance
 from cascade.corpus.quarantine import DURATION, EMPTY_TEXT, UNREADABLE, Problem

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from cascade.audio.fbank import num_feature_frames
-from cascade.config import SUBSAMPLING, DataConfig
+from cascade.config.options import SUBSAMPLING, DataConfig
 from cascade.files import replacing
 from cascade.text.tokens import Tokenizer
 

@@ -9,7 +9,7 @@ import math
 import numpy as np
 
 from cascade.audio.fbank import HIGH_FREQUENCY, LOW_FREQUENCY
-from cascade.config import AugmentConfig
+from cascade.config.options import AugmentConfig
 
 
 def utterance_generator(seed: int, epoch: int, utterance_id: str, purpose: str = "") -> np.random.Generator:

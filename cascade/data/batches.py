@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from cascade.config import FRAME_SHIFT_MS, SUBSAMPLING, Config
+from cascade.config.options import FRAME_SHIFT_MS, SUBSAMPLING, Config
 from cascade.corpus.cuts import read_cuts
 from cascade.corpus.quarantine import token_problem
 from cascade.data.augment import perturb_vocal_tract, spec_augment, utterance_generator

@@ -13,7 +13,7 @@ import soundfile
 
 from cascade.audio.fbank import compute_fbank
 from cascade.audio.io import read_audio
-from cascade.config import SUBSAMPLING, Config
+from cascade.config.options import SUBSAMPLING, Config
 from cascade.corpus.cuts import Cut, load_samples, read_cuts
 from cascade.corpus.manifests import Utterance, read_manifest
 from cascade.corpus.quarantine import DURATION, MALFORMED, UNREADABLE, Problem

@@ -22,7 +22,7 @@ import soundfile
 
 from cascade.audio.fbank import WINDOW_MS, compute_fbank, equal_features
 from cascade.audio.io import read_audio
-from cascade.config import FRAME_SHIFT_MS, AugmentConfig, FeatureConfig
+from cascade.config.options import FRAME_SHIFT_MS, AugmentConfig, FeatureConfig
 from cascade.data.audio_folder import describe, find_audio, report
 from cascade.data.parallel import check_stopped, compute_parts
 from cascade.files import replacing

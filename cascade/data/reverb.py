@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from cascade.audio.io import read_audio
-from cascade.config import Config
+from cascade.config.options import Config
 from cascade.data.audio_folder import describe, find_audio, report
 from cascade.data.augment import utterance_generator
 

@@ -26,7 +26,7 @@ from lhotse import Features, LilcomChunkyWriter
 from lhotse.features.io import get_reader
 
 from cascade.audio.fbank import compute_fbank, equal_features, num_feature_frames
-from cascade.config import FRAME_SHIFT_MS, SUBSAMPLING, Config, FeatureConfig
+from cascade.config.options import FRAME_SHIFT_MS, SUBSAMPLING, Config, FeatureConfig
 from cascade.corpus.cut_checks import read_lines
 from cascade.corpus.cuts import Cut, at_speed, load_samples, read_cuts, write_cuts
 from cascade.data.parallel import check_stopped, compute_parts

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from cascade.config import ConfigError
+from cascade.config.options import ConfigError
 from cascade.export.wrappers import Decoder, Geometry, JoinerNetwork, OfflineEncoder, OnlineEncoder
 from cascade.models.transducer import CascadedTransducer, Mode
 

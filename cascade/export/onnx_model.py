@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cascade.config import ENCODER_FRAME_MS, FRAME_SHIFT_MS, SUBSAMPLING, Config, DecodingConfig, FeatureConfig
+from cascade.config.options import ENCODER_FRAME_MS, FRAME_SHIFT_MS, SUBSAMPLING, Config, DecodingConfig, FeatureConfig
 from cascade.export.onnx import DECODER, FULL, JOINER, LOOK_AHEAD, STREAMING
 from cascade.export.parity import OnlineSession, onnx_session, run_session
 from cascade.models.predictor import ContextState

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from cascade.config import SUBSAMPLING
+from cascade.config.options import SUBSAMPLING
 from cascade.export.onnx import DECODER, FULL, JOINER, LOOK_AHEAD, MODES, STREAMING
 from cascade.export.wrappers import Geometry
 from cascade.models.transducer import CascadedTransducer, Mode

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cascade.audio.fbank import StreamingFbank
-from cascade.config import ENCODER_FRAME_MS, FRAME_SHIFT_MS, SUBSAMPLING, FeatureConfig
+from cascade.config.options import ENCODER_FRAME_MS, FRAME_SHIFT_MS, SUBSAMPLING, FeatureConfig
 from cascade.export.onnx import DECODER, FULL, JOINER, MODES
 from cascade.export.parity import encode_whole
 from cascade.export.wrappers import Geometry

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cascade.config import ENCODER_FRAME_MS, SUBSAMPLING
+from cascade.config.options import ENCODER_FRAME_MS, SUBSAMPLING
 from cascade.models.attention import Rotation, rotary_angles
 from cascade.models.conformer import ConformerEncoder, ConformerLayer, LayerState
 from cascade.models.masks import chunk_attention_mask

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cascade.config import ENCODER_FRAME_MS, SUBSAMPLING
+from cascade.config.options import ENCODER_FRAME_MS, SUBSAMPLING
 from cascade.models.transducer import CascadedTransducer
 from cascade.search.greedy import GreedySearch
 from cascade.search.methods import DecodingOptions

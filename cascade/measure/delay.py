@@ -25,7 +25,7 @@ import numpy as np
 from torch import Tensor
 
 from cascade.audio.fbank import WINDOW_MS
-from cascade.config import ENCODER_FRAME_MS, FRAME_SHIFT_MS, SUBSAMPLING
+from cascade.config.options import ENCODER_FRAME_MS, FRAME_SHIFT_MS, SUBSAMPLING
 from cascade.measure.wer import align
 from cascade.models.transducer import CascadedTransducer
 from cascade.search.methods import DecodingOptions

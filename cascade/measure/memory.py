@@ -19,7 +19,8 @@ from typing import Any
 import torch
 
 from cascade.checkpoint import load_model
-from cascade.config import ENCODER_FRAME_MS, load_config
+from cascade.config.load import load_config
+from cascade.config.options import ENCODER_FRAME_MS
 from cascade.measure.compute import TimedModel, chunk_runner
 from cascade.models.build import build_model
 from cascade.models.prepack import prepack

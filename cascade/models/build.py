@@ -7,7 +7,7 @@ import math
 import torch
 from torch import nn
 
-from cascade.config import Config
+from cascade.config.options import Config
 from cascade.models.transducer import CascadedTransducer
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from cascade.config import ModelConfig
+from cascade.config.options import ModelConfig
 from cascade.models.conformer import ConformerEncoder, EncoderState
 from cascade.models.subsampling import ConvSubsampling
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from cascade.config import Config
+from cascade.config.options import Config
 from cascade.models.build import build_model, params_by_part
 from cascade.models.conformer import ConformerEncoder
 from cascade.models.transducer import CascadedTransducer

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from cascade.config import EncoderConfig
+from cascade.config.options import EncoderConfig
 from cascade.models.attention import RotarySelfAttention, Rotation, rotary_angles
 from cascade.models.convolution import ConvolutionModule
 from cascade.models.dropout import Dropout

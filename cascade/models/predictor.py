@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cascade.config import PredictorConfig
+from cascade.config.options import PredictorConfig
 from cascade.models.dropout import Dropout
 
 

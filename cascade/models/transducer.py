@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from cascade.config import ModelConfig
+from cascade.config.options import ModelConfig
 from cascade.models.cascaded_encoder import CascadedEncoder
 from cascade.models.joiner import Joiner
 from cascade.models.predictor import build_predictor

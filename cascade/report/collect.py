@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from cascade.config import Config
+from cascade.config.options import Config
 from cascade.models.build import count_params, params_by_part
 from cascade.models.transducer import MODES, CascadedTransducer
 from cascade.search.methods import METHODS

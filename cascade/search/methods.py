@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from cascade.config import ENCODER_FRAME_MS, Config, ConfigError
+from cascade.config.options import ENCODER_FRAME_MS, Config, ConfigError
 from cascade.models.transducer import MODES, CascadedTransducer, Mode
 from cascade.search.beam import ModifiedBeamSearch
 from cascade.search.greedy import GreedySearch

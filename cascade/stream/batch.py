@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from cascade.config import ENCODER_FRAME_MS, SUBSAMPLING, ConfigError
+from cascade.config.options import ENCODER_FRAME_MS, SUBSAMPLING, ConfigError
 from cascade.models.state import join_streams, map_state, select_streams
 from cascade.models.transducer import CascadedTransducer
 from cascade.search.beam import ModifiedBeamSearch

@@ -17,7 +17,7 @@ import numpy as np
 from torch import Tensor
 
 from cascade.audio.packets import AudioInput
-from cascade.config import Config
+from cascade.config.options import Config
 from cascade.models.transducer import CascadedTransducer
 from cascade.search.hypothesis import Hypothesis
 from cascade.search.methods import DecodingOptions

@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 
 from torch import Tensor
 
-from cascade.config import ENCODER_FRAME_MS, ConfigError
+from cascade.config.options import ENCODER_FRAME_MS, ConfigError
 from cascade.models.state import map_state
 from cascade.search.beam import BeamState, ModifiedBeamSearch
 from cascade.search.greedy import GreedySearch, GreedyState

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
 
-from cascade.config import ENCODER_FRAME_MS
+from cascade.config.options import ENCODER_FRAME_MS
 from cascade.search.hypothesis import Hypothesis
 from cascade.text.normal import WORD_MARK, begins_word, is_unspaced
 from cascade.text.tokens import Tokenizer

@@ -12,7 +12,7 @@ import unicodedata
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 
-from cascade.config import TokenConfig
+from cascade.config.options import TokenConfig
 
 WORD_MARK = "\u2581"
 """Stands before the first character of a word in a token."""

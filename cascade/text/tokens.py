@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from cascade.config import ConfigError, TokenConfig
+from cascade.config.options import ConfigError, TokenConfig
 from cascade.text.normal import INVISIBLE, WORD_MARK, drop_idle_spaces, normalize_text, normalizer
 
 BLANK, UNKNOWN = "<blk>", "<unk>"

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cascade.config import SUBSAMPLING, Config, ConfigError
+from cascade.config.options import SUBSAMPLING, Config, ConfigError
 from cascade.data.storage import read_features
 from cascade.models.build import count_params, params_by_part
 from cascade.text.tokens import Tokenizer

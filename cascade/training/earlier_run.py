@@ -1,7 +1,7 @@
 """What a training does with the run that --exp-dir holds: go on, average its epochs anew, or start over beside it.
 
 It starts over where other numbers would come out: with another input file, or another value of an option that
-`config_rules.STARTS_OVER` lists. The checkpoint carries its config and the hashes of its files by name; what it does
+`config.rules.STARTS_OVER` lists. The checkpoint carries its config and the hashes of its files by name; what it does
 not carry (an option or a kind of file that is newer than it) counts as the default, or as unchanged. No run is ever
 removed.
 """
@@ -22,7 +22,8 @@ from cascade.checkpoint import (
     load_resumable,
     save_file,
 )
-from cascade.config import Config, ConfigError, changed_numbers, config_from_dict, config_to_dict
+from cascade.config.load import changed_numbers, config_from_dict, config_to_dict
+from cascade.config.options import Config, ConfigError
 from cascade.training.run_inputs import Inputs
 
 

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from cascade.checkpoint import load_file
-from cascade.config import Config, changed_options, config_from_dict
+from cascade.config.load import changed_options, config_from_dict
+from cascade.config.options import Config
 from cascade.models.transducer import CascadedTransducer
 from cascade.text.tokens import BLANK, UNKNOWN, Tokenizer
 

@@ -16,7 +16,7 @@ import tempfile
 import time
 from types import FrameType
 
-from cascade.config import ConfigError
+from cascade.config.options import ConfigError
 
 EXIT_INTERRUPTED = 75
 EXIT_PEER_LOST = 70  # of a worker that ends because another one did

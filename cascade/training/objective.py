@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from cascade.config import Config, ContextConfig
+from cascade.config.options import Config, ContextConfig
 from cascade.data.batches import Batch
 from cascade.losses.distillation import JoinerInputs, distillation_loss
 from cascade.losses.transducer import TransducerLoss, transducer_loss

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from cascade.config import TrainingConfig
+from cascade.config.options import TrainingConfig
 
 NEWTON_SCHULZ = (3.4445, -4.775, 2.0315)
 """Coefficients of the quintic iteration: fast to near 1 from small singular values, not exact (Jordan et al. 2024)."""

@@ -10,7 +10,8 @@ from typing import NamedTuple
 import torch
 
 from cascade.checkpoint import load_file, restore_model
-from cascade.config import Config, ConfigError, changed_options
+from cascade.config.load import changed_options
+from cascade.config.options import Config, ConfigError
 from cascade.corpus.cut_checks import hash_utterances
 from cascade.data.storage import read_stats
 from cascade.models.build import build_model, expect_blank

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from cascade.config import Config
+from cascade.config.options import Config
 from cascade.data.batches import FRAMES_PER_SECOND, Batch
 from cascade.models.transducer import CascadedTransducer
 from cascade.training.distributed import Processes

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from cascade.config import FRAME_SHIFT_MS, Config
+from cascade.config.options import FRAME_SHIFT_MS, Config
 from cascade.training.objective import VALIDATION_CONTEXT
 from cascade.training.optim import Muon
 from cascade.training.trainer import Trainer

@@ -24,7 +24,7 @@ from cascade.checkpoint import (
     save_file,
     save_resumable,
 )
-from cascade.config import Config
+from cascade.config.options import Config
 from cascade.data.batches import Batch, TrainBatches, dev_batches
 from cascade.log import progress
 from cascade.models.build import count_params, params_by_part

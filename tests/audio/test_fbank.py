@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from cascade.audio.fbank import StreamingFbank, compute_fbank, num_feature_frames
 from cascade.audio.io import read_audio, read_audio_blocks
-from cascade.config import FeatureConfig
+from cascade.config.options import FeatureConfig
 from tests.odd_audio import wav, write_odd_files
 from tests.synthetic import AN4, tone
 

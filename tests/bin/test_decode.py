@@ -5,7 +5,7 @@ import torch
 
 from cascade.bin import decode, latency
 from cascade.checkpoint import load_model
-from cascade.config import ConfigError
+from cascade.config.options import ConfigError
 from cascade.data.decode_batches import decode_batches
 from cascade.models.transducer import MODES
 from cascade.search.methods import (

@@ -11,7 +11,7 @@ import pytest
 from cascade.audio.io import read_audio
 from cascade.bin import align, decode, latency, transcribe
 from cascade.checkpoint import load_file, load_model
-from cascade.config import ConfigError
+from cascade.config.options import ConfigError
 from cascade.search.methods import METHODS, DecodingOptions
 from cascade.stream.decoder import StreamingDecoder
 from tests import tiny_run

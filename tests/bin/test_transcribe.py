@@ -16,7 +16,7 @@ from cascade.audio.io import read_audio
 from cascade.bin import audio_inputs, transcribe
 from cascade.bin.cli import Interrupted
 from cascade.checkpoint import load_model
-from cascade.config import ConfigError
+from cascade.config.options import ConfigError
 from cascade.search.methods import METHODS, STREAMING_MODES, DecodingOptions
 from cascade.stream.batch import StreamBatch
 from cascade.stream.decoder import Segment, StreamingDecoder

@@ -7,7 +7,8 @@ import pytest
 import soundfile
 
 from cascade.bin import compute_features, prepare_data, train_tokens
-from cascade.config import DataConfig, load_config
+from cascade.config.load import load_config
+from cascade.config.options import DataConfig
 from cascade.corpus.cuts import read_cuts
 from cascade.corpus.manifests import write_manifest
 from cascade.corpus.quarantine import read_quarantine

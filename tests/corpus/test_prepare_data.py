@@ -8,7 +8,7 @@ import soundfile
 from cascade.audio.io import read_audio
 from cascade.bin.prepare_data import prepare
 from cascade.bin.train_tokens import train_tokens
-from cascade.config import DataConfig, TokenConfig
+from cascade.config.options import DataConfig, TokenConfig
 from cascade.corpus.cuts import load_samples, read_cuts
 from cascade.corpus.manifests import Utterance, read_manifest, write_manifest
 from cascade.corpus.quarantine import Problem, read_quarantine

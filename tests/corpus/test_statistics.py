@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cascade.bin import prepare_data
-from cascade.config import TokenConfig
+from cascade.config.options import TokenConfig
 from cascade.corpus.statistics import SplitStatistics, compare, statistics_table, write_statistics
 from cascade.text.normal import normalizer
 from tests.synthetic import write_corpus

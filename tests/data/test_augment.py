@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cascade.audio.fbank import compute_fbank
-from cascade.config import AugmentConfig, FeatureConfig
+from cascade.config.options import AugmentConfig, FeatureConfig
 from cascade.data.augment import perturb_vocal_tract, spec_augment, utterance_generator
 
 FILL = np.full(20, 99.0, dtype=np.float32)

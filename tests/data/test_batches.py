@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cascade.config import AugmentConfig, FeatureConfig
+from cascade.config.options import AugmentConfig, FeatureConfig
 from cascade.corpus.cuts import read_cuts
 from cascade.data.batches import TrainBatches, dev_batches, plan_batches
 from cascade.data.storage import read_features, read_stats, stored

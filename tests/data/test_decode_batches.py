@@ -2,7 +2,7 @@ import pytest
 import soundfile
 import torch
 
-from cascade.config import TokenConfig
+from cascade.config.options import TokenConfig
 from cascade.data.decode_batches import decode_batches
 from tests.odd_audio import write_odd_files
 from tests.synthetic import small_config, tone, write_lines

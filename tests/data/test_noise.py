@@ -10,7 +10,7 @@ import torch
 
 from cascade.audio.fbank import compute_fbank
 from cascade.bin.compute_features import compute_features
-from cascade.config import AugmentConfig, FeatureConfig
+from cascade.config.options import AugmentConfig, FeatureConfig
 from cascade.data import noise as noise_module
 from cascade.data.augment import utterance_generator
 from cascade.data.batches import TrainBatches

@@ -8,7 +8,7 @@ import soundfile
 
 from cascade.audio.fbank import compute_fbank
 from cascade.bin.compute_features import compute_features
-from cascade.config import AugmentConfig
+from cascade.config.options import AugmentConfig
 from cascade.corpus.cuts import load_samples, read_cuts
 from cascade.data.reverb import read_response, read_rooms, reverberate
 from cascade.data.storage import read_features, stored

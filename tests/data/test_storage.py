@@ -13,7 +13,7 @@ import torch
 
 from cascade.audio.fbank import compute_fbank, equal_features
 from cascade.bin.compute_features import compute_features
-from cascade.config import DataConfig, FeatureConfig
+from cascade.config.options import DataConfig, FeatureConfig
 from cascade.corpus.cuts import load_samples, read_cuts
 from cascade.data import storage
 from cascade.data.storage import read_features, read_stats, stored

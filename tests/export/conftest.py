@@ -10,7 +10,8 @@ import torch
 
 from cascade.audio.fbank import StreamingFbank
 from cascade.checkpoint import load_model, model_values, save_file
-from cascade.config import Config, load_config, save_config
+from cascade.config.load import load_config, save_config
+from cascade.config.options import Config
 from cascade.export.onnx import build_graphs, write_files
 from cascade.export.sherpa import synthetic_recordings
 from cascade.export.wrappers import Geometry

@@ -9,7 +9,7 @@ import torch
 
 from cascade.bin import export_onnx, transcribe
 from cascade.checkpoint import load_file
-from cascade.config import ConfigError
+from cascade.config.options import ConfigError
 from cascade.export import parity
 from cascade.export.onnx_model import OnnxJoiner, OnnxModel
 from cascade.export.sherpa import synthetic_recordings

@@ -11,7 +11,7 @@ import torch
 
 from cascade.audio.fbank import StreamingFbank
 from cascade.bin import transcribe
-from cascade.config import ENCODER_FRAME_MS, ConfigError
+from cascade.config.options import ENCODER_FRAME_MS, ConfigError
 from cascade.export.onnx_model import OnnxDecoder, OnnxModel
 from cascade.export.sherpa import synthetic_recordings
 from cascade.search.methods import METHODS, STREAMING_MODES, DecodingOptions, build_search, decode_batch

@@ -5,7 +5,7 @@ import torch
 
 from cascade.audio.fbank import StreamingFbank
 from cascade.checkpoint import load_model
-from cascade.config import FeatureConfig
+from cascade.config.options import FeatureConfig
 from cascade.data.alignments import TimedWord
 from cascade.measure.compute import time_mode
 from cascade.measure.delay import (

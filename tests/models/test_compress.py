@@ -1,6 +1,6 @@
 import pytest
 
-from cascade.config import load_config
+from cascade.config.load import load_config
 from cascade.models.build import build_model, params_by_part
 from cascade.models.compress import config_params, plan_student
 

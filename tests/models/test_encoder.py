@@ -3,7 +3,7 @@ import random
 import pytest
 import torch
 
-from cascade.config import load_config
+from cascade.config.load import load_config
 from cascade.models.build import build_model, params_by_part
 from cascade.models.masks import block_attention_mask, padding_mask
 from cascade.models.state import join_streams, map_state, select_streams, state_tensors

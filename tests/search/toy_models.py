@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from cascade.config import PredictorConfig
+from cascade.config.options import PredictorConfig
 from cascade.models.predictor import build_predictor
 
 REAL = ("real_lstm", "real_stateless", "real_tied_reduced")

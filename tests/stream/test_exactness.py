@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from cascade.audio.fbank import StreamingFbank
 from cascade.checkpoint import load_model
-from cascade.config import load_config
+from cascade.config.load import load_config
 from cascade.models.build import build_model
 from cascade.search.methods import METHODS, STREAMING_MODES, DecodingOptions, build_search, decode_batch
 from cascade.stream.batch import StreamBatch

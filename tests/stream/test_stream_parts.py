@@ -7,7 +7,7 @@ import pytest
 
 from cascade.audio.resample import StreamingResampler, resample
 from cascade.checkpoint import load_model
-from cascade.config import ConfigError, TokenConfig
+from cascade.config.options import ConfigError, TokenConfig
 from cascade.search.hypothesis import Hypothesis
 from cascade.search.methods import DecodingOptions
 from cascade.stream.decoder import StreamingDecoder

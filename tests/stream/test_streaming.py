@@ -8,7 +8,7 @@ import torch
 from cascade.audio.fbank import StreamingFbank
 from cascade.audio.resample import resample
 from cascade.checkpoint import load_model
-from cascade.config import ConfigError
+from cascade.config.options import ConfigError
 from cascade.search.methods import METHODS, STREAMING_MODES, DecodingOptions, build_search, decode_batch
 from cascade.stream.batch import StreamBatch
 from cascade.stream.decoder import StreamingDecoder

@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cascade.config import TokenConfig
+from cascade.config.options import TokenConfig
 from cascade.text.normal import join_texts, normalize_text, normalizer, split_words
 
 

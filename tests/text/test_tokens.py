@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cascade.config import ConfigError, TokenConfig
+from cascade.config.options import ConfigError, TokenConfig
 from cascade.text.normal import normalize_text
 from cascade.text.tokens import Tokenizer, train_tokenizer
 

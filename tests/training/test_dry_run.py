@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from cascade.config import load_config
+from cascade.config.load import load_config
 from cascade.training import step_timing
 from cascade.training.distributed import Processes
 from cascade.training.objective import Objective

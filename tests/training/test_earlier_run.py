@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from cascade.checkpoint import FORMAT, epoch_path, load_file, save_file
-from cascade.config import Config, ConfigError, config_to_dict, load_config
-from cascade.config_rules import GOES_ON, STARTS_OVER
+from cascade.config.load import config_to_dict, load_config
+from cascade.config.options import Config, ConfigError
+from cascade.config.rules import GOES_ON, STARTS_OVER
 from cascade.training.earlier_run import plan_run
 from cascade.training.run_inputs import RunPaths, describe_inputs
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cascade.checkpoint import load_file
-from cascade.config import load_config
+from cascade.config.load import load_config
 from cascade.models.build import build_model
 from cascade.text.tokens import BLANK, UNKNOWN, Tokenizer, train_tokenizer
 from cascade.training.init_from import SYMBOL_ROWS, read_source, shared_rows, start_from, take_feature_stats

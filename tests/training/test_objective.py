@@ -3,7 +3,7 @@ import random
 import pytest
 import torch
 
-from cascade.config import load_config
+from cascade.config.load import load_config
 from cascade.data.batches import Batch
 from cascade.models.build import build_model
 from cascade.training.objective import Context, Objective, draw_context, loss_warmup

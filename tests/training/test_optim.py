@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 
-from cascade.config import load_config
+from cascade.config.load import load_config
 from cascade.models.build import build_model
 from cascade.training.optim import Muon, build_optimizer, orthogonalise
 from tests.training.conftest import OPTIONS

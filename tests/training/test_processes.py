@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from cascade.checkpoint import load_resumable
-from cascade.config import load_config
+from cascade.config.load import load_config
 from cascade.training.distributed import Processes
 from cascade.training.run_inputs import RunPaths, build_trainer, read_inputs
 from tests.training.conftest import OPTIONS

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from cascade.checkpoint import FORMAT, PREVIOUS, load_file, load_resumable, save_file, save_resumable
-from cascade.config import load_config
+from cascade.config.load import load_config
 from cascade.training.distributed import Processes
 from cascade.training.metrics import Metrics
 from cascade.training.objective import Objective

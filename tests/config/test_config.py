@@ -2,15 +2,8 @@ import dataclasses
 
 import pytest
 
-from cascade.config import (
-    Config,
-    ConfigError,
-    changed_options,
-    config_from_dict,
-    config_to_dict,
-    load_config,
-    save_config,
-)
+from cascade.config.load import changed_options, config_from_dict, config_to_dict, load_config, save_config
+from cascade.config.options import Config, ConfigError
 
 
 def test_later_files_and_overrides_win(tmp_path):
@@ -103,7 +96,7 @@ def test_every_option_has_a_default_and_a_description():
     import ast
     import inspect
 
-    import cascade.config as module
+    import cascade.config.options as module
 
     tree = ast.parse(inspect.getsource(module))
     for node in tree.body:
