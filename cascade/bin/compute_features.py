@@ -18,7 +18,7 @@ import torch
 from cascade.bin.cli import add_config_arguments, config_from_arguments, run_program
 from cascade.config.options import Config
 from cascade.data.noise import remove_noise, store_noise
-from cascade.data.reverb import read_rooms
+from cascade.data.rooms import read_rooms
 from cascade.data.storage import store_split
 from cascade.files import interrupt_on_sigterm
 

@@ -30,7 +30,7 @@ from cascade.config.options import FRAME_SHIFT_MS, SUBSAMPLING, Config, FeatureC
 from cascade.corpus.cut_checks import read_lines
 from cascade.corpus.cuts import Cut, at_speed, load_samples, read_cuts, write_cuts
 from cascade.data.parallel import check_stopped, compute_parts
-from cascade.data.reverb import Rooms, read_response, reverberate
+from cascade.data.rooms import Rooms, read_response, reverberate
 from cascade.files import replacing
 from cascade.log import progress
 

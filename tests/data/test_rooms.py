@@ -10,7 +10,7 @@ from cascade.audio.fbank import compute_fbank
 from cascade.bin.compute_features import compute_features
 from cascade.config.options import AugmentConfig
 from cascade.corpus.cuts import load_samples, read_cuts
-from cascade.data.reverb import read_response, read_rooms, reverberate
+from cascade.data.rooms import read_response, read_rooms, reverberate
 from cascade.data.storage import read_features, stored
 from tests.synthetic import small_config, tone
 
