@@ -1,10 +1,11 @@
-"""Decode a test set with one pass and one search, and score it.
+"""Decode a test set with one pass and one search, or with all of them, and score it.
 
 Whole utterances are decoded under the masks of streaming, which gives what a stream would give. --out gets hyps.jsonl
 (one object per utterance: id, ref, hyp, tokens, timestamps in seconds, token log-probs), wer.txt (totals, by length,
 every alignment) and result.json (one row of results.json). --nbest N adds nbest.jsonl (one object per utterance: id,
 ref, nbest: hypotheses best first) and the oracle WER, that of the best choice among each utterance's N hypotheses, to
-wer.txt and result.json.
+wer.txt and result.json. With --mode all or --method all the model is loaded once, and --out gets a folder
+MODE-METHOD for each pair, with the same files as if it had been decoded alone.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import json
 import logging
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -29,23 +32,34 @@ from cascade.measure.wer import Score, oracle, score, write_score
 from cascade.models.transducer import MODES
 from cascade.provenance import command_line, git_commit, machine
 from cascade.report.collect import describe_model
+from cascade.search.beam import ModifiedBeamSearch
+from cascade.search.greedy import GreedySearch
 from cascade.search.hypothesis import Hypothesis
-from cascade.search.methods import (
-    METHODS,
-    DecodingOptions,
-    build_search,
-    decode_batch,
-    n_best_batch,
-)
+from cascade.search.methods import METHODS, DecodingOptions, build_search, decode_batch, n_best_batch
 from cascade.text.tokens import Tokenizer
+
+ALL = "all"
+
+
+@dataclass
+class Decoding:
+    """One pair of a pass and a search, and what it has decoded so far."""
+
+    options: DecodingOptions
+    search: GreedySearch | ModifiedBeamSearch
+    out: Path
+    """Folder of its results."""
+    lines: list[tuple[dict[str, Any], dict[str, Any]]] = field(default_factory=list)
+    """Objects of hyps.jsonl and nbest.jsonl, one pair per utterance."""
+    seconds: float = 0.0
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_model_arguments(parser)
     parser.add_argument("--manifest", type=Path, required=True, metavar="FILE", help="CUTS.jsonl.gz or MANIFEST.jsonl")
-    parser.add_argument("--mode", choices=MODES, required=True)
-    parser.add_argument("--method", choices=METHODS, required=True)
+    parser.add_argument("--mode", choices=(*MODES, ALL), required=True)
+    parser.add_argument("--method", choices=(*METHODS, ALL), required=True)
     add_search_arguments(parser)
     parser.add_argument("--nbest", type=int, metavar="N", help="also N hypotheses each and their oracle WER; to --beam")
     parser.add_argument("--max-seconds", type=float, default=200.0, metavar="S", help="audio per batch (default 200)")
@@ -79,22 +93,22 @@ def utterance_lines(
 ) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """The objects of hyps.jsonl and nbest.jsonl for one batch; the reference in the form in which it is scored."""
     for name, text, hypotheses in zip(ids, texts, n_best, strict=True):
-        about = {"id": name, "ref": tokenizer.normalize(text)}
+        utterance = {"id": name, "ref": tokenizer.normalize(text)}
         fields = [hypothesis_fields(hypothesis, tokenizer) for hypothesis in hypotheses]
         ranked = [
-            {**item, "log_prob": round(hypothesis.log_prob, 4), "score": round(hypothesis.score, 6)}
-            for item, hypothesis in zip(fields, hypotheses, strict=True)
+            {**values, "log_prob": round(hypothesis.log_prob, 4), "score": round(hypothesis.score, 6)}
+            for values, hypothesis in zip(fields, hypotheses, strict=True)
         ]
-        yield {**about, **fields[0]}, {**about, "nbest": ranked}
+        yield {**utterance, **fields[0]}, {**utterance, "nbest": ranked}
 
 
 def oracle_fields(n_best: list[dict[str, Any]], wanted: int | None) -> tuple[dict[str, Any], list[str]]:
-    """What result.json and wer.txt say of the oracle; nothing where --nbest was not given."""
+    """The oracle's part of result.json and wer.txt; nothing where --nbest was not given."""
     if wanted is None:
         return {}, []
-    found = oracle((line["id"], line["ref"], [item["hyp"] for item in line["nbest"]]) for line in n_best)
-    row = {"nbest": wanted, "oracle_wer": None if found.percent is None else round(found.percent, 3)}
-    return row, [f"Oracle WER, the best of {wanted}: {found}"]
+    best = oracle((line["id"], line["ref"], [values["hyp"] for values in line["nbest"]]) for line in n_best)
+    row = {"nbest": wanted, "oracle_wer": None if best.percent is None else round(best.percent, 3)}
+    return row, [f"Oracle WER, the best of {wanted}: {best}"]
 
 
 def write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
@@ -104,7 +118,7 @@ def write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
 
 
 def result_row(
-    arguments: argparse.Namespace, options: DecodingOptions, about: dict[str, Any], token_kind: str, scored: Score,
+    arguments: argparse.Namespace, options: DecodingOptions, of_model: dict[str, Any], token_kind: str, scored: Score,
     bad: list[Problem], device: torch.device,
 ) -> dict[str, Any]:
     """One row of results.json; what only other programs measure is null until `report` fills it in."""
@@ -126,7 +140,7 @@ def result_row(
         "sub": words.substitutions,
         "num_utterances": len(scored.utterances),
         "num_set_aside": len(bad),
-        **about,
+        **of_model,
         "chunk_ms": options.chunk_ms,
         "look_ahead_ms": options.look_ahead_ms if options.mode == "look_ahead" else None,
         "left_context_ms": options.left_context_ms,
@@ -143,46 +157,62 @@ def result_row(
     }
 
 
-def main() -> None:
-    arguments = parse_arguments()
-    model, config, tokenizer, options = load_for_decoding(
-        arguments, arguments.mode, prepacked=False, method=arguments.method, beam=arguments.beam
-    )
-    search = build_search(model, options, tokenizer.unk_id)
-    batches = decode_batches(arguments.manifest, config, arguments.max_seconds)
-    start, pairs = time.perf_counter(), []
-    for batch in progress(batches, "decode"):
-        inputs = (model, search, batch.features, batch.feature_lens, options)
-        if arguments.nbest is None:
-            n_best = [[hypothesis] for hypothesis in decode_batch(*inputs)]
-        else:
-            n_best = [hypotheses[: arguments.nbest] for hypotheses in n_best_batch(*inputs)]
-        pairs.extend(utterance_lines(batch.ids, batch.texts, n_best, tokenizer))
-    seconds = time.perf_counter() - start
-    bad = batches.problems
-    if not pairs:
-        raise ValueError(f"{arguments.manifest} holds no utterance that can be decoded ({len(bad)} set aside)")
-    pairs.sort(key=lambda pair: pair[0]["id"])
-    lines, n_best_lines = [line for line, _ in pairs], [line for _, line in pairs]
+def write_results(
+    arguments: argparse.Namespace, decoding: Decoding, of_model: dict[str, Any], token_kind: str, bad: list[Problem],
+    device: torch.device,
+) -> None:
+    """Score one decoding and write its folder."""
+    options, out = decoding.options, decoding.out
+    decoding.lines.sort(key=lambda pair: pair[0]["id"])
+    lines, n_best_lines = [line for line, _ in decoding.lines], [line for _, line in decoding.lines]
     scored = score((line["id"], line["ref"], line["hyp"]) for line in lines)
-    about = describe_model(model, arguments.exp_dir, config)
-    row = result_row(arguments, options, about, tokenizer.kind, scored, bad, model.device)
     oracle_row, notes = oracle_fields(n_best_lines, arguments.nbest)
-    row |= oracle_row
-    arguments.out.mkdir(parents=True, exist_ok=True)
-    write_lines(arguments.out / "hyps.jsonl", lines)
+    row = result_row(arguments, options, of_model, token_kind, scored, bad, device) | oracle_row
+    out.mkdir(parents=True, exist_ok=True)
+    write_lines(out / "hyps.jsonl", lines)
     if arguments.nbest is not None:
-        write_lines(arguments.out / "nbest.jsonl", n_best_lines)
+        write_lines(out / "nbest.jsonl", n_best_lines)
     notes += [f"Set aside: {len(bad)}" + (" (not in the totals)" if bad else "")]
-    notes += [f"  {item.id}: {item.reason}" for item in bad]
-    with open(arguments.out / "wer.txt", "w", encoding="utf-8") as file:
+    notes += [f"  {problem.id}: {problem.reason}" for problem in bad]
+    with open(out / "wer.txt", "w", encoding="utf-8") as file:
         write_score(scored, file, notes)
-    (arguments.out / "result.json").write_text(json.dumps(row, indent=2) + "\n", encoding="utf-8")
+    (out / "result.json").write_text(json.dumps(row, indent=2) + "\n", encoding="utf-8")
     logging.info(
         "%s %s %s: WER %s, CER %s, %d utterances in %.1f s%s; see %s", row["model"], options.mode, options.method,
-        scored.words, scored.characters, len(lines), seconds, f", {len(bad)} SET ASIDE" if bad else "",
-        arguments.out / "wer.txt",
+        scored.words, scored.characters, len(lines), decoding.seconds, f", {len(bad)} SET ASIDE" if bad else "",
+        out / "wer.txt",
     )
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    modes = MODES if arguments.mode == ALL else (arguments.mode,)
+    methods = METHODS if arguments.method == ALL else (arguments.method,)
+    strictest = "look_ahead" if "look_ahead" in modes else modes[0]  # wrong contexts are told before the model is read
+    model, config, tokenizer, options = load_for_decoding(arguments, strictest, prepacked=False, beam=arguments.beam)
+    decodings = []
+    for mode, method in product(modes, methods):
+        chosen = replace(options, mode=mode, method=method)
+        out = arguments.out / f"{mode}-{method}" if ALL in (arguments.mode, arguments.method) else arguments.out
+        decodings.append(Decoding(chosen, build_search(model, chosen, tokenizer.unk_id), out))
+    batches = decode_batches(arguments.manifest, config, arguments.max_seconds)
+    for batch in progress(batches, "decode"):
+        for decoding in decodings:
+            start = time.perf_counter()
+            inputs = (model, decoding.search, batch.features, batch.feature_lens, decoding.options)
+            if arguments.nbest is None:
+                n_best = [[hypothesis] for hypothesis in decode_batch(*inputs)]
+            else:
+                n_best = [hypotheses[: arguments.nbest] for hypotheses in n_best_batch(*inputs)]
+            decoding.lines.extend(utterance_lines(batch.ids, batch.texts, n_best, tokenizer))
+            decoding.seconds += time.perf_counter() - start
+    if not decodings[0].lines:
+        raise ValueError(
+            f"{arguments.manifest} holds no utterance that can be decoded ({len(batches.problems)} set aside)"
+        )
+    of_model = describe_model(model, arguments.exp_dir, config)
+    for decoding in decodings:
+        write_results(arguments, decoding, of_model, tokenizer.kind, batches.problems, model.device)
 
 
 if __name__ == "__main__":

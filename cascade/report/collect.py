@@ -1,6 +1,6 @@
 """Collect what decoding, timing and training measured into rows; results.json keys.
 
-An experiment directory holds teacher/, student_alone/ and student/, each with decode/*/result.json, latency.json,
+An experiment directory holds teacher/, student_alone/ and student/, each with decode/**/result.json, latency.json,
 train_summary.json and losses.jsonl. `latency_full_size.json` beside them is optional: a list of timed models of full
 size with random weights.
 """
@@ -99,7 +99,7 @@ def collect(exp_dir: Path) -> Experiment:
         else:
             latency[name] = timed
         losses[name] = _read_lines(model_dir / "losses.jsonl")
-        found = [_read_object(path) for path in sorted(model_dir.glob("decode/*/result.json"))]
+        found = [_read_object(path) for path in sorted(model_dir.glob("decode/**/result.json"))]
         found = [_complete(row, name, summary, timed) for row in found if row is not None]
         rows.extend(found)
         there = {(row["mode"], row["method"]) for row in found}
@@ -108,7 +108,8 @@ def collect(exp_dir: Path) -> Experiment:
             missing.append(f"{name} has not been decoded with {', '.join(absent)}: run stage {_DECODE_STAGE}")
     if not rows:
         raise FileNotFoundError(
-            f"{exp_dir} holds no decoding result ({', '.join(MODELS)}: decode/*/result.json): run stage {_DECODE_STAGE}"
+            f"{exp_dir} holds no decoding result (result.json below {'/decode, '.join(MODELS)}/decode): "
+            f"run stage {_DECODE_STAGE}"
         )
     full_size = exp_dir / "latency_full_size.json"
     return Experiment(

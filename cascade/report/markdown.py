@@ -265,7 +265,7 @@ def _provenance(experiment: Experiment) -> str:
     for name, summary in experiment.summaries.items():
         what = f"train {name} ({summary.get('train_minutes', '?')} min, seed {summary.get('seed', '?')})"
         lines.append((what, summary))
-    lines += [(f"decode {row['model']}, {row['mode']}, {row['method']}", row) for row in experiment.rows]
+    lines += [(f"decode {row['model']}", row) for row in experiment.rows]
     lines += [(f"time {name}", row) for name, row in experiment.latency.items()]
     lines += [("time full size", row) for row in experiment.full_size]
     machines = list(dict.fromkeys(row.get("machine", "unknown machine") for _, row in lines))

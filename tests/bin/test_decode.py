@@ -58,6 +58,33 @@ def test_decode_writes_hypotheses_scores_and_a_row(run_dir, tmp_path, monkeypatc
     assert "Set aside: 1" in text and "broken" in text
 
 
+def test_all_rows_of_one_process_are_those_of_single_calls(run_dir, tmp_path, monkeypatch):
+    loads, load = [], decode.load_for_decoding
+    monkeypatch.setattr(decode, "load_for_decoding", lambda *words, **kinds: loads.append(1) or load(*words, **kinds))
+    call(monkeypatch, decode, *decode_arguments(run_dir, tmp_path / "all", "all", "all"))
+    assert loads == [1]
+    assert {path.name for path in (tmp_path / "all").iterdir()} == {
+        f"{mode}-{method}" for mode in MODES for method in METHODS
+    }
+    arguments = decode_arguments(run_dir, tmp_path / "beams", "all", "modified_beam_search")
+    call(monkeypatch, decode, *arguments, "--nbest", 2)
+    assert len(list((tmp_path / "beams").glob("*-modified_beam_search/nbest.jsonl"))) == len(MODES)
+    for folder in (tmp_path / "all").iterdir():
+        single = tmp_path / folder.name
+        call(monkeypatch, decode, *decode_arguments(run_dir, single, *folder.name.split("-")))
+        assert {path.name for path in folder.iterdir()} == {"hyps.jsonl", "wer.txt", "result.json"}
+        for name in ("hyps.jsonl", "wer.txt"):
+            assert (folder / name).read_text() == (single / name).read_text()
+        rows = [json.loads((place / "result.json").read_text()) for place in (folder, single)]
+        assert [row.pop("command") for row in rows][0] and rows[0] == rows[1]
+
+
+def test_wrong_contexts_are_told_before_a_model_is_read_for_all_modes(tmp_path, run_dir, monkeypatch):
+    arguments = decode_arguments(run_dir, tmp_path, "all", "all", model="nowhere")
+    with pytest.raises(ConfigError, match="--look-ahead-ms must be a multiple of --chunk-ms"):
+        call(monkeypatch, decode, *arguments, "--look-ahead-ms", 480)
+
+
 def test_nbest_writes_hypotheses_best_first_and_an_oracle_that_is_no_worse(run_dir, tmp_path, monkeypatch):
     arguments = decode_arguments(run_dir, tmp_path, "streaming", "modified_beam_search")
     call(monkeypatch, decode, *arguments)

@@ -95,6 +95,16 @@ def test_timing_of_another_chunk_or_search_is_not_joined(exp_dir, other):
     assert row["rtf"] is None and "word_delay_ms_p50" not in row
 
 
+def test_folders_of_several_test_sets_are_all_collected(exp_dir):
+    for path in list((exp_dir / "student" / "decode").iterdir()):
+        other = exp_dir / "student" / "decode" / "other" / path.name
+        shutil.copytree(path, other)
+        row = json.loads((other / "result.json").read_text()) | {"test_set": "test-other"}
+        (other / "result.json").write_text(json.dumps(row))
+    rows = collect(exp_dir).rows
+    assert sorted(row["test_set"] for row in rows if row["model"] == "student") == ["test"] * 6 + ["test-other"] * 6
+
+
 def test_report_shows_claims_tables_and_commands(exp_dir):
     (exp_dir / "latency_full_size.json").write_text(json.dumps([timed("teacher"), timed("student")]))
     text = write_report(collect(exp_dir), "an4", [("Loss", "plots/loss.png")])
