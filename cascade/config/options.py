@@ -91,8 +91,10 @@ class AugmentConfig:
 
 @dataclass(frozen=True)
 class EncoderConfig:
+    kind: str = "conformer"
+    """Which encoder: a name in models/encoder.py's ENCODERS."""
     num_layers: int = 12
-    """Conformer layers."""
+    """Layers."""
     num_heads: int = 4
     """Attention heads; d_model / num_heads must be even (rotary positions)."""
     feedforward_dim: int = 1024
@@ -130,9 +132,9 @@ class ModelConfig:
     subsampling_channels: int = 64
     """Channels of the two stride-2 convolutions in front."""
     causal: EncoderConfig = field(default_factory=EncoderConfig)
-    """The deep causal conformer encoder."""
+    """The deep causal encoder."""
     noncausal: EncoderConfig = field(default_factory=lambda: EncoderConfig(num_layers=3, convolution="centred"))
-    """The shallow non-causal conformer encoder on top of it."""
+    """The shallow non-causal encoder on top of it."""
     predictor: PredictorConfig = field(default_factory=PredictorConfig)
     """The predictor both passes share."""
     joiner_dim: int = 512

@@ -66,8 +66,8 @@ STARTS_OVER = {
     "augment": "num_time_masks time_mask_frames max_time_mask_share num_freq_masks freq_mask_bins time_warp_frames "
                "share vtlp_factor noise_share noise_snr_db",
     "model": "d_model subsampling_channels joiner_dim",
-    "model.causal": "num_layers num_heads feedforward_dim kernel_size convolution dropout",
-    "model.noncausal": "num_layers num_heads feedforward_dim kernel_size convolution dropout",
+    "model.causal": "kind num_layers num_heads feedforward_dim kernel_size convolution dropout",
+    "model.noncausal": "kind num_layers num_heads feedforward_dim kernel_size convolution dropout",
     "model.predictor": "kind context_size num_heads embedding_dim hidden_dim num_layers dropout",
     "context": "chunk_frames left_chunks block_chunks",
     "loss": "prune_range lm_scale am_scale simple_scale warmup_steps rnnt_type delay_penalty causal_weight "

@@ -4,11 +4,12 @@ Online encoders speak sherpa-onnx's `ebranchformer` interface. Inputs: features 
 convolution and fusion state, last processed_lens; outputs: the encoder output, then the same states. Every layer's
 states must have the same shapes, so that
 
-  key, value   (N, H, L, d) keys before rotation; H and d are those of the causal encoder, another head count of the
-               non-causal one is only another view
+  key, value   (N, H, L, d); H and d are those of the first layer that has them, another layer's head count is only
+               another view
   convolution  (N, C, S), S = the largest need of all layers; a layer that needs fewer frames keeps them at the end
   fusion       (N, F, 3): of the first layer, the front end's three normalised feature frames; of the others, nothing
 
+What a layer does not keep (its encoder's `state_layout` says it) passes through.
 An application zero-fills them: so does `initial_state`.
 """
 
@@ -22,16 +23,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cascade.config.options import ENCODER_FRAME_MS, SUBSAMPLING
-from cascade.models.attention import Rotation, rotary_angles
-from cascade.models.conformer import ConformerEncoder, ConformerLayer, LayerState
-from cascade.models.masks import chunk_attention_mask
+from cascade.config.options import ENCODER_FRAME_MS, SUBSAMPLING, ConfigError
+from cascade.models.encoder import Encoder
 from cascade.models.predictor import ContextPredictor
+from cascade.models.state import StateTensor, fill_state, state_tensors
 from cascade.models.subsampling import PAST_FRAMES
 from cascade.models.transducer import CascadedTransducer, Mode
 
 STATES_PER_LAYER = ("key", "value", "convolution", "fusion")
 FUSION = STATES_PER_LAYER.index("fusion")
+AGE = "processed_lens"
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,11 @@ class Geometry:
 class OnlineEncoder(nn.Module):
     """One step of the streaming pass (P = C) or of the look-ahead pass (P = B).
 
-    A look-ahead step runs the causal layers over its B frames under the mask of C, then the non-causal layers over the
+    A look-ahead step runs the causal encoder over its B frames under the mask of C, then the non-causal one over the
     block: no frame is computed twice.
+
+    Raises:
+      ConfigError: an encoder keeps what sherpa-onnx has no place for.
     """
 
     def __init__(self, model: CascadedTransducer, geometry: Geometry, mode: Mode) -> None:
@@ -67,88 +71,98 @@ class OnlineEncoder(nn.Module):
         self.encoder, self.joiner = encoder, model.joiner
         self.chunk_frames, self.left_frames = geometry.chunk_frames, geometry.left_frames
         self.step_frames = geometry.step_frames(mode)
-        self.num_frames = self.step_frames // SUBSAMPLING  # P
-        self.stacks = [encoder.causal, encoder.noncausal] if mode == "look_ahead" else [encoder.causal]
-        self.num_layers = sum(len(stack.layers) for stack in self.stacks)
-        self.num_heads = encoder.causal.layers[0].attention.num_heads
-        self.head_dim = encoder.causal.layers[0].attention.head_dim
-        self.past_frames = max(layer.convolution.num_past for stack in self.stacks for layer in stack.layers)
+        stacks = [encoder.causal, encoder.noncausal] if mode == "look_ahead" else [encoder.causal]
+        layouts = [stack.state_layout(self.left_frames) for stack in stacks]
+        self.shapes = common_shapes([part for layout in layouts for part in layout], self.left_frames)
+        self.shapes["fusion"] = (encoder.subsampling.num_mel_bins, PAST_FRAMES)
+        self.stacks: list[tuple[Encoder, dict[int, StateTensor]]] = []
+        """Each encoder, and where each tensor of its state stands among the graph's states."""
+        self.num_layers = 0
+        for stack, layout in zip(stacks, layouts, strict=True):
+            places = {place_of(part, self.num_layers): part for part in layout}
+            assert len(places) == len(layout), layout
+            self.stacks.append((stack, places))
+            self.num_layers += len(stack.layers)
 
     @property
     def state_names(self) -> list[str]:
         """The states in their order."""
         names = [f"{name}_{layer}" for layer in range(self.num_layers) for name in STATES_PER_LAYER]
-        return [*names, "processed_lens"]
+        return [*names, AGE]
 
     def metadata(self) -> dict[str, str | int]:
         """What sherpa-onnx reads to cut the features and to make zero states."""
+        num_heads, _, head_dim = self.shapes["key"]
+        num_channels, past_frames = self.shapes["convolution"]
         return {
             "model_type": "ebranchformer",
             "T": self.step_frames,
             "decode_chunk_len": self.step_frames,
             "num_hidden_layers": self.num_layers,
-            "hidden_size": self.encoder.subsampling.num_mel_bins // 2,  # the fusion state has twice as many channels
-            "intermediate_size": 2 * self.encoder.causal.d_model,  # the convolution state has half as many
-            "csgu_kernel_size": self.past_frames + 1,
+            "hidden_size": self.shapes["fusion"][0] // 2,  # the fusion state has twice as many channels
+            "intermediate_size": 2 * num_channels,  # the convolution state has half as many
+            "csgu_kernel_size": past_frames + 1,
             "merge_conv_kernel": PAST_FRAMES + 1,
             "left_context_len": self.left_frames,
-            "num_heads": self.num_heads,
-            "head_dim": self.head_dim,
+            "num_heads": num_heads,
+            "head_dim": head_dim,
         }
 
     def initial_state(self, batch_size: int) -> list[Tensor]:
         """The states of new streams, in the order of `state_names`: zeros."""
-        cache = torch.zeros(batch_size, self.num_heads, self.left_frames, self.head_dim)
-        convolution = torch.zeros(batch_size, self.encoder.causal.d_model, self.past_frames)
-        fusion = torch.zeros(batch_size, self.encoder.subsampling.num_mel_bins, PAST_FRAMES)
-        return [*((cache, cache, convolution, fusion) * self.num_layers), torch.zeros(batch_size, dtype=torch.int64)]
+        states = [torch.zeros(batch_size, *self.shapes[name]) for name in STATES_PER_LAYER]
+        return [*(states * self.num_layers), torch.zeros(batch_size, dtype=torch.int64)]
 
     def forward(self, x: Tensor, *states: Tensor) -> list[Tensor]:
         """(N, 4 P, F) features, not normalised, and the states -> (N, P, D) projected output and the new states."""
-        processed_lens, new_states = states[-1], list(states)
+        new_states = list(states)
         x = self.encoder.normalise(x)
         x, past = self.encoder.subsampling.forward_chunk(x, states[FUSION].transpose(1, 2))
         new_states[FUSION] = past.transpose(1, 2)
-        chunk_lens = torch.full_like(processed_lens, self.num_frames)
-        block_mask = chunk_attention_mask(processed_lens, chunk_lens, self.num_frames, self.left_frames)
-        layers = [(stack, layer) for stack in self.stacks for layer in stack.layers]
-        for index, (stack, layer) in enumerate(layers):
-            mask = block_mask & self._chunks_of_block() if stack is self.encoder.causal else block_mask
-            first = index * len(STATES_PER_LAYER)
-            state = self._layer_state(layer, *states[first : first + FUSION])
-            x, state = layer.forward_chunk(x, state, mask, self._rotation(stack), None, None)
-            new_states[first : first + FUSION] = self._common_shapes(state)
-            if layer is stack.layers[-1]:
-                x = stack.norm(x)
-        new_states[-1] = processed_lens + chunk_lens
+        for stack, places in self.stacks:
+            own = [reshape_state(states[place], part.shape) for place, part in places.items()]
+            state = fill_state(stack.initial_state(1, self.left_frames), own)
+            chunk = self.chunk_frames if stack is self.encoder.causal else None
+            x, state = stack.forward_chunk(x, state, chunk=chunk)
+            for (place, part), tensor in zip(places.items(), state_tensors(state), strict=True):
+                new_states[place] = reshape_state(tensor, self.shapes.get(part.name, part.shape))
+        new_states[-1] = states[-1] + self.step_frames // SUBSAMPLING
         return [self.joiner.project_encoder(x), *new_states]
 
-    def _chunks_of_block(self) -> Tensor:
-        """(P, L + P) bool: with its chunk's start c = floor(i / C) C, frame i sees c <= j < c + L + C of the window,
-        which begins L frames before the block."""
-        start = (torch.arange(self.num_frames) // self.chunk_frames * self.chunk_frames).unsqueeze(1)
-        window = torch.arange(self.left_frames + self.num_frames)
-        return (window >= start) & (window < start + self.left_frames + self.chunk_frames)
 
-    def _rotation(self, stack: ConformerEncoder) -> Rotation:
-        like = stack.norm.weight
-        return rotary_angles(self.left_frames + self.num_frames, stack.layers[0].attention.head_dim, like)
-
-    def _layer_state(self, layer: ConformerLayer, keys: Tensor, values: Tensor, past: Tensor) -> LayerState:
-        num_heads = layer.attention.num_heads
-        past = past[:, :, self.past_frames - layer.convolution.num_past :]
-        return LayerState(with_heads(keys, num_heads), with_heads(values, num_heads), past)
-
-    def _common_shapes(self, state: LayerState) -> Sequence[Tensor]:
-        past = functional.pad(state.convolution, (self.past_frames - state.convolution.shape[2], 0))
-        return with_heads(state.keys, self.num_heads), with_heads(state.values, self.num_heads), past
+def place_of(part: StateTensor, first_layer: int) -> int:
+    """Index of an encoder's state among those of a graph, where its layers begin with `first_layer`."""
+    if part.name == AGE:
+        return -1
+    return (first_layer + part.layer) * len(STATES_PER_LAYER) + STATES_PER_LAYER.index(part.name)
 
 
-def with_heads(cache: Tensor, num_heads: int) -> Tensor:
-    """The cache (N, H', L, d') cut into another number of heads, (N, H, L, d)."""
-    if cache.shape[1] == num_heads:
-        return cache
-    return cache.transpose(1, 2).flatten(2).unflatten(2, (num_heads, -1)).transpose(1, 2)
+def common_shapes(layout: Sequence[StateTensor], left_frames: int) -> dict[str, tuple[int, ...]]:
+    """The shapes of all layers' keys, values and convolutions: the first head count, the longest convolution.
+
+    Raises:
+      ConfigError: there is another state, or layers have different widths.
+    """
+    for part in layout:
+        if part.name not in (*STATES_PER_LAYER[:FUSION], AGE):
+            raise ConfigError(
+                f"an encoder with a state {part.name!r} cannot be exported: sherpa-onnx keeps "
+                f"{', '.join(STATES_PER_LAYER[:FUSION])} of a layer and {AGE}, nothing else"
+            )
+    caches = [part.shape for part in layout if part.name in ("key", "value")] or [(1, left_frames, 1)]
+    pasts = [part.shape for part in layout if part.name == "convolution"] or [(1, 0)]
+    if len({heads * dim for heads, _, dim in caches}) > 1 or len({channels for channels, _ in pasts}) > 1:
+        raise ConfigError("encoders whose layers have different widths cannot be exported: sherpa-onnx knows one width")
+    return {"key": caches[0], "value": caches[0], "convolution": (pasts[0][0], max(frames for _, frames in pasts))}
+
+
+def reshape_state(state: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """A state in the shape of another layer's: keys and values (N, H, L, d) cut into another number of heads, the past
+    of a convolution (N, C, S) with its last frames only, or with zeros before them."""
+    if len(shape) == 3 and state.shape[1] != shape[0]:
+        return state.transpose(1, 2).flatten(2).unflatten(2, (shape[0], -1)).transpose(1, 2)
+    missing = shape[1] - int(state.shape[2]) if len(shape) == 2 else 0
+    return functional.pad(state, (missing, 0)) if missing > 0 else state[:, :, -missing:] if missing else state
 
 
 class OfflineEncoder(nn.Module):

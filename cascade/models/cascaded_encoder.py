@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from cascade.config.options import ModelConfig
-from cascade.models.conformer import ConformerEncoder, EncoderState
+from cascade.models.encoder import build_encoders
 from cascade.models.subsampling import ConvSubsampling
 
 
 class CausalState(NamedTuple):
     features: Tensor
     """(N, 3, F) the last normalised feature frames."""
-    encoder: EncoderState
+    encoder: Any
+    """The causal encoder's own."""
 
 
 class CascadedEncoder(nn.Module):
@@ -34,8 +35,7 @@ class CascadedEncoder(nn.Module):
         self.subsampling = ConvSubsampling(
             num_mel_bins, config.subsampling_channels, config.d_model, config.causal.dropout
         )
-        self.causal = ConformerEncoder(config.d_model, config.causal)
-        self.noncausal = ConformerEncoder(config.d_model, config.noncausal)
+        self.causal, self.noncausal = build_encoders(config)
 
     def set_feature_stats(self, mean: Tensor, std: Tensor) -> None:
         """mean, std: (F,) over the training frames."""
@@ -84,12 +84,10 @@ class CascadedEncoder(nn.Module):
         x, encoder = self.causal.forward_chunk(x, state.encoder, None if lens is None else lens // 4)
         return x, CausalState(past, encoder)
 
-    def initial_block_state(self, batch_size: int, left: int) -> EncoderState:
+    def initial_block_state(self, batch_size: int, left: int) -> Any:
         """New streams of the look-ahead pass."""
         return self.noncausal.initial_state(batch_size, left)
 
-    def forward_block(
-        self, causal_out: Tensor, state: EncoderState, lens: Tensor | None = None
-    ) -> tuple[Tensor, EncoderState]:
+    def forward_block(self, causal_out: Tensor, state: Any, lens: Tensor | None = None) -> tuple[Tensor, Any]:
         """The look-ahead pass over one block (N, B, C) of causal output that is already there."""
         return self.noncausal.forward_chunk(causal_out, state, lens)

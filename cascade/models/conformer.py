@@ -12,6 +12,7 @@ from cascade.models.attention import RotarySelfAttention, Rotation, rotary_angle
 from cascade.models.convolution import ConvolutionModule
 from cascade.models.dropout import Dropout
 from cascade.models.masks import block_attention_mask, chunk_attention_mask, padding_mask
+from cascade.models.state import StateTensor
 
 
 class LayerState(NamedTuple):
@@ -101,16 +102,7 @@ class ConformerEncoder(nn.Module):
                 linear.weight *= (2 * config.num_layers) ** -0.5
 
     def forward(self, x: Tensor, lens: Tensor, block: int | None, left: int | None) -> Tensor:
-        """Whole utterances.
-
-        Args:
-          x: (N, T, C).
-          lens: (N,) valid frames.
-          block: P, chunk or look-ahead block, in frames; None = all.
-          left: L in frames; None = all.
-        Returns:
-          (N, T, C); what stands at padded frames means nothing.
-        """
+        """See `encoder.Encoder`."""
         if x.shape[1] == 0:
             return x
         mask = block_attention_mask(lens, x.shape[1], block, left)
@@ -125,30 +117,27 @@ class ConformerEncoder(nn.Module):
 
     def initial_state(self, batch_size: int, left: int) -> EncoderState:
         """The state of `batch_size` new streams with a left context of `left` frames: zeros."""
-        weight = self.norm.weight
-        layers = []
-        for layer in self.layers:
-            cache = weight.new_zeros(batch_size, layer.attention.num_heads, left, layer.attention.head_dim)
-            past = weight.new_zeros(batch_size, self.d_model, layer.convolution.num_past)
-            layers.append(LayerState(cache, cache.clone(), past))
-        return EncoderState(tuple(layers), weight.new_zeros(batch_size).long())
+        *zeros, age = (self.norm.weight.new_zeros(batch_size, *part.shape) for part in self.state_layout(left))
+        return EncoderState(tuple(map(LayerState, zeros[0::3], zeros[1::3], zeros[2::3])), age.long())
 
-    def forward_chunk(self, x: Tensor, state: EncoderState, lens: Tensor | None = None) -> tuple[Tensor, EncoderState]:
-        """One chunk (or look-ahead block) of every stream.
+    def state_layout(self, left: int) -> list[StateTensor]:
+        """Each layer's keys, values and past of the convolution, then the streams' age."""
+        layout = []
+        for index, layer in enumerate(self.layers):
+            cache = (layer.attention.num_heads, left, layer.attention.head_dim)
+            shapes = {"key": cache, "value": cache, "convolution": (self.d_model, layer.convolution.num_past)}
+            layout += [StateTensor(name, shape, index) for name, shape in shapes.items()]
+        return [*layout, StateTensor("processed_lens", ())]
 
-        Args:
-          x: (N, C, d_model).
-          state: what `initial_state` or the last call returned.
-          lens: (N,) valid frames: C, fewer in a stream's last chunk, 0 for a stream that waits; None = C for all.
-        Returns:
-          (N, C, d_model) and the new state; equal to `forward` with block = C and the state's left context.
-        """
-        num_frames = x.shape[1]
+    def forward_chunk(
+        self, x: Tensor, state: EncoderState, lens: Tensor | None = None, chunk: int | None = None
+    ) -> tuple[Tensor, EncoderState]:
+        """See `encoder.Encoder`; `chunk` works with left convolutions only."""
+        num_frames, left = int(x.shape[1]), int(state.layers[0].keys.shape[2])  # constants of an exported graph
         if num_frames == 0:
             return x, state
-        chunk_lens = state.processed_lens.new_full((x.shape[0],), num_frames) if lens is None else lens
-        left = state.layers[0].keys.shape[2]
-        mask = chunk_attention_mask(state.processed_lens, chunk_lens, num_frames, left)
+        chunk_lens = torch.full_like(state.processed_lens, num_frames) if lens is None else lens
+        mask = chunk_attention_mask(state.processed_lens, chunk_lens, num_frames, left, chunk)
         rotation = self._rotation(left + num_frames)
         padding = None if lens is None else padding_mask(lens, num_frames)
         layers = []

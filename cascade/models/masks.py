@@ -47,7 +47,9 @@ def block_attention_mask(lens: Tensor, num_frames: int, block: int | None, left:
     return (seen | itself).unsqueeze(1)
 
 
-def chunk_attention_mask(processed_lens: Tensor, chunk_lens: Tensor, num_frames: int, left: int) -> Tensor:
+def chunk_attention_mask(
+    processed_lens: Tensor, chunk_lens: Tensor, num_frames: int, left: int, chunk: int | None = None
+) -> Tensor:
     """The same rule for one chunk behind a cache of `left` frames, for streams of different age.
 
     Args:
@@ -55,6 +57,7 @@ def chunk_attention_mask(processed_lens: Tensor, chunk_lens: Tensor, num_frames:
       chunk_lens: (N,) valid frames of this chunk.
       num_frames: frames of the chunk, padding included.
       left: frames the cache has room for.
+      chunk: P where the frames are several chunks; None = they are one.
     Returns:
       (N, 1, num_frames, left + num_frames) bool, True = may attend.
     """
@@ -62,4 +65,8 @@ def chunk_attention_mask(processed_lens: Tensor, chunk_lens: Tensor, num_frames:
     first = left - processed_lens.clamp(max=left)
     seen = (window >= first.unsqueeze(1)) & (window < left + chunk_lens.unsqueeze(1))  # (N, L + C)
     itself = window == left + torch.arange(num_frames, device=window.device).unsqueeze(1)  # (C, L + C)
-    return (seen.unsqueeze(1) | itself).unsqueeze(1)
+    mask = (seen.unsqueeze(1) | itself).unsqueeze(1)
+    if chunk is None:
+        return mask
+    start = (torch.arange(num_frames, device=window.device) // chunk * chunk).unsqueeze(1)
+    return mask & (window >= start) & (window < start + left + chunk)

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
 State = TypeVar("State")
+
+
+class StateTensor(NamedTuple):
+    """One tensor of a state."""
+
+    name: str
+    """What it holds: key, value, convolution, processed_lens, ..."""
+    shape: tuple[int, ...]
+    """Behind the streams' axis."""
+    layer: int = 0
+    """Whose it is, where layers have their own."""
 
 
 def map_state(function: Callable[..., Tensor], *states: State) -> State:
@@ -33,6 +44,12 @@ def join_streams(*states: State) -> State:
 def state_tensors(state: Any) -> list[Tensor]:
     """The tensors in order, as ONNX inputs list them."""
     return [state] if isinstance(state, Tensor) else [tensor for item in state for tensor in state_tensors(item)]
+
+
+def fill_state(like: State, tensors: Iterable[Tensor]) -> State:
+    """The inverse of `state_tensors`: a state of the same kind as `like` with these tensors in order."""
+    values = iter(tensors)
+    return map_state(lambda _: next(values), like)
 
 
 def slide(cache: Tensor, frames: Tensor, lens: Tensor | None) -> tuple[Tensor, Tensor]:
