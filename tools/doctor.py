@@ -28,7 +28,7 @@ SETUP = "run tools/setup.sh"
 NEEDED_GB = {"repository": 5.0, "temporary": 1.0}
 NEEDED_GB_CUDA = {"repository": 10.0, "temporary": 4.0}  # while PyTorch's CUDA build is still to be installed
 OPTIONAL = {
-    "k2": ("k2's transducer loss (cascade.losses.backends.set_backend); ours has the same numbers",
+    "k2": ("k2's transducer loss (loss.backend=k2); ours has the same numbers",
            "build it for this torch; tools/check_k2.sh compares both in an environment of its own"),
     "kaldifeat": ("a second, equal extractor (features.extractor=kaldifeat)",
                   "tools/install_kaldifeat.sh builds it in some minutes"),

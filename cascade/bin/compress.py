@@ -6,6 +6,7 @@ Prints an exact parameter table and writes the student's YAML, with a distillati
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from pathlib import Path
 
 from cascade.bin.cli import run_program
@@ -37,8 +38,8 @@ def main() -> None:
     changes = changed_options(teacher, student)
     print("changed: " + ", ".join(f"{name} {old} -> {new}" for name, (old, new) in changes.items()))
     if arguments.out:
-        options = changed_options(Config(), student)
-        save_options({name: new for name, (_, new) in options.items()}, DistillationConfig(), arguments.out)
+        options = changed_options(Config(), dataclasses.replace(student, distillation=DistillationConfig()))
+        save_options({name: new for name, (_, new) in options.items()}, arguments.out)
         print(f"wrote {arguments.out}")
 
 

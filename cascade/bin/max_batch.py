@@ -16,6 +16,7 @@ from pathlib import Path
 
 from cascade.bin.cli import add_config_arguments, config_from_arguments, run_program
 from cascade.bin.device_arguments import add_device_argument, open_device
+from cascade.losses.backends import set_backend
 from cascade.training.distributed import Processes
 from cascade.training.max_batch import largest_batch
 from cascade.training.run_inputs import RunPaths, build_trainer, check_options, read_inputs
@@ -33,6 +34,7 @@ def main() -> None:
     config = config_from_arguments(arguments)
     paths = RunPaths(arguments.data, arguments.tokens, Path(os.devnull), arguments.teacher)
     check_options(config, paths)
+    set_backend(config.loss.backend)
     processes = Processes(device=open_device(arguments))
     trainer = build_trainer(config, paths, read_inputs(paths, config), {}, processes)
     best = largest_batch(trainer)

@@ -27,6 +27,7 @@ from cascade.config.options import Config, ConfigError
 from cascade.device import choose_device, describe_device
 from cascade.files import writing_to
 from cascade.log import setup_logging
+from cascade.losses.backends import set_backend
 from cascade.models.build import params_by_part
 from cascade.models.compress import init_from_teacher
 from cascade.training.distributed import Processes
@@ -107,6 +108,7 @@ def main() -> None:
     paths = RunPaths(arguments.data, arguments.tokens, exp_dir, arguments.teacher, arguments.init_from)
     check_count(arguments.num_processes)
     check_options(config, paths)
+    set_backend(config.loss.backend)
     if arguments.num_processes > 1 and arguments.dry_run:
         raise ConfigError("--dry-run measures one process: leave --num-processes out")
     if arguments.num_processes > 1 and not is_worker():

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from cascade.config.options import Config, ConfigError, DecodingConfig, DistillationConfig
-from cascade.config.rules import first_problem, starts_over
+from cascade.config.options import Config, ConfigError, DecodingConfig
+from cascade.config.rules import FIELDS, each_option, first_problem, starts_over
 
 _MOVED = {"training.blank_penalty": "decoding.blank_penalty"}
 
@@ -22,20 +23,18 @@ def load_config(paths: list[str | Path] = (), overrides: list[str] = ()) -> Conf
       ConfigError: an unknown key, a value of the wrong type or out of range, or a missing or broken file.
     """
     merged = OmegaConf.structured(Config)
-    OmegaConf.set_readonly(merged, False)
     for path in paths:
         if not Path(path).is_file():
             raise ConfigError(f"config file not found: {path}")
-        merged = _merge_file(merged, path)
+        merged = _merge(merged, _read(path), path)
     for override in overrides:
         if "=" not in override:
             raise ConfigError(f"an override is written section.key=value, got {override!r}")
         try:
-            merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([override]))
-        except OmegaConfBaseException as error:
-            raise ConfigError(f"override {override!r}: {_first_line(error)}") from error
-        except Exception as error:
+            values = OmegaConf.from_dotlist([override])
+        except Exception as error:  # PyYAML's errors share no public base with OmegaConf's
             raise ConfigError(f"override {override!r} is not section.key=value ({_first_line(error)})") from error
+        merged = _merge(merged, values, f"override {override!r}")
     return _checked(merged)
 
 
@@ -45,25 +44,20 @@ def load_decoding(path: str | Path, base: DecodingConfig) -> DecodingConfig:
     Raises:
       ConfigError: as `load_config`, with the file's name.
     """
+    values = _read(path)
+    values = values if "decoding" in values else {"decoding": values}
     only = OmegaConf.create({"decoding": OmegaConf.structured(base)}, flags={"struct": True})
-    merged = _merge_file(only, path, "decoding")
-    try:
-        return _checked(OmegaConf.merge(OmegaConf.structured(Config), merged)).decoding
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
+    return _checked(OmegaConf.merge(OmegaConf.structured(Config), _merge(only, values, path)), f"{path}: ").decoding
 
 
 def config_from_dict(values: dict[str, Any]) -> Config:
     """Rebuild a Config from `config_to_dict`'s builtin types (what a checkpoint carries)."""
-    try:
-        return _checked(OmegaConf.merge(OmegaConf.structured(Config), values))
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"config of another version: {_first_line(error)}") from error
+    return _checked(_merge(OmegaConf.structured(Config), values, "config of another version"))
 
 
 def config_to_dict(config: Config) -> dict[str, Any]:
     """The config as dicts, lists and scalars."""
-    return OmegaConf.to_container(OmegaConf.create(_builtin(dataclasses.asdict(config))))
+    return dataclasses.asdict(config, dict_factory=lambda pairs: {name: _builtin(value) for name, value in pairs})
 
 
 def save_config(config: Config, path: str | Path) -> None:
@@ -72,7 +66,7 @@ def save_config(config: Config, path: str | Path) -> None:
 
 def changed_options(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
     """{"section.key": (old value, new value)} of the options that differ."""
-    flat_old, flat_new = _flatten(config_to_dict(old)), _flatten(config_to_dict(new))
+    flat_old, flat_new = ({name: _builtin(value) for name, _, value in each_option(config)} for config in (old, new))
     names = sorted(flat_old.keys() | flat_new.keys())
     return {
         name: (flat_old.get(name), flat_new.get(name)) for name in names if flat_old.get(name) != flat_new.get(name)
@@ -88,67 +82,69 @@ def changed_numbers(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
     return changed
 
 
-def save_options(options: dict[str, Any], distillation: DistillationConfig, path: str | Path) -> None:
-    """Write single options, by their dotted names, and a distillation section as YAML."""
-    values = OmegaConf.create({"distillation": dataclasses.asdict(distillation)})
+def save_options(options: dict[str, Any], path: str | Path) -> None:
+    """Write single options, by their dotted names, as YAML."""
+    values = OmegaConf.create()
     for name, value in options.items():
         OmegaConf.update(values, name, value)
     Path(path).write_text(OmegaConf.to_yaml(values), encoding="utf-8")
 
 
-def _merge_file(merged: Any, path: str | Path, section: str = "") -> Any:
-    """Options with those of a YAML file over them; a file without `section` is what is in it."""
+def _builtin(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _read(path: str | Path) -> Any:
+    """Sections and options of a YAML file."""
     try:
         values = OmegaConf.load(path)
-        if section and OmegaConf.is_dict(values) and section not in values:
-            values = {section: values}
+    except Exception as error:
+        raise ConfigError(f"{path}: not a YAML mapping ({_first_line(error)})") from error
+    if not OmegaConf.is_dict(values):
+        raise ConfigError(f"{path}: not a YAML mapping but a list")
+    return values
+
+
+def _merge(merged: Any, values: Any, origin: str | Path) -> Any:
+    try:
         return OmegaConf.merge(merged, values)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{path}: {_first_line(error)}") from error
-    except Exception as error:  # PyYAML's errors share no public base with OmegaConf's
-        raise ConfigError(f"{path}: not a YAML mapping ({_first_line(error)})") from error
+        raise ConfigError(f"{origin}: {_wrong_list(values) or _first_line(error)}") from error
 
 
-def _flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for key, value in values.items():
-        flat |= _flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
+def _wrong_list(values: Any) -> str | None:
+    """One sentence about the first list that is not of its option's type; OmegaConf's errors do not name it."""
+    for name, field in FIELDS.items():
+        given = values
+        for key in name.split("."):
+            given = given.get(key) if isinstance(given, Mapping) else None
+        if get_origin(field.type) is not tuple or given is None:
+            continue
+        kind, last = get_args(field.type)
+        words = ("two " if last is kind else "a list of ") + ("whole numbers" if kind is int else "numbers")
+        if not isinstance(given, Sequence) or any(type(number) not in (int, kind) for number in given) or (
+            last is kind and len(given) != 2
+        ):
+            return f"{name} must be {words}, got {given}"
+    return None
 
 
-def _builtin(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _builtin(item) for key, item in value.items()}
-    return [_builtin(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
-def _checked(merged: Any) -> Config:
+def _checked(merged: Any, origin: str = "") -> Config:
     try:
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
-        raise ConfigError(_first_line(error)) from error
-    config = _tuples(config)
-    error = first_problem(config)
-    if error:
-        raise ConfigError(error)
+        raise ConfigError(f"{origin}{_first_line(error)}") from error
+    problem = first_problem(config)
+    if problem is not None:
+        raise ConfigError(f"{origin}{problem}")
     return config
-
-
-def _tuples(config: Any) -> Any:
-    """OmegaConf returns lists for tuple fields; a frozen config holds tuples."""
-    changes = {}
-    for item in dataclasses.fields(config):
-        value = getattr(config, item.name)
-        if isinstance(value, list):
-            changes[item.name] = tuple(value)
-        elif dataclasses.is_dataclass(value):
-            changes[item.name] = _tuples(value)
-    return dataclasses.replace(config, **changes)
 
 
 def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    key = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("full_key:")), "")
+    key = getattr(error, "full_key", None)
     if key in _MOVED:
         return f"{key} is called {_MOVED[key]}"
+    if key in FIELDS and get_origin(FIELDS[key].type) is Literal:
+        return f"{key} must be one of {' | '.join(get_args(FIELDS[key].type))}, got {error.value!r}"
     return f"{lines[0] if lines else type(error).__name__}" + (f" (at {key})" if key else "")

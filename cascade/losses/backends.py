@@ -32,7 +32,7 @@ def set_backend(name: str) -> None:
     if name not in BACKENDS:
         raise ValueError(f"loss backend must be one of {', '.join(BACKENDS)}, got {name!r}")
     if name == "numba" and _numba_module() is None:
-        raise ValueError("loss backend numba needs the package numba: pip install numba")
+        raise ValueError("loss.backend=numba needs the package numba: pip install numba, or set loss.backend=auto")
     if name == "k2":
         from cascade.losses import rnnt_k2
 

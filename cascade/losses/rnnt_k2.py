@@ -16,8 +16,8 @@ def load() -> ModuleType:
         import k2
     except ImportError as error:
         raise ValueError(
-            f"loss backend k2 needs the package k2 ({error}); install the build for your Python and torch, see "
-            "https://k2-fsa.github.io/k2/installation, or use backend auto"
+            f"loss.backend=k2 needs the package k2 ({error}): install the build for your Python and torch, see "
+            "https://k2-fsa.github.io/k2/installation, or set loss.backend=auto"
         ) from error
     return k2
 

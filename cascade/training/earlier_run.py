@@ -1,7 +1,7 @@
 """What a training does with the run that --exp-dir holds: go on, average its epochs anew, or start over beside it.
 
-It starts over where other numbers would come out: with another input file, or another value of an option that
-`config.rules.STARTS_OVER` lists. The checkpoint carries its config and the hashes of its files by name; what it does
+It starts over where other numbers would come out: with another input file, or another value of an option whose field is
+not marked as `goes_on`. The checkpoint carries its config and the hashes of its files by name; what it does
 not carry (an option or a kind of file that is newer than it) counts as the default, or as unchanged. No run is ever
 removed.
 """

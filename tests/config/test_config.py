@@ -1,9 +1,12 @@
 import dataclasses
+from typing import get_args
 
 import pytest
 
 from cascade.config.load import changed_options, config_from_dict, config_to_dict, load_config, save_config
 from cascade.config.options import Config, ConfigError
+from cascade.config.rules import FIELDS, limits_of
+from cascade.losses import backends, distillation, log_probs
 
 
 def test_later_files_and_overrides_win(tmp_path):
@@ -49,6 +52,16 @@ def test_distillation_is_off_until_named_and_can_be_switched_off():
     ("training.learning_rate=inf", "training.learning_rate must be a finite number, got inf"),
     ("model.predictor.embedding_dim=0", "model.predictor.embedding_dim must be at least 1, got 0"),
     ("seed=2147483648", "seed must be at most 2147483647, got 2147483648"),
+    ("loss.backend=cuda", "loss.backend must be one of auto | torch | numba | k2, got 'cuda'"),
+    ("tokens.kind=null", "tokens.kind must be one of bpe | char | word, got None"),
+    ("context.left_chunks=[0]", "context.left_chunks must hold positive numbers or -1, got (0,)"),
+    ("context.chunk_frames=[4294967296]", "context.chunk_frames must hold positive numbers"),
+    ("context.chunk_frames=[]", "context.chunk_frames must hold positive numbers, got ()"),
+    ("context.chunk_frames=[1.5]", "context.chunk_frames must be a list of whole numbers, got [1.5]"),
+    ("data.speed_factors=[1.0,0.4]", "data.speed_factors must hold numbers from 0.5 to 2.0, got (1.0, 0.4)"),
+    ("data.speed_factors=[fast]", "data.speed_factors must be a list of numbers, got ['fast']"),
+    ("augment.noise_snr_db=[10,90]", "augment.noise_snr_db must be two numbers from -40 to 80, the lower one first"),
+    ("augment.noise_snr_db=[10]", "augment.noise_snr_db must be two numbers, got [10]"),
     ("training.keep_epochs=1", "must be at least training.average_last"),
     ("num_epochs", "an override is written section.key=value"),
     ("model=3", "Merge error"),
@@ -77,10 +90,26 @@ def test_every_number_has_bounds_and_is_named_beyond_them(name, value):
             load_config(overrides=[f"{name}={number}"])
 
 
+def test_every_number_has_a_lower_bound_or_says_why_not():
+    for name, field in FIELDS.items():
+        if {int, float} & {field.type, *get_args(field.type)}:
+            limits = limits_of(field)
+            assert (limits.at_least is None) == bool(limits.unbounded), name
+
+
+@pytest.mark.parametrize(("name", "choices"), [
+    ("loss.backend", backends.BACKENDS), ("loss.rnnt_type", log_probs.RNNT_TYPES),
+    ("distillation.kind", distillation.KINDS),
+])
+def test_choices_are_those_of_the_code_that_takes_them(name, choices):
+    assert get_args(FIELDS[name].type) == tuple(choices)
+
+
 def test_broken_files_are_named(tmp_path):
-    broken = tmp_path / "broken.yaml"
+    broken, a_list = tmp_path / "broken.yaml", tmp_path / "list.yaml"
     broken.write_text("training: [1, 2\n")
-    for path in (broken, tmp_path / "missing.yaml"):
+    a_list.write_text("- seed: 1\n")
+    for path in (broken, a_list, tmp_path / "missing.yaml"):
         with pytest.raises(ConfigError, match=path.name):
             load_config([path])
 
