@@ -1,11 +1,14 @@
 """The training program from outside: what it writes, how it resumes, what it says to mistakes."""
 
 import json
+import sys
+import types
 
 import pytest
 import torch
 
 from cascade.checkpoint import load_file, load_model
+from cascade.losses import recursion_torch
 from tests.training.conftest import OPTIONS, run
 
 
@@ -104,3 +107,25 @@ def test_mistakes_get_one_sentence(train, tmp_path, words, message, code):
     done = train(tmp_path / "model", *words, check=False)
     assert done.returncode == code
     assert message in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_missing_k2_is_said_before_any_work(train, tmp_path):
+    done = train(tmp_path / "model", "loss.backend=k2", check=False)
+    assert done.returncode == 1 and "error: loss.backend=k2 needs the package k2" in done.stderr
+    assert not (tmp_path / "model").exists()
+
+
+def test_k2s_loss_is_one_option_and_another_training(train, tmp_path, monkeypatch):
+    def recursion(px, py, boundary, return_grad):
+        scores, *occupancies = recursion_torch.forward_backward(px, py, boundary, return_grad)
+        batches.append(len(scores))
+        return scores.to(px.dtype), [occupancy.to(px.dtype) for occupancy in occupancies]
+
+    batches, short = [], ("training.num_epochs=1", "training.average_last=1")
+    monkeypatch.setitem(sys.modules, "k2", types.SimpleNamespace(mutual_information_recursion=recursion))
+    train(tmp_path / "model", "loss.backend=k2", *short)
+    assert batches
+    batches.clear()
+    assert "loss.backend: k2, now auto" in train(tmp_path / "model", *short).stderr and not batches
+    last = [load_file(tmp_path / name / "averaged.pt")["model"] for name in ("model.previous-1", "model")]
+    assert all(torch.allclose(last[0][name], last[1][name], atol=1e-3) for name in last[1])
