@@ -23,8 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from cascade.config.options import FRAME_SHIFT_MS, SUBSAMPLING, Config
 from cascade.corpus.cuts import read_cuts
 from cascade.corpus.quarantine import token_problem
-from cascade.data.augment import perturb_vocal_tract, spec_augment, utterance_generator
-from cascade.data.noise import Noise, add_noise, open_noise
+from cascade.data.augment import Augmentation, build_augmentations, utterance_generator
 from cascade.data.storage import Stored, read_features, read_stats, stored
 from cascade.text.tokens import Tokenizer
 
@@ -177,13 +176,8 @@ class TrainBatches:
             "are kept in memory" if keep else "are read from disk for each batch",
         )
         self.kept_bytes = num_bytes if keep else 0
-        noise = open_noise(Path(cuts_path).parent, config.features.num_mel_bins) if config.augment.noise_share else None
-        if noise is not None:
-            log.info(
-                "mixing %.2f hours of noise from %d files into %g %% of the utterances, at %g to %g dB",
-                noise.hours, noise.num_files, 100 * config.augment.noise_share, *config.augment.noise_snr_db,
-            )
-        self._dataset = _Dataset(self._items, config, fill, noise, keep)
+        augmentations = build_augmentations(config, Path(cuts_path).parent, fill)
+        self._dataset = _Dataset(self._items, augmentations, config.seed, keep)
         self._plan = lru_cache(maxsize=4)(self._make_plan)
         self._done: tuple[tuple[int, int], ...] = ()
 
@@ -269,27 +263,18 @@ def _leave_signals_to_the_training(worker: int) -> None:
 class _Dataset(Dataset):
     """(epoch, indices) -> Batch, in whichever process asks."""
 
-    def __init__(
-        self, items: list[Item], config: Config, fill: np.ndarray, noise: Noise | None, keep: bool
-    ) -> None:
-        self._items, self._config, self._fill, self._noise = items, config, fill, noise
+    def __init__(self, items: list[Item], augmentations: list[Augmentation], seed: int, keep: bool) -> None:
+        self._items, self._augmentations, self._seed = items, augmentations, seed
         self._kept: dict[int, np.ndarray] | None = {} if keep else None
 
     def __getitem__(self, task: tuple[int, np.ndarray]) -> Batch:
         epoch, indices = task
-        items = [self._items[index] for index in indices]
-        features = []
+        items, features = [self._items[index] for index in indices], []
         for index, item in zip(indices, items, strict=True):
             matrix = self._read(int(index))
-            generator = utterance_generator(self._config.seed, epoch, item.id, "vocal tract")
-            matrix = perturb_vocal_tract(
-                matrix, self._config.augment.vtlp_factor, self._config.features.sampling_rate, generator
-            )
-            if self._noise is not None:
-                generator = utterance_generator(self._config.seed, epoch, item.id, "noise")
-                matrix = add_noise(matrix, self._noise, self._config.augment, generator)
-            generator = utterance_generator(self._config.seed, epoch, item.id)
-            features.append(spec_augment(matrix, self._config.augment, self._fill, generator))
+            for augmentation in self._augmentations:
+                matrix = augmentation(matrix, utterance_generator(self._seed, epoch, item.id, augmentation.purpose))
+            features.append(matrix)
         return collate(features, [item.tokens for item in items], [item.id for item in items], [x.text for x in items])
 
     def _read(self, index: int) -> np.ndarray:

@@ -209,28 +209,28 @@ def open_noise(fbank: Path, num_mel_bins: int) -> Noise | None:
     return Noise(folder, num_mel_bins) if (folder / "fingerprint").is_file() else None
 
 
-def add_noise(
-    features: np.ndarray, noise: Noise, config: AugmentConfig, generator: np.random.Generator
-) -> np.ndarray:
-    """Mix noise into noise_share of the utterances at a ratio drawn from noise_snr_db.
+class MixNoise:
+    """Add noise to noise_share of the utterances, at a ratio drawn from noise_snr_db.
 
     The ratio is that of the mel energies, summed over bins and meant over all frames of both, so after pre-emphasis, as
     in lhotse and icefall.
-
-    Args:
-      features: (T, F) float32, not changed.
-    Returns:
-      (T, F) float32.
     """
-    if generator.random() >= config.noise_share:
-        return features
-    snr_db = generator.uniform(*config.noise_snr_db)
-    mixed = noise.cut(len(features), generator)
-    np.exp(mixed, out=mixed)
-    noise_energy = float(mixed.mean())
-    if noise_energy < SILENT_ENERGY:
-        return features
-    energies = np.exp(features)
-    mixed *= float(energies.mean()) / noise_energy * 10 ** (-snr_db / 10)
-    mixed += energies
-    return np.log(mixed, out=mixed)
+
+    purpose = "noise"
+
+    def __init__(self, noise: Noise, config: AugmentConfig) -> None:
+        self.noise, self.config = noise, config
+
+    def __call__(self, features: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+        if generator.random() >= self.config.noise_share:
+            return features
+        snr_db = generator.uniform(*self.config.noise_snr_db)
+        mixed = self.noise.cut(len(features), generator)
+        np.exp(mixed, out=mixed)
+        noise_energy = float(mixed.mean())
+        if noise_energy < SILENT_ENERGY:
+            return features
+        energies = np.exp(features)
+        mixed *= float(energies.mean()) / noise_energy * 10 ** (-snr_db / 10)
+        mixed += energies
+        return np.log(mixed, out=mixed)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from cascade.audio.fbank import compute_fbank
 from cascade.config.options import AugmentConfig, FeatureConfig
-from cascade.data.augment import perturb_vocal_tract, spec_augment, utterance_generator
+from cascade.data.augment import SpecAugment, VocalTract, utterance_generator
 
 FILL = np.full(20, 99.0, dtype=np.float32)
 
@@ -17,7 +17,7 @@ def matrix(num_frames, seed=0):
 
 
 def augment(num_frames, config, name="a", epoch=0, seed=1):
-    return spec_augment(matrix(num_frames), config, FILL, utterance_generator(seed, epoch, name))
+    return SpecAugment(config, FILL)(matrix(num_frames), utterance_generator(seed, epoch, name))
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
@@ -45,7 +45,7 @@ def test_unmasked_values_stay_and_the_input_is_not_changed():
     features = matrix(200)
     before = features.copy()
     config = AugmentConfig(share=1.0)
-    out = spec_augment(features, config, FILL, utterance_generator(0, 0, "a"))
+    out = SpecAugment(config, FILL)(features, utterance_generator(0, 0, "a"))
     np.testing.assert_array_equal(features, before)
     assert (out != 99).any() and (out == 99).any()
     np.testing.assert_array_equal(out[out != 99], features[out != 99])
@@ -74,7 +74,7 @@ def test_time_warp_keeps_the_ends_and_the_order(num_frames):
     ramp = np.repeat(np.arange(num_frames, dtype=np.float32)[:, None], 20, 1)
     moved = 0
     for index in range(30):
-        warped = spec_augment(ramp, config, FILL, utterance_generator(0, 0, str(index)))
+        warped = SpecAugment(config, FILL)(ramp, utterance_generator(0, 0, str(index)))
         assert warped.shape == ramp.shape and warped.dtype == np.float32
         np.testing.assert_allclose(warped[[0, -1]], ramp[[0, -1]], atol=1e-4)
         assert (np.diff(warped[:, 0]) >= 0).all() and np.abs(warped - ramp).max() <= 5.001
@@ -90,7 +90,7 @@ def test_another_vocal_tract_moves_a_tone_to_factor_times_its_frequency(factor, 
         return np.asarray(compute_fbank(samples, FeatureConfig(sampling_rate=sampling_rate, num_mel_bins=80)))
 
     for hertz in (300, 800, 1500, 2000):
-        warped = perturb_vocal_tract(tone(hertz), (factor, factor), sampling_rate, utterance_generator(1, 0, "a"))
+        warped = VocalTract((factor, factor), sampling_rate)(tone(hertz), utterance_generator(1, 0, "a"))
         wanted = tone(factor * hertz)
         assert warped.shape == wanted.shape and warped.dtype == np.float32
         assert abs(int(warped[20].argmax()) - int(wanted[20].argmax())) <= 1
@@ -98,6 +98,6 @@ def test_another_vocal_tract_moves_a_tone_to_factor_times_its_frequency(factor, 
 
 def test_a_vocal_tract_of_the_same_length_changes_nothing_and_each_epoch_draws_another():
     features = matrix(50)
-    assert perturb_vocal_tract(features, (1.0, 1.0), 16000, utterance_generator(1, 0, "a")) is features
-    first, second = (perturb_vocal_tract(features, (0.9, 1.1), 16000, utterance_generator(1, n, "a")) for n in (0, 1))
+    assert VocalTract((1.0, 1.0), 16000)(features, utterance_generator(1, 0, "a")) is features
+    first, second = (VocalTract((0.9, 1.1), 16000)(features, utterance_generator(1, n, "a")) for n in (0, 1))
     assert not np.array_equal(first, second)

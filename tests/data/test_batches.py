@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from cascade.config.options import AugmentConfig, FeatureConfig
 from cascade.corpus.cuts import read_cuts
+from cascade.data.augment import build_augmentations
 from cascade.data.batches import TrainBatches, dev_batches, plan_batches
 from cascade.data.storage import read_features, read_stats, stored
 from cascade.text.tokens import Tokenizer
@@ -149,6 +150,34 @@ def test_an_utterance_is_augmented_alike_whatever_the_batch_and_the_rank(exp):
             for row, name in enumerate(batch.ids):
                 assert torch.equal(batch.features[row, : batch.feature_lens[row]], alone[name])
     assert sorted(seen) == sorted(alone)
+
+
+class Level:
+    """An augmentation of this test's own: another gain for every utterance."""
+
+    purpose = "level"
+
+    def __call__(self, features, generator):
+        return features + np.float32(generator.normal())
+
+
+def test_a_new_augmentation_joins_the_chain_and_moves_no_other_ones_draws(exp, monkeypatch):
+    def utterances(epoch):
+        made = make(exp)
+        made.set_epoch(epoch)
+        return {name: batch.features[row, : batch.feature_lens[row]]
+                for batch in made for row, name in enumerate(batch.ids)}
+
+    plain = utterances(1)
+    monkeypatch.setattr(
+        "cascade.data.batches.build_augmentations", lambda *inputs: [*build_augmentations(*inputs), Level()]
+    )
+    first, again, second = utterances(1), utterances(1), utterances(2)
+    gains = {name: (features - plain[name]) for name, features in first.items()}
+    assert all(torch.allclose(gain, gain[0, 0].expand_as(gain), atol=1e-4) for gain in gains.values())
+    assert len({round(float(gain[0, 0]), 3) for gain in gains.values()}) == len(gains)
+    assert all(torch.equal(again[name], features) for name, features in first.items())
+    assert not any(torch.equal(second[name], features) for name, features in first.items())
 
 
 def test_masked_features_are_filled_with_the_mean_of_train(exp):

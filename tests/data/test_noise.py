@@ -14,7 +14,7 @@ from cascade.config.options import AugmentConfig, FeatureConfig
 from cascade.data import noise as noise_module
 from cascade.data.augment import utterance_generator
 from cascade.data.batches import TrainBatches
-from cascade.data.noise import add_noise, open_noise, remove_noise, store_noise
+from cascade.data.noise import MixNoise, open_noise, remove_noise, store_noise
 from cascade.text.tokens import Tokenizer
 from cascade.training.run_inputs import RunPaths, describe_inputs
 from tests.synthetic import small_config, tone
@@ -78,13 +78,13 @@ def test_ratio_of_speech_to_noise_is_the_drawn_one(noisy):
     speech = compute_fbank(tone(1.5), FEATURES).numpy()
     ratios = []
     for index in range(60):
-        mixed = add_noise(speech, noise, ALWAYS, utterance_generator(1, 1, str(index)))
+        mixed = MixNoise(noise, ALWAYS)(speech, utterance_generator(1, 1, str(index)))
         assert mixed.shape == speech.shape and mixed.dtype == np.float32 and (mixed >= speech - 1e-5).all()
         ratios.append(10 * np.log10(energy(speech) / (energy(mixed) - energy(speech))))
     assert 9.99 < min(ratios) < 11.5 and 18.5 < max(ratios) < 20.01 and 14 < np.mean(ratios) < 16
     for snr_db in (-5.0, 0.0, 30.0):
         config = dataclasses.replace(ALWAYS, noise_snr_db=(snr_db, snr_db))
-        mixed = add_noise(speech, noise, config, utterance_generator(1, 1, "a"))
+        mixed = MixNoise(noise, config)(speech, utterance_generator(1, 1, "a"))
         assert abs(10 * np.log10(energy(speech) / (energy(mixed) - energy(speech))) - snr_db) < 0.01
 
 
@@ -98,7 +98,7 @@ def test_adding_mel_energies_is_what_adding_samples_does(tmp_path):
         gain = np.sqrt(energy(speech) / energy(rest) * 10 ** (-snr_db / 10))
         expected = compute_fbank(voice + gain.astype(np.float32) * other, FeatureConfig()).numpy()
         config = dataclasses.replace(ALWAYS, noise_snr_db=(snr_db, snr_db))
-        mixed = add_noise(speech.numpy(), open_noise(tmp_path, 80), config, utterance_generator(1, 1, "a"))
+        mixed = MixNoise(open_noise(tmp_path, 80), config)(speech.numpy(), utterance_generator(1, 1, "a"))
         # Bin by bin the product of both signals is there; it is small where one is louder, and zero on average.
         assert np.abs(mixed - expected).mean() < 0.6 * np.abs(speech.numpy() - expected).mean()
         assert np.abs(mixed - expected).mean() < 0.5 and abs((mixed - expected).mean()) < 0.2
@@ -167,7 +167,7 @@ def test_silence_is_not_amplified(tmp_path):
     soundfile.write(tmp_path / "n" / "n.wav", np.concatenate([np.zeros(16000), hiss(0.05)]), 16000)
     store_noise(tmp_path / "n", tmp_path, FEATURES, 1)
     speech = compute_fbank(tone(0.2), FEATURES).numpy()
-    outcomes = [add_noise(speech, open_noise(tmp_path, 20), ALWAYS, np.random.default_rng(seed)) for seed in range(40)]
+    outcomes = [MixNoise(open_noise(tmp_path, 20), ALWAYS)(speech, np.random.default_rng(seed)) for seed in range(40)]
     assert all(np.array_equal(mixed, speech) or energy(mixed) > 1.005 * energy(speech) for mixed in outcomes)
     assert any(np.array_equal(mixed, speech) for mixed in outcomes)
 
