@@ -184,6 +184,16 @@ def transducer_loss(
         return TransducerLoss(simple, pruned, ranges, occupancy)
 
 
+def has_alignment(boundary: Tensor, rnnt_type: str, prune_range: int) -> Tensor:
+    """(N,) whether the lengths leave a path through the band: U <= T, in the regular topology U <= (R - 1) T.
+
+    Args:
+      boundary: (N, 4) int64 [0, 0, U_n, T_n]. prune_range: R, at least 2.
+    """
+    num_symbols, num_frames = boundary[:, 2], boundary[:, 3]
+    return num_symbols <= num_frames * (prune_range - 1 if rnnt_type == "regular" else 1)
+
+
 def pruned_loss(
     encoder: Tensor, predictor: Tensor, weight: Tensor, bias: Tensor, symbols: Tensor, ranges: Tensor,
     boundary: Tensor | None = None, *, rnnt_type: str = "regular", delay_penalty: float = 0.0,

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cascade.losses import backends, rnnt
-from cascade.losses.transducer import transducer_loss
+from cascade.losses.transducer import has_alignment, transducer_loss
 
 TYPES = ("regular", "modified", "constrained")
 NAMES = ("am", "lm", "encoder", "predictor", "weight", "bias")
@@ -136,6 +136,18 @@ def test_impossible_utterance_has_infinite_loss_and_zero_gradients(rnnt_type, ba
     assert all(bool(torch.isfinite(value).all()) for value in grads.values())
     assert float(grads["encoder"][1:3].abs().max()) == 0.0 and float(grads["predictor"][1:3].abs().max()) == 0.0
     assert float(grads["am"][2].abs().max()) == 0.0 and float(grads["encoder"][0].abs().max()) > 0.0
+
+
+@pytest.mark.parametrize("prune_range", [2, 3, 9])
+@pytest.mark.parametrize("rnnt_type", TYPES)
+def test_lengths_alone_say_whether_an_alignment_exists(rnnt_type, prune_range):
+    lengths = torch.cartesian_prod(torch.arange(6), torch.arange(8))  # (48, 2) symbols, frames
+    tensors, symbols, _ = make_inputs(n=len(lengths), t=7)
+    boundary = torch.cat((torch.zeros_like(lengths), lengths), dim=1)
+    out = run(tensors, symbols, boundary, rnnt_type=rnnt_type, prune_range=prune_range)
+    possible = has_alignment(boundary, rnnt_type, prune_range)
+    assert torch.equal(possible, torch.isfinite(out.pruned)) and 0 < int(possible.sum()) < len(lengths)
+    assert not bool((possible & torch.isinf(out.simple)).any())
 
 
 @pytest.mark.parametrize("backend", ["torch", "numba"])

@@ -4,9 +4,11 @@ import pytest
 import torch
 
 from cascade.config.load import load_config
+from cascade.config.options import LossConfig
 from cascade.data.batches import Batch
 from cascade.models.build import build_model
-from cascade.training.objective import Context, Objective, draw_context, loss_warmup
+from cascade.training.objective import Context, Objective, draw_context
+from cascade.training.terms import loss_warmup
 from tests.training.conftest import OPTIONS
 
 CONTEXT = Context(4, 8, None)
@@ -74,6 +76,13 @@ def test_numbers_that_are_not_finite_are_told_from_a_missing_alignment(broken):
     assert not losses.impossible
 
 
+def test_a_loss_beyond_all_numbers_is_not_taken_for_a_missing_alignment():
+    model, config = make("loss.rnnt_type=modified", "loss.ctc_scale=0")
+    torch.nn.init.constant_(model.joiner.output.bias[1:], -1e20)  # finite, and no symbol can be said
+    losses = Objective(model, config)(make_batch((3, 30), (60, 44)), 100, CONTEXT)
+    assert losses.impossible == ["utt-1"] and losses.non_finite == ["utt-0"]
+
+
 def test_a_student_equal_to_its_teacher_has_no_divergence():
     for kind in ("pruned", "collapsed", "one_best"):
         model, config = make(f"distillation.kind={kind}")
@@ -112,9 +121,10 @@ def test_the_drawn_geometry_fits_the_streaming_rules():
 
 
 def test_warmup_moves_from_the_simple_to_the_pruned_loss():
-    assert loss_warmup(0.5, 100, 0)[:2] == (1.0, 0.1)
-    assert loss_warmup(0.5, 100, 100) == (0.5, 1.0, True)
-    assert not loss_warmup(0.5, 100, 99).done
+    config = LossConfig(simple_scale=0.5, warmup_steps=100)
+    assert loss_warmup(config, 0)[:2] == (1.0, 0.1)
+    assert loss_warmup(config, 100) == (0.5, 1.0, True)
+    assert not loss_warmup(config, 99).done
 
 
 def test_delay_penalty_acts_on_the_causal_pass_after_the_warm_up():

@@ -15,6 +15,7 @@ from cascade.training.metrics import Metrics
 from cascade.training.objective import Objective
 from cascade.training.optim import build_optimizer
 from cascade.training.step import OutOfMemory, Stepper
+from cascade.training.terms import Term
 from tests.training.conftest import OPTIONS
 from tests.training.test_objective import make, make_batch
 from tests.training.test_train import same_weights
@@ -58,6 +59,31 @@ def test_parts_of_a_batch_are_as_good_as_the_whole(options):
             assert pair == pytest.approx(sums[name], rel=1e-9), name
         for name, tensor in results[num_parts][1].items():
             assert torch.allclose(tensor, weights[name], rtol=0, atol=1e-9), name
+
+
+class Activity:
+    """A term of this test's own: the mean square of the causal pass's simple logits."""
+
+    def __call__(self, name, outputs, batch, step):
+        frames = outputs.passes[name].am[:, :5]
+        return {"activity": Term(frames.square().sum(), float(frames.numel()), 100.0)} if name == "causal" else {}
+
+
+def test_a_new_term_joins_the_objective_and_is_stepped_down_with_the_others():
+    means = {}
+    for kind in ("plain", "whole", "parts"):
+        take = stepper()
+        if kind != "plain":
+            take.objective.terms.append(Activity())
+        for step in range(3):
+            result = take.attempt(batch_of(), step, 0.5, num_parts=2 if kind == "parts" else 1)
+            means[kind, step] = {name: value / count for name, (value, count) in result.sums.items()}
+    assert means["whole", 0].keys() - means["plain", 0].keys() == {"causal_activity"}
+    first = means["whole", 0]
+    assert first["loss"] > means["plain", 0]["loss"] and first["causal_pruned"] == means["plain", 0]["causal_pruned"]
+    assert means["parts", 2] == pytest.approx(means["whole", 2], rel=1e-6)
+    assert means["whole", 2]["causal_activity"] < first["causal_activity"]
+    assert means["whole", 2]["causal_simple"] != means["plain", 2]["causal_simple"]
 
 
 @pytest.mark.parametrize("where", ["forward", "backward"])

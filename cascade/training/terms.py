@@ -1,0 +1,160 @@
+"""The terms of the objective: the transducer loss of a pass, CTC, the KL to a teacher.
+
+A new one is a class like these, a field of the config, and a line in `build_terms`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cascade.config.options import Config, DistillationConfig, LossConfig
+from cascade.data.batches import Batch
+from cascade.losses.distillation import JoinerInputs, distillation_loss
+from cascade.losses.transducer import TransducerLoss, transducer_loss
+from cascade.models.transducer import CascadedTransducer
+
+
+class PassOutput(NamedTuple):
+    """One pass of one model over a batch."""
+
+    encoder_out: Tensor
+    """(N, T, C)"""
+    joiner: JoinerInputs
+    am: Tensor
+    """(N, T, V)"""
+    lm: Tensor
+    """(N, U + 1, V)"""
+
+
+class Outputs(NamedTuple):
+    """What the networks made of a batch."""
+
+    passes: dict[str, PassOutput]
+    """By the name of the pass, causal or noncausal: those that are computed in this step."""
+    teacher: dict[str, PassOutput]
+    """The same passes of the teacher, without gradient; empty without one."""
+    boundary: Tensor
+    """(N, 4) int64 [0, 0, tokens, encoder frames] of each utterance."""
+    ranges: dict[str, Tensor]
+    """(N, T, R) band of each pass, which its transducer loss leaves here for later terms."""
+
+
+class Term(NamedTuple):
+    """One term of the objective: `weight` times the mean of `total` over `count` things."""
+
+    total: Tensor
+    """() sum over the batch, with gradient."""
+    count: float
+    """Tokens, or for distillation lattice cells: what the sum over all processes is divided by."""
+    weight: float
+    left_out: Tensor | None = None
+    """(N,) bool: utterances whose value is not finite, which are in neither total nor count; None: not looked for."""
+
+
+class LossTerm(Protocol):
+    """A part of what is minimised; called for each pass that is computed, causal before noncausal."""
+
+    def __call__(self, name: str, outputs: Outputs, batch: Batch, step: int) -> dict[str, Term]:
+        """
+        Args:
+          name: the pass in question, a key of outputs.passes.
+        Returns:
+          terms by name, weighted without the pass's own weight. {}: nothing for this pass.
+        """
+
+
+def build_terms(
+    config: Config, model: CascadedTransducer, teacher: CascadedTransducer | None
+) -> list[LossTerm]:
+    """The terms that the config asks for, in the order in which they are computed."""
+    terms: list[LossTerm] = [Transducer(config.loss)]
+    if config.loss.ctc_scale:
+        terms.append(Ctc(config.loss.ctc_scale, model.heads.ctc))
+    if teacher is not None:
+        terms.append(Distillation(config.distillation, config.loss))
+    return terms
+
+
+class Warmup(NamedTuple):
+    """How far the warm-up of the losses is: simple falls to simple_scale, pruned rises from 0.1 to 1."""
+
+    simple_scale: float
+    pruned_scale: float
+    done: bool
+
+
+def loss_warmup(config: LossConfig, step: int) -> Warmup:
+    share = min(1.0, step / config.warmup_steps) if config.warmup_steps else 1.0
+    return Warmup(1.0 - share * (1.0 - config.simple_scale), 0.1 + 0.9 * share, share >= 1.0)
+
+
+def _transducer_loss(output: PassOutput, batch: Batch, boundary: Tensor, config: LossConfig, **more) -> TransducerLoss:
+    return transducer_loss(
+        output.am, output.lm, *output.joiner, batch.tokens, boundary, prune_range=config.prune_range,
+        lm_scale=config.lm_scale, am_scale=config.am_scale, rnnt_type=config.rnnt_type, **more,
+    )
+
+
+class Transducer:
+    """Simple and pruned loss of a pass, per token."""
+
+    def __init__(self, config: LossConfig) -> None:
+        self.config = config
+
+    def __call__(self, name: str, outputs: Outputs, batch: Batch, step: int) -> dict[str, Term]:
+        warmup = loss_warmup(self.config, step)
+        # Users wait for the causal pass; the other one corrects it and keeps its own times.
+        penalty = self.config.delay_penalty if warmup.done and name == "causal" else 0.0
+        loss = _transducer_loss(outputs.passes[name], batch, outputs.boundary, self.config, delay_penalty=penalty)
+        outputs.ranges[name] = loss.ranges
+        bad = ~(torch.isfinite(loss.simple) & torch.isfinite(loss.pruned)).detach()
+        num_tokens = float(batch.token_lens[~bad].sum())
+        return {
+            part: Term(torch.where(bad, 0.0, values).sum(), num_tokens, scale, bad)
+            for part, values, scale in (
+                ("simple", loss.simple, warmup.simple_scale), ("pruned", loss.pruned, warmup.pruned_scale)
+            )
+        }
+
+
+class Ctc:
+    """CTC on a pass's encoder output, per token; an utterance with too few frames counts as 0."""
+
+    def __init__(self, scale: float, heads: nn.ModuleDict) -> None:
+        self.scale, self.heads = scale, heads
+
+    def __call__(self, name: str, outputs: Outputs, batch: Batch, step: int) -> dict[str, Term]:
+        logits = self.heads[name](outputs.passes[name].encoder_out)
+        log_probs = functional.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1)
+        total = functional.ctc_loss(
+            log_probs.transpose(0, 1), batch.tokens, outputs.boundary[:, 3], batch.token_lens, reduction="sum",
+            zero_infinity=True,
+        )
+        return {"ctc": Term(total, float(batch.token_lens.sum()), self.scale)}
+
+
+class Distillation:
+    """KL(teacher || student) of like pass to like pass, per lattice cell or per weight of the cells."""
+
+    def __init__(self, config: DistillationConfig, loss: LossConfig) -> None:
+        self.config, self.loss = config, loss
+
+    def __call__(self, name: str, outputs: Outputs, batch: Batch, step: int) -> dict[str, Term]:
+        config, teacher, ranges, weights = self.config, outputs.teacher[name], outputs.ranges[name], None
+        if config.kind != "one_best":  # which has cells of its own
+            own = config.ranges == "student" and loss_warmup(self.loss, step).done
+            with torch.no_grad():
+                loss = _transducer_loss(
+                    teacher, batch, outputs.boundary, self.loss, ranges=ranges if own else None
+                )
+            ranges = loss.ranges
+            weights = loss.occupancy if config.cell_weight == "teacher_occupancy" else None
+        values, counts = distillation_loss(
+            outputs.passes[name].joiner, teacher.joiner, batch.tokens, outputs.boundary, ranges, kind=config.kind,
+            temperature=config.temperature, cell_weights=weights,
+        )
+        return {"kd": Term(values.sum(), float(counts.sum()), config.weight)}
