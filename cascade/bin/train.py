@@ -29,15 +29,12 @@ from cascade.files import writing_to
 from cascade.log import setup_logging
 from cascade.losses.backends import set_backend
 from cascade.models.build import params_by_part
-from cascade.models.compress import init_from_teacher
 from cascade.training.distributed import Processes
 from cascade.training.dry_run import dry_run
 from cascade.training.earlier_run import carry_on, make_room, plan_run
-from cascade.training.init_from import start_from
 from cascade.training.launch import check_count, is_worker, run_workers
 from cascade.training.run_inputs import RunInputs, RunPaths, build_trainer, check_options, describe_inputs, read_inputs
 from cascade.training.run_lock import only_training_in
-from cascade.training.trainer import Trainer
 
 
 def log_device(processes: Processes) -> None:
@@ -65,19 +62,8 @@ def train(config: Config, paths: RunPaths, inputs: RunInputs, processes: Process
     trainer = build_trainer(config, paths, inputs, described, processes)
     for name, count in params_by_part(trainer.model).items():
         logging.info("parameters: %-18s %11s", name, f"{count:,}")
-    if not trainer.resume():
-        for line in choose_start(trainer, config, inputs):
-            logging.info("start: %s", line)
+    trainer.resume()
     return trainer.run()
-
-
-def choose_start(trainer: Trainer, config: Config, inputs: RunInputs) -> list[str]:
-    """Replace the random weights where the run starts from others; lines for the log."""
-    if inputs.source is not None:
-        return start_from(trainer.model, inputs.source, inputs.tokenizer, config)
-    if inputs.teacher is not None and config.distillation.init_from_teacher:
-        return init_from_teacher(trainer.model, inputs.teacher)
-    return []
 
 
 def main() -> None:

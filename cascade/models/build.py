@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
-import torch
 from torch import nn
 
 from cascade.config.options import Config
@@ -14,19 +11,6 @@ from cascade.models.transducer import CascadedTransducer
 def build_model(config: Config, vocab_size: int) -> CascadedTransducer:
     """A model with fresh random weights (from torch's global generator) for `vocab_size` tokens, blank included."""
     return CascadedTransducer(config.model, vocab_size, config.features.num_mel_bins)
-
-
-def expect_blank(model: CascadedTransducer, probability: float = 0.9) -> None:
-    """Set the output biases so that every head begins with this probability of blank, about what speech has.
-
-    Else the first gradients all ask for blank, whatever is heard: the encoder learns to put out a constant, and takes
-    hundreds of steps to come back (CTC on single words: 6.0 nats after 450 steps, what chance has).
-    """
-    bias = math.log(probability / (1 - probability) * (model.vocab_size - 1))
-    heads = model.heads
-    with torch.no_grad():
-        for head in (model.joiner.output, heads.simple_am, *heads.ctc.values()):
-            head.bias[0] = bias  # blank
 
 
 def count_params(module: nn.Module) -> int:

@@ -14,11 +14,11 @@ from cascade.config.load import changed_options
 from cascade.config.options import Config, ConfigError
 from cascade.corpus.cut_checks import hash_utterances
 from cascade.data.storage import read_stats
-from cascade.models.build import build_model, expect_blank
+from cascade.models.encoder import check_encoders
 from cascade.models.transducer import CascadedTransducer
 from cascade.text.tokens import Tokenizer
 from cascade.training.distributed import Processes
-from cascade.training.init_from import Source, checkpoint_file, read_source, take_feature_stats
+from cascade.training.start import Source, checkpoint_file, read_source, start_model
 from cascade.training.trainer import Trainer
 
 Inputs = dict[str, str | None]
@@ -51,8 +51,9 @@ class RunInputs(NamedTuple):
 
 def check_options(config: Config, paths: RunPaths) -> None:
     """Raises:
-      ConfigError: flags and config contradict each other.
+      ConfigError: flags and config contradict each other, or there is no such encoder.
     """
+    check_encoders(config.model)
     if (config.distillation is None) != (paths.teacher is None):
         raise ConfigError(
             "the config has a distillation section: name the teacher with --teacher DIR, or switch it off with "
@@ -137,12 +138,8 @@ def _hash_weights(path: Path) -> str:
 def build_trainer(
     config: Config, paths: RunPaths, inputs: RunInputs, described: Inputs, processes: Processes
 ) -> Trainer:
-    """A trainer with a model of random weights that normalises features as it will to the end. Writes nothing."""
-    torch.manual_seed(config.seed)
-    model = build_model(config, inputs.tokenizer.vocab_size)
-    expect_blank(model)
-    if inputs.source is not None:
-        take_feature_stats(model, inputs.source)
-    else:
-        model.encoder.set_feature_stats(inputs.stats["mean"], inputs.stats["std"])
-    return Trainer(model, inputs.teacher, config, inputs.tokenizer, paths.data, paths.exp_dir, described, processes)
+    """A trainer with the model that the run begins with. Writes nothing."""
+    model, start = start_model(config, inputs.tokenizer, inputs.stats, inputs.teacher, inputs.source)
+    return Trainer(
+        model, inputs.teacher, config, inputs.tokenizer, paths.data, paths.exp_dir, described, processes, start
+    )

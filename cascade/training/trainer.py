@@ -8,6 +8,7 @@ import math
 import resource
 import signal
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -91,8 +92,9 @@ class Trainer:
 
     def __init__(
         self, model: CascadedTransducer, teacher: CascadedTransducer | None, config: Config, tokenizer: Tokenizer,
-        data_dir: Path, exp_dir: Path, inputs: dict[str, str | None], processes: Processes,
+        data_dir: Path, exp_dir: Path, inputs: dict[str, str | None], processes: Processes, start: Sequence[str] = (),
     ) -> None:
+        """`start` says for the log where the model's weights come from."""
         self.processes, self.device, self.inputs = processes, processes.device, inputs
         self.model, self.config, self.exp_dir = model.to(self.device), config, exp_dir
         self.objective = Objective(model, config, teacher.to(self.device) if teacher is not None else None)
@@ -109,6 +111,7 @@ class Trainer:
         self.dev = lambda: dev_batches(
             data_dir / "dev_cuts.jsonl.gz", tokenizer, config, processes.rank, processes.world_size
         )
+        self.start = start
         self.set_aside: set[str] = set()
         self.writer: MetricWriter | None = None
         self.problem = ""
@@ -120,6 +123,8 @@ class Trainer:
         values = load_resumable(self.exp_dir, repair=True) if self.processes.is_first else None
         values = self.processes.from_first(values)
         if values is None:
+            for line in self.start:
+                logging.info("start: %s", line)
             return False
         self._restore(values)
         logging.info("resuming in epoch %d after batch %d", self.state.epoch, self.state.batch)

@@ -9,8 +9,8 @@ from cascade.checkpoint import load_file
 from cascade.config.load import load_config
 from cascade.models.build import build_model
 from cascade.text.tokens import BLANK, UNKNOWN, Tokenizer, train_tokenizer
-from cascade.training.init_from import SYMBOL_ROWS, read_source, shared_rows, start_from, take_feature_stats
 from cascade.training.run_inputs import load_teacher
+from cascade.training.start import SYMBOL_ROWS, from_checkpoint, read_source, shared_rows
 from tests.training.conftest import OPTIONS, WORDS, run
 
 OTHER_WORDS = ["ONE", "TWO", "THREE", "FIVE", "SIX"]  # FOUR is gone, two are new, and the ids are others
@@ -34,8 +34,7 @@ def started(trained, tokenizer, *words):
     config = config_of(*words)
     source = read_source(trained, config)
     model, before = fresh(config, tokenizer), fresh(config, tokenizer)
-    take_feature_stats(model, source)
-    return model, before, "\n".join(start_from(model, source, tokenizer, config))
+    return model, before, "\n".join(from_checkpoint(model, source, tokenizer, config))
 
 
 @pytest.mark.parametrize("kind", ["lstm", "stateless", "tied_reduced"])

@@ -1,23 +1,26 @@
-"""Fine-tuning: start a training from the weights of a trained model.
+"""The weights that a training begins with, in one place: random ones, a teacher's layers, or those of a checkpoint.
 
-Every parameter is taken whose name and shape fit. What has one row per symbol (the matrix E, which is the joiner's
-output and a tied predictor's embedding; its bias; another predictor's embedding; the heads of the simple loss and of
-CTC) is taken row by row: symbols that both vocabularies have keep their rows, new ones start at random. Encoders must
-be alike, because everything else stands on them.
+From a checkpoint (fine-tuning, --init-from) every parameter is taken whose name and shape fit. What has one row per
+symbol (the matrix E, which is the joiner's output and a tied predictor's embedding; its bias; another predictor's
+embedding; the heads of the simple loss and of CTC) is taken row by row: symbols that both vocabularies have keep their
+rows, new ones start at random. Encoders must be alike, because everything else stands on them.
 """
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cascade.checkpoint import load_file
 from cascade.config.load import changed_options, config_from_dict
 from cascade.config.options import Config
+from cascade.models.build import build_model
+from cascade.models.encoder import Encoder
 from cascade.models.transducer import CascadedTransducer
 from cascade.text.tokens import BLANK, UNKNOWN, Tokenizer
 
@@ -37,6 +40,87 @@ class Source(NamedTuple):
     config: Config
     tokenizer: Tokenizer
     weights: dict[str, Tensor]
+
+
+def start_model(
+    config: Config, tokenizer: Tokenizer, stats: dict[str, Tensor], teacher: CascadedTransducer | None = None,
+    source: Source | None = None,
+) -> tuple[CascadedTransducer, list[str]]:
+    """The model of a run before its first step: random weights from the config's seed, over them those of the source,
+    or of the teacher where `distillation.init_from_teacher` says so. Features are normalised as they will be to the
+    end: as the source does, whose encoder was trained on that, or by the new data's stats.
+
+    Returns:
+      the model, and lines for the log: what was taken from where, what starts at random.
+    """
+    torch.manual_seed(config.seed)
+    model = build_model(config, tokenizer.vocab_size)
+    expect_blank(model)
+    if source is not None:
+        return model, from_checkpoint(model, source, tokenizer, config)
+    model.encoder.set_feature_stats(stats["mean"], stats["std"])
+    if teacher is not None and config.distillation.init_from_teacher:
+        return model, from_teacher(model, teacher)
+    return model, []
+
+
+def expect_blank(model: CascadedTransducer, probability: float = 0.9) -> None:
+    """Set the output biases so that every head begins with this probability of blank, about what speech has.
+
+    Else the first gradients all ask for blank, whatever is heard: the encoder learns to put out a constant, and takes
+    hundreds of steps to come back (CTC on single words: 6.0 nats after 450 steps, what chance has).
+    """
+    bias = math.log(probability / (1 - probability) * (model.vocab_size - 1))
+    heads = model.heads
+    with torch.no_grad():
+        for head in (model.joiner.output, heads.simple_am, *heads.ctc.values()):
+            head.bias[0] = bias  # blank
+
+
+def evenly_chosen(num_teacher: int, num_student: int) -> list[int]:
+    """Indices of `num_student` of `num_teacher` layers, evenly spaced, first and last included."""
+    if num_student > num_teacher:
+        raise ValueError(f"the student has {num_student} layers, its teacher only {num_teacher}")
+    if num_student == 1:
+        return [num_teacher - 1]
+    return [round(index * (num_teacher - 1) / (num_student - 1)) for index in range(num_student)]
+
+
+def from_teacher(student: CascadedTransducer, teacher: CascadedTransducer) -> list[str]:
+    """Start the student from evenly chosen teacher layers and every part of equal kind and shape.
+
+    Returns:
+      one line per part, for the log: what was copied from where, what keeps its random start.
+    """
+    report = []
+
+    def copy(name: str, target: nn.Module, source: nn.Module, note: str = "") -> None:
+        shapes = [{key: tensor.shape for key, tensor in part.state_dict().items()} for part in (target, source)]
+        if type(target) is not type(source):
+            report.append(f"{name}: random start (another kind than the teacher's)")
+        elif shapes[0] != shapes[1]:
+            report.append(f"{name}: random start (its shape differs from the teacher's)")
+        else:
+            target.load_state_dict(source.state_dict())
+            report.append(f"{name}: copied from the teacher{note}")
+
+    def copy_encoder(name: str, target: Encoder, source: Encoder) -> None:
+        if type(target) is not type(source):
+            return copy(name, target, source)
+        chosen = evenly_chosen(len(source.layers), len(target.layers))
+        picked = nn.ModuleList(source.layers[index] for index in chosen)
+        copy(name, target.layers, picked, f", layers {' '.join(str(index) for index in chosen)}")
+        for part, module in target.named_children():
+            if module is not target.layers:
+                copy(f"{name}'s {part}", module, source.get_submodule(part))
+
+    copy("front end", student.encoder.subsampling, teacher.encoder.subsampling)
+    copy_encoder("causal encoder", student.encoder.causal, teacher.encoder.causal)
+    copy_encoder("non-causal encoder", student.encoder.noncausal, teacher.encoder.noncausal)
+    copy("joiner", student.joiner, teacher.joiner)
+    copy("training heads", student.heads, teacher.heads)
+    copy("predictor", student.predictor, teacher.predictor)
+    return report
 
 
 def checkpoint_file(init_from: Path) -> Path:
@@ -79,12 +163,6 @@ def read_source(init_from: Path, config: Config) -> Source:
     return Source(path, found, tokenizer, values["model"])
 
 
-def take_feature_stats(model: CascadedTransducer, source: Source) -> None:
-    """Normalise features as the source does: its encoder was trained on that, whatever the new data's mean is."""
-    for name in ("feature_mean", "feature_scale"):
-        getattr(model.encoder, name).copy_(source.weights[f"encoder.{name}"])
-
-
 def shared_rows(new: Tokenizer, old: Tokenizer) -> dict[int, int]:
     """{id in `new`: id in `old`} of the symbols that both have; of different kinds of tokens only the blank.
 
@@ -104,7 +182,7 @@ def part_of(name: str) -> str:
 
 
 @torch.no_grad()
-def start_from(model: CascadedTransducer, source: Source, tokenizer: Tokenizer, config: Config) -> list[str]:
+def from_checkpoint(model: CascadedTransducer, source: Source, tokenizer: Tokenizer, config: Config) -> list[str]:
     """Copy the source's weights into a fresh model.
 
     A predictor's other weights work on the symbols' vectors: they are taken when at least half of the new symbols
