@@ -5,13 +5,24 @@ import torch
 
 from cascade.config.load import load_config
 from cascade.models.build import build_model, params_by_part
+from cascade.models.encoder import ENCODERS
 from cascade.models.masks import block_attention_mask, padding_mask
 from cascade.models.state import join_streams, map_state, select_streams, state_tensors
+from tests.models.convolutional_encoder import ConvolutionalEncoder
 
 MEL_BINS = 10
+KINDS = (*ENCODERS, "convolutional")
 
 
-def small_model(convolution="centred", kernel_size=5, seed=0, predictor="tied_reduced"):
+@pytest.fixture(scope="module", autouse=True)
+def convolutional():
+    """The tests' own encoder among those that a config may name."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ENCODERS, "convolutional", ConvolutionalEncoder)
+        yield
+
+
+def small_model(convolution="centred", kernel_size=5, seed=0, predictor="tied_reduced", kind="conformer"):
     torch.manual_seed(seed)
     config = load_config(overrides=[
         "model.d_model=8", "model.subsampling_channels=3", "model.joiner_dim=6", f"features.num_mel_bins={MEL_BINS}",
@@ -20,6 +31,7 @@ def small_model(convolution="centred", kernel_size=5, seed=0, predictor="tied_re
         "model.noncausal.feedforward_dim=12", f"model.noncausal.kernel_size={kernel_size}",
         f"model.noncausal.convolution={convolution}", f"model.predictor.kind={predictor}",
         "model.predictor.embedding_dim=7", "model.predictor.hidden_dim=9", "model.predictor.context_size=3",
+        f"model.causal.kind={kind}", f"model.noncausal.kind={kind}",
     ])
     model = build_model(config, vocab_size=11).double().eval()
     model.encoder.set_feature_stats(torch.randn(MEL_BINS).double(), torch.rand(MEL_BINS).double() + 0.5)
@@ -56,11 +68,12 @@ def largest_difference(a, b, lens):
     return float((a - b).detach()[keep].abs().max()) if keep.any() else 0.0
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("seed", range(12))
-def test_streamed_output_equals_whole_utterance(seed):
+def test_streamed_output_equals_whole_utterance(seed, kind):
     rng = random.Random(seed)
     torch.manual_seed(seed)
-    model = small_model(rng.choice(["left", "centred"]), rng.choice([1, 3, 5, 9]), seed)
+    model = small_model(rng.choice(["left", "centred"]), rng.choice([1, 3, 5, 9]), seed, kind=kind)
     features, lens = random_batch(rng)
     chunk, left = rng.randint(1, 12), rng.choice([0, 1, 5, 16, 60])
     block = chunk * rng.randint(1, 4)
@@ -70,6 +83,26 @@ def test_streamed_output_equals_whole_utterance(seed):
     assert streamed.shape == causal.shape
     assert largest_difference(streamed, causal, out_lens) < 1e-9
     assert largest_difference(run_blocks(model, streamed, out_lens, block, left), noncausal, out_lens) < 1e-9
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_chunk_of_several_chunks_is_one_after_the_other(kind):
+    torch.manual_seed(3)
+    causal, left = small_model("left", kind=kind).encoder.causal, 7
+    x = torch.randn(2, 24, 8).double()
+    whole = causal(x, torch.tensor([24, 24]), 3, left)
+    state, outs = causal.initial_state(2, left), []
+    for start in range(0, 24, 12):
+        out, state = causal.forward_chunk(x[:, start : start + 12], state, chunk=3)
+        outs.append(out)
+    assert torch.allclose(torch.cat(outs, dim=1), whole, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_layout_of_a_state_is_that_of_its_tensors(kind):
+    for encoder in (small_model(kind=kind).encoder.causal, small_model(kind=kind).encoder.noncausal):
+        shapes = [tensor.shape for tensor in state_tensors(encoder.initial_state(3, 5))]
+        assert shapes == [(3, *part.shape) for part in encoder.state_layout(5)]
 
 
 def test_future_frames_do_not_change_causal_output():
