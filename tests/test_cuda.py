@@ -6,7 +6,8 @@ import random
 import pytest
 import torch
 
-from cascade.losses.distillation import KINDS, JoinerInputs, distillation_loss
+from cascade.losses.distillation import KINDS, distillation_loss
+from cascade.losses.joiner_cells import JoinerInputs
 from cascade.losses.transducer import transducer_loss
 from cascade.models.state import state_tensors
 from cascade.search.beam import ModifiedBeamSearch

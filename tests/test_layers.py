@@ -62,12 +62,6 @@ DOORS = {
     "onnxruntime": ("export",),
     "sherpa_onnx": ("export",),
     "aiohttp": ("server",),
-    "fastapi": ("server",),
-    "flask": ("server",),
-    "starlette": ("server",),
-    "tornado": ("server",),
-    "uvicorn": ("server",),
-    "websockets": ("server",),
 }
 EVERYWHERE = {"cascade", "torch", "numpy", "scipy"} | sys.stdlib_module_names
 NOWHERE = {"torchaudio"}  # it breaks lhotse

@@ -90,7 +90,8 @@ class Ours(K2Like):
         )[0].sum()
 
     def distil(self, kind, teacher):
-        from cascade.losses.distillation import JoinerInputs, distillation_loss
+        from cascade.losses.distillation import distillation_loss
+        from cascade.losses.joiner_cells import JoinerInputs
 
         x = self.x
         student = JoinerInputs(x["encoder"], x["predictor"], x["weight"], x["bias"])

@@ -124,6 +124,12 @@ def forward_backward(
     return Lattice(lattice.scores, px_occupancy, py_occupancy)
 
 
+def spread(values: Tensor, ranges: Tensor, num_symbols: int) -> Tensor:
+    """(N, T, R) values at ranges -> (N, S + 1, T), -inf elsewhere."""
+    full = values.new_full((*values.shape[:2], num_symbols + 1), -torch.inf)
+    return full.scatter(2, ranges, values).transpose(1, 2)
+
+
 def band_forward_backward(
     label: Tensor, blank: Tensor, ranges: Tensor, boundary: Tensor, *, modified: bool, least: float
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -147,11 +153,7 @@ def band_forward_backward(
             label, blank, start, boundary, modified=modified, label_frames=-1, need_occupancy=True,
             least=least,
         )
-    spread = [
-        x.new_full((*x.shape[:2], num_symbols + 1), -torch.inf).scatter(2, ranges, x).transpose(1, 2)
-        for x in (label, blank)
-    ]
-    px, py = spread[0][:, :-1], spread[1]
+    px, py = spread(label, ranges, num_symbols)[:, :-1], spread(blank, ranges, num_symbols)
     if not modified:
         px = torch.nn.functional.pad(px, (0, 1), value=-torch.inf)
         columns = torch.arange(px.shape[2], device=px.device)

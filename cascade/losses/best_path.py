@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from cascade.losses.joiner_cells import CellJoiner, Cells, JoinerInputs, band_cells
+from cascade.losses.joiner_cells import BLANK_ID, CellJoiner, Cells, JoinerInputs, band_cells
 from cascade.losses.log_probs import apply_topology, check_common, gather_log_probs
 from cascade.losses.recursion import check_boundary
 from cascade.losses.recursion_torch import lay_out_steps
@@ -26,7 +26,7 @@ class SymbolFrames(NamedTuple):
 
 
 @torch.no_grad()
-def one_best_cells(inputs: JoinerInputs, symbols: Tensor, boundary: Tensor, *, blank_id: int = 0) -> Cells:
+def one_best_cells(inputs: JoinerInputs, symbols: Tensor, boundary: Tensor) -> Cells:
     """The T + U cells that the best path leaves, by a blank or a symbol, in the regular topology.
 
     Two log-probs per cell of the whole lattice (N, T, U + 1) are kept, the logits of one slice.
@@ -40,7 +40,7 @@ def one_best_cells(inputs: JoinerInputs, symbols: Tensor, boundary: Tensor, *, b
     found = []
     for part in parts:
         some = inputs._replace(encoder=inputs.encoder[part], predictor=inputs.predictor[part])
-        px, py = _whole_lattice(some, symbols[part], boundary[part], blank_id)
+        px, py = _whole_lattice(some, symbols[part], boundary[part])
         positions, _ = _best_path(*apply_topology(px, py, "regular", boundary[part]), boundary[part])
         utts, k = (positions >= 0).nonzero(as_tuple=True)
         s, begin = positions[utts, k], boundary[part][utts]
@@ -50,7 +50,7 @@ def one_best_cells(inputs: JoinerInputs, symbols: Tensor, boundary: Tensor, *, b
 
 @torch.no_grad()
 def best_symbol_frames(
-    inputs: JoinerInputs, symbols: Tensor, boundary: Tensor, rnnt_type: str = "regular", *, blank_id: int = 0
+    inputs: JoinerInputs, symbols: Tensor, boundary: Tensor, rnnt_type: str = "regular"
 ) -> SymbolFrames:
     """The frame in which the best path says each symbol: a Viterbi alignment. Memory as `one_best_cells`.
 
@@ -59,12 +59,12 @@ def best_symbol_frames(
       rnnt_type: regular (any number of symbols in a frame) | modified | constrained (one at most).
     """
     boundary, parts = _parts(inputs, symbols, boundary)
-    check_common(symbols, blank_id, inputs.weight.shape[0], rnnt_type)
+    check_common(symbols, BLANK_ID, inputs.weight.shape[0], rnnt_type)
     found = []
     for part in parts:
         some = inputs._replace(encoder=inputs.encoder[part], predictor=inputs.predictor[part])
         bounds = boundary[part]
-        px, py = _whole_lattice(some, symbols[part], bounds, blank_id)
+        px, py = _whole_lattice(some, symbols[part], bounds)
         positions, scores = _best_path(*apply_topology(px, py, rnnt_type, bounds), bounds)
         ends = torch.where(positions.max(dim=1, keepdim=True).values >= 0, (bounds[:, 2] - bounds[:, 0])[:, None], -1)
         following = torch.cat((positions[:, 1:], torch.full_like(ends, -1)), dim=1)
@@ -88,17 +88,17 @@ def _parts(inputs: JoinerInputs, symbols: Tensor, boundary: Tensor) -> tuple[Ten
     return boundary, [slice(begin, begin + step) for begin in range(0, num_utts, step)]
 
 
-def _whole_lattice(inputs: JoinerInputs, symbols: Tensor, boundary: Tensor, blank_id: int) -> tuple[Tensor, Tensor]:
+def _whole_lattice(inputs: JoinerInputs, symbols: Tensor, boundary: Tensor) -> tuple[Tensor, Tensor]:
     """Log-probs of symbols (N, U, T) and blanks (N, U + 1, T) of the joiner's whole lattice."""
     num_utts, num_frames, _ = inputs.encoder.shape
     positions = torch.arange(symbols.shape[1] + 1, device=symbols.device).expand(num_utts, num_frames, -1)
     cells, index = band_cells(positions, boundary)
     joiner = CellJoiner(inputs, cells)
-    labels = torch.nn.functional.pad(symbols, (0, 1), value=blank_id)[cells.utts, cells.positions]
+    labels = torch.nn.functional.pad(symbols, (0, 1), value=BLANK_ID)[cells.utts, cells.positions]
     picked = torch.full((2, positions.numel()), -torch.inf, dtype=joiner.dtype, device=symbols.device)
     for rows in joiner.slices():
         logits = joiner.logits(joiner.hidden(rows))
-        picked[0, index[rows]], picked[1, index[rows]] = gather_log_probs(logits, labels[rows], blank_id)
+        picked[0, index[rows]], picked[1, index[rows]] = gather_log_probs(logits, labels[rows], BLANK_ID)
     px, py = picked.view(2, *positions.shape).transpose(2, 3)  # (N, U+1, T)
     return px[:, :-1], py
 

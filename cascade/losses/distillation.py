@@ -10,11 +10,17 @@ import torch
 from torch import Tensor
 
 from cascade.losses.best_path import one_best_cells
-from cascade.losses.joiner_cells import CellJoiner, Cells, JoinerGradients, JoinerInputs, band_cells, check_inputs
+from cascade.losses.joiner_cells import (
+    BLANK_ID,
+    CellJoiner,
+    Cells,
+    JoinerGradients,
+    JoinerInputs,
+    band_cells,
+    check_inputs,
+)
 from cascade.losses.pruning import check_ranges
 from cascade.losses.recursion import check_boundary
-
-__all__ = ["KINDS", "JoinerInputs", "distillation_loss", "one_best_cells"]
 
 KINDS = ("pruned", "collapsed", "one_best")
 
@@ -22,7 +28,6 @@ KINDS = ("pruned", "collapsed", "one_best")
 class _Options(NamedTuple):
     collapsed: bool
     temperature: float
-    blank_id: int
     budget_bytes: float
 
 
@@ -41,14 +46,14 @@ def _all_labels_kl(teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
     return kl, q.div_(q_sum).sub_(p)
 
 
-def _collapsed_kl(teacher: Tensor, student: Tensor, labels: Tensor, blank_id: int) -> tuple[Tensor, Tensor]:
-    """As _all_labels_kl for the classes label, blank, rest; labels equal to blank_id: there is no next label.
+def _collapsed_kl(teacher: Tensor, student: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """As _all_labels_kl for the classes label, blank, rest; a blank as label: there is no next one.
 
     With class probabilities P of the teacher and Q of the student, d KL / d student_k = q_k (1 - P_c / Q_c), where c is
     the class of k. Overwrites both, too.
     """
-    picked = torch.stack([labels, torch.full_like(labels, blank_id)], dim=1)  # (m, 2)
-    has_label = labels != blank_id
+    picked = torch.stack([labels, torch.full_like(labels, BLANK_ID)], dim=1)  # (m, 2)
+    has_label = labels != BLANK_ID
     tiny = torch.finfo(teacher.dtype).tiny
 
     def classes(logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -122,13 +127,13 @@ def _slice_kl(
         teacher_logits /= options.temperature
         student_logits /= options.temperature
     if options.collapsed:
-        return _collapsed_kl(teacher_logits, student_logits, labels[rows], options.blank_id)
+        return _collapsed_kl(teacher_logits, student_logits, labels[rows])
     return _all_labels_kl(teacher_logits, student_logits)
 
 
 def distillation_loss(
     student: JoinerInputs, teacher: JoinerInputs, symbols: Tensor, boundary: Tensor, ranges: Tensor, *, kind: str,
-    temperature: float, cell_weights: Tensor | None = None, blank_id: int = 0, logits_budget_mb: float = 64.0,
+    temperature: float, cell_weights: Tensor | None = None, logits_budget_mb: float = 64.0,
 ) -> tuple[Tensor, Tensor]:
     """Weighted sum of KL(teacher || student) over the valid cells of each utterance.
 
@@ -142,12 +147,9 @@ def distillation_loss(
     Returns:
       (N,) sums of weight * KL and (N,) sums of the weights; divide one's total by the other's for a mean.
     Raises:
-      ValueError: unknown kind, temperature <= 0, or shapes that do not fit.
+      ValueError: shapes that do not fit.
     """
-    if kind not in KINDS:
-        raise ValueError(f"distillation kind must be one of {', '.join(KINDS)}, got {kind!r}")
-    if not temperature > 0:
-        raise ValueError(f"distillation temperature must be > 0, got {temperature}")
+    assert kind in KINDS and temperature > 0, (kind, temperature)
     if student.weight.shape[0] != teacher.weight.shape[0]:
         raise ValueError(
             f"teacher and student must have the same vocabulary, got {teacher.weight.shape[0]} and "
@@ -164,15 +166,15 @@ def distillation_loss(
     boundary = check_boundary(boundary, num_utts, symbols.shape[1], num_frames, symbols.device)
     with torch.autocast(symbols.device.type, enabled=False):
         if kind == "one_best":
-            cells = one_best_cells(teacher, symbols, boundary, blank_id=blank_id)
+            cells = one_best_cells(teacher, symbols, boundary)
             weights = torch.ones(cells.utts.shape[0], device=symbols.device)
         else:
             check_ranges(ranges, num_utts, num_frames, symbols.shape[1])
             cells, weights = _weighted_cells(ranges, boundary, cell_weights)
-        labels = torch.nn.functional.pad(symbols, (0, 1), value=blank_id)[cells.utts, cells.positions]
-        labels = labels.masked_fill(cells.positions == boundary[cells.utts, 2], blank_id)
+        labels = torch.nn.functional.pad(symbols, (0, 1), value=BLANK_ID)[cells.utts, cells.positions]
+        labels = labels.masked_fill(cells.positions == boundary[cells.utts, 2], BLANK_ID)
         teacher = JoinerInputs(*(x.detach() for x in teacher))
-        options = _Options(kind == "collapsed", temperature, blank_id, logits_budget_mb * 1e6)
+        options = _Options(kind == "collapsed", temperature, logits_budget_mb * 1e6)
         kl = _CellKL.apply(*student, teacher, cells, labels, options)
         weights = weights.to(kl.dtype)
         zeros = kl.new_zeros(num_utts)
@@ -188,4 +190,4 @@ def _weighted_cells(ranges: Tensor, boundary: Tensor, cell_weights: Tensor | Non
         raise ValueError(f"cell_weights must be (N, T, R) = {tuple(ranges.shape)}, got {tuple(cell_weights.shape)}")
     weights = cell_weights.detach().flatten()[index]
     heavy = weights.nonzero()[:, 0]
-    return cells.select(heavy), weights[heavy]
+    return Cells(*(column[heavy] for column in cells)), weights[heavy]

@@ -11,6 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+BLANK_ID = 0
+"""Of what is trained here; k2's functions (`rnnt`) take any."""
+
 
 class JoinerInputs(NamedTuple):
     """What a joiner needs for logits = tanh(encoder[t] + predictor[u]) @ weight.T + bias."""
@@ -31,10 +34,6 @@ class Cells(NamedTuple):
     utts: Tensor
     frames: Tensor
     positions: Tensor
-
-    def select(self, index: Tensor | slice) -> "Cells":
-        """The cells at `index`."""
-        return Cells(self.utts[index], self.frames[index], self.positions[index])
 
 
 def band_cells(ranges: Tensor, boundary: Tensor) -> tuple[Cells, Tensor]:

@@ -38,17 +38,6 @@ def check_size(num_symbols: int, num_frames: int) -> None:
         )
 
 
-def check_am_lm(lm: Tensor, am: Tensor, symbols: Tensor) -> None:
-    """Raise a ValueError unless lm is (N, S + 1, V), am (N, T, V), symbols (N, S)."""
-    if lm.ndim != 3 or am.ndim != 3:
-        raise ValueError(f"lm and am must have 3 dimensions, got shapes {tuple(lm.shape)} and {tuple(am.shape)}")
-    if lm.shape[0] != am.shape[0] or lm.shape[2] != am.shape[2]:
-        raise ValueError(f"lm (N, S + 1, V) and am (N, T, V) must agree in N, V: {tuple(lm.shape)}, {tuple(am.shape)}")
-    shape = (lm.shape[0], lm.shape[1] - 1)
-    if symbols.shape != shape:
-        raise ValueError(f"symbols must be {shape} for lm (N, S + 1, V), got {tuple(symbols.shape)}")
-
-
 def widen(x: Tensor) -> Tensor:
     """float16 and bfloat16 to float32: sums of many small numbers do not survive in half precision."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
@@ -60,6 +49,8 @@ def apply_topology(px: Tensor, py: Tensor, rnnt_type: str, boundary: Tensor | No
     regular: a column T of -inf is added and column boundary[:, 3] filled with -inf: no symbol without a frame.
     constrained: a symbol also takes the blank of its target state in the same frame.
     """
+    if boundary is not None:
+        check_boundary(boundary, *px.shape, px.device)
     if rnnt_type == "regular":
         px = torch.cat([px, px.new_full((*px.shape[:2], 1), -torch.inf)], dim=2)
         if boundary is not None:
@@ -98,17 +89,8 @@ def get_rnnt_logprobs(
     Raises:
       ValueError: arguments that do not fit together.
     """
-    check_am_lm(lm, am, symbols)
     check_size(symbols.shape[1], am.shape[1])
-    check_common(symbols, termination_symbol, am.shape[2], rnnt_type)
-    if boundary is not None:
-        boundary = check_boundary(boundary, am.shape[0], symbols.shape[1], am.shape[1], am.device)
-    lm, am = widen(lm), widen(am)
-    am_max, lm_max = am.amax(dim=2, keepdim=True), lm.amax(dim=2, keepdim=True)
-    normalizers = _log_normalizers((lm - lm_max).exp(), (am - am_max).exp()) + lm_max + am_max.transpose(1, 2)
-    px = _pick(am, symbols) + lm[:, :-1].gather(2, symbols[:, :, None]) - normalizers[:, :-1]
-    py = am[:, None, :, termination_symbol] + lm[:, :, termination_symbol, None] - normalizers
-    return apply_topology(px, py, rnnt_type, boundary)
+    return smoothed_log_probs(lm, am, symbols, termination_symbol, 0.0, 0.0, boundary, rnnt_type)
 
 
 def get_rnnt_logprobs_smoothed(
@@ -124,7 +106,6 @@ def get_rnnt_logprobs_smoothed(
       lm_only_scale, am_only_scale: shares of the two, the rest goes to the joint log-probs.
       others: as in get_rnnt_logprobs.
     """
-    check_am_lm(lm, am, symbols)
     check_size(symbols.shape[1], am.shape[1])
     return smoothed_log_probs(
         lm, am, symbols, termination_symbol, lm_only_scale, am_only_scale, boundary, rnnt_type
@@ -136,15 +117,17 @@ def smoothed_log_probs(
     boundary: Tensor | None, rnnt_type: str,
 ) -> tuple[Tensor, Tensor]:
     """get_rnnt_logprobs_smoothed without k2's limits on the size of the batch."""
-    check_am_lm(lm, am, symbols)
+    if lm.ndim != 3 or am.ndim != 3 or lm.shape[::2] != am.shape[::2] or symbols.shape != (len(lm), lm.shape[1] - 1):
+        raise ValueError(
+            "lm must be (N, S + 1, V), am (N, T, V) and symbols (N, S), got "
+            f"{tuple(lm.shape)}, {tuple(am.shape)} and {tuple(symbols.shape)}"
+        )
     check_common(symbols, termination_symbol, am.shape[2], rnnt_type)
     if lm_only_scale < 0 or am_only_scale < 0 or lm_only_scale + am_only_scale > 1:
         raise ValueError(
             "lm_only_scale and am_only_scale must be >= 0 with a sum of at most 1, "
             f"got {lm_only_scale} and {am_only_scale}"
         )
-    if boundary is not None:
-        boundary = check_boundary(boundary, am.shape[0], symbols.shape[1], am.shape[1], am.device)
     lm, am = widen(lm), widen(am)
     am_max, lm_max = am.amax(dim=2, keepdim=True), lm.amax(dim=2, keepdim=True)
     am_probs, lm_probs = (am - am_max).exp(), (lm - lm_max).exp()
@@ -242,8 +225,6 @@ def get_rnnt_logprobs_joint(
     if symbols.shape != (num_utts, num_states - 1):
         raise ValueError(f"symbols must be {(num_utts, num_states - 1)} for these logits, got {tuple(symbols.shape)}")
     check_size(num_states - 1, num_frames)
-    if boundary is not None:
-        boundary = check_boundary(boundary, num_utts, num_states - 1, num_frames, logits.device)
     labels = torch.nn.functional.pad(symbols, (0, 1), value=termination_symbol)  # no symbol follows the last
     label, blank = gather_log_probs(logits, labels[:, None, :].expand(-1, num_frames, -1), termination_symbol)
     return apply_topology(label[:, :, :-1].transpose(1, 2), blank.transpose(1, 2), rnnt_type, boundary)

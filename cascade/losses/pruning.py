@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from cascade.losses.backends import spread
 from cascade.losses.log_probs import apply_topology, check_common, check_size, gather_log_probs
 from cascade.losses.recursion import check_boundary
 
@@ -84,12 +85,6 @@ def check_ranges(ranges: Tensor, num_utts: int, num_frames: int, num_symbols: in
         raise ValueError(f"ranges must be in [0, {num_symbols}], got {int(ranges.min())} to {int(ranges.max())}")
 
 
-def spread(values: Tensor, ranges: Tensor, num_symbols: int) -> Tensor:
-    """(N, T, R) values at ranges -> (N, S + 1, T), -inf elsewhere."""
-    full = values.new_full((*values.shape[:2], num_symbols + 1), -torch.inf)
-    return full.scatter(2, ranges, values).transpose(1, 2)
-
-
 def get_rnnt_logprobs_pruned(
     logits: Tensor, symbols: Tensor, ranges: Tensor, termination_symbol: int, boundary: Tensor | None = None,
     rnnt_type: str = "regular",
@@ -112,8 +107,6 @@ def get_rnnt_logprobs_pruned(
     check_ranges(ranges, num_utts, num_frames, num_symbols)
     if ranges.shape[2] != prune_range:
         raise ValueError(f"logits have R = {prune_range} but ranges {ranges.shape[2]}; both come from one s_range")
-    if boundary is not None:
-        boundary = check_boundary(boundary, num_utts, num_symbols, num_frames, logits.device)
     labels = labels_on_band(symbols, ranges, termination_symbol)
     label, blank = gather_log_probs(logits, labels, termination_symbol)
     px, py = spread(label, ranges, num_symbols)[:, :-1], spread(blank, ranges, num_symbols)

@@ -127,24 +127,14 @@ def joint_mutual_information_recursion(
 
     Args:
       px, py: sequences of tensors as in mutual_information_recursion, all of the same shapes.
-      boundary: as there.
     Returns:
       (len(px), N): row i is the posterior mean of part i along the paths; row 0 also holds the rest (the entropy of the
       paths), so that the sum over rows is the score of the summed lattice. The gradient of row i reaches part i only.
-    Raises:
-      ValueError: empty or unequal sequences, or shapes that do not fit.
     """
-    if len(px) == 0 or len(px) != len(py):
-        raise ValueError(f"px and py must be sequences of equal length of at least 1, got {len(px)} and {len(py)}")
-    for i, (x, y) in enumerate(zip(px, py, strict=True)):
-        if x.shape != px[0].shape or y.shape != py[0].shape:
-            raise ValueError(f"px[{i}] {tuple(x.shape)} and py[{i}] {tuple(y.shape)} differ in shape from px[0], py[0]")
-    total, (px_grad, py_grad) = mutual_information_recursion(sum(px), sum(py), boundary, return_grad=True)
-
-    def expected(log_probs: Tensor, occupancy: Tensor) -> Tensor:
-        # 0 * -inf must count as 0
-        return (log_probs.masked_fill(occupancy == 0, 0.0) * occupancy).sum(dim=(1, 2))
-
-    rows = [expected(x, px_grad) + expected(y, py_grad) for x, y in zip(px, py, strict=True)]
+    total, occupancies = mutual_information_recursion(sum(px), sum(py), boundary, return_grad=True)
+    rows = [
+        sum((x.masked_fill(post == 0, 0.0) * post).sum(dim=(1, 2)) for x, post in zip(pair, occupancies, strict=True))
+        for pair in zip(px, py, strict=True)
+    ]
     rows[0] = rows[0] + (total - sum(rows)).detach()
     return torch.stack(rows)

@@ -6,7 +6,14 @@ import torch
 from torch import Tensor
 
 from cascade.losses.backends import band_forward_backward
-from cascade.losses.joiner_cells import CellJoiner, JoinerGradients, JoinerInputs, band_cells, check_inputs
+from cascade.losses.joiner_cells import (
+    BLANK_ID,
+    CellJoiner,
+    JoinerGradients,
+    JoinerInputs,
+    band_cells,
+    check_inputs,
+)
 from cascade.losses.log_probs import check_common, smoothed_log_probs
 from cascade.losses.pruning import check_ranges, choose_ranges, labels_on_band
 from cascade.losses.recursion import check_boundary, mutual_information_recursion
@@ -29,34 +36,15 @@ class TransducerLoss(NamedTuple):
 class _Options(NamedTuple):
     rnnt_type: str
     delay_penalty: float
-    fastemit_lambda: float
     budget_bytes: float
-    blank_id: int
-
-
-class _ScaleGradient(torch.autograd.Function):
-    """x with `scale` times its gradient (x may hold -inf, so that no sum does this)."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, scale: float) -> Tensor:
-        ctx.scale = scale
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, None]:
-        return grad * ctx.scale, None
 
 
 def _simple_loss(
     am: Tensor, lm: Tensor, symbols: Tensor, boundary: Tensor, lm_scale: float, am_scale: float, options: _Options
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Smoothed simple loss (N,) with zero gradients for impossible utterances, and its occupancies."""
-    px, py = smoothed_log_probs(
-        lm, am, symbols, options.blank_id, lm_scale, am_scale, boundary, options.rnnt_type
-    )
+    px, py = smoothed_log_probs(lm, am, symbols, BLANK_ID, lm_scale, am_scale, boundary, options.rnnt_type)
     px = add_delay_penalty(px, am.shape[1], boundary, options.delay_penalty)
-    if options.fastemit_lambda:
-        px = _ScaleGradient.apply(px, 1.0 + options.fastemit_lambda)
     scores, (px_grad, py_grad) = mutual_information_recursion(px, py, boundary, return_grad=True)
     return -scores.masked_fill(torch.isneginf(scores.detach()), -torch.inf), px_grad, py_grad  # the fill: no gradient
 
@@ -69,7 +57,7 @@ class _BandLoss(torch.autograd.Function):
         inputs = JoinerInputs(encoder, predictor, weight, bias)
         cells, index = band_cells(ranges, boundary)
         joiner = CellJoiner(inputs, cells)
-        labels = labels_on_band(symbols, ranges, options.blank_id).flatten()[index]
+        labels = labels_on_band(symbols, ranges, BLANK_ID).flatten()[index]
         logits_bytes = joiner.num_cells * joiner.vocab_size * joiner.weight.element_size()
         keep_logits = logits_bytes <= options.budget_bytes
         exps = joiner.new(joiner.num_cells, joiner.vocab_size) if keep_logits else None
@@ -77,7 +65,7 @@ class _BandLoss(torch.autograd.Function):
         norms = joiner.weight.new_empty(2, joiner.num_cells)  # the maximum and the sum of the exps of every cell
         for rows in joiner.slices():
             logits = joiner.logits(joiner.hidden(rows), None if exps is None else exps[rows])
-            label, blank = logits.gather(1, labels[rows, None])[:, 0], logits[:, options.blank_id].clone()
+            label, blank = logits.gather(1, labels[rows, None])[:, 0], logits[:, BLANK_ID].clone()
             norms[0, rows] = torch.amax(logits, dim=1)
             torch.sum(logits.sub_(norms[0, rows, None]).exp_(), dim=1, out=norms[1, rows])
             log_sum = norms[1, rows].log() + norms[0, rows]
@@ -89,9 +77,8 @@ class _BandLoss(torch.autograd.Function):
         if options.rnnt_type == "constrained":  # a symbol also takes its target's blank in the same frame
             d_blank[:, :, 1:] += d_label[:, :, :-1]
         d_picked = torch.stack([d_label.flatten()[index], d_blank.flatten()[index]])
-        d_picked[0] *= 1.0 + options.fastemit_lambda
         ctx.save_for_backward(*inputs, cells.utts, labels, norms, d_picked, exps)
-        ctx.joiner, ctx.blank_id = joiner, options.blank_id
+        ctx.joiner = joiner
         ctx.mark_non_differentiable(occupancy)
         return -scores.to(joiner.dtype), occupancy
 
@@ -116,7 +103,7 @@ class _BandLoss(torch.autograd.Function):
                 out = joiner.scratch("logits", kept.shape[0], joiner.vocab_size)
                 d_logits = torch.mul(kept, factors[rows, None], out=out)
             d_logits.scatter_add_(1, labels[rows, None], d_picked[0, rows, None])
-            d_logits[:, ctx.blank_id] += d_picked[1, rows]
+            d_logits[:, BLANK_ID] += d_picked[1, rows]
             gradients.add(d_logits, hidden, rows)
         joiner.free_scratch()
         return *gradients.results(JoinerInputs(*inputs)), None, None, None, None
@@ -129,7 +116,7 @@ def _band_occupancy(
     label, blank = picked
     if options.rnnt_type == "constrained":
         label = label + torch.nn.functional.pad(blank[:, :, 1:], (0, 1), value=-torch.inf)
-    label = _delay_on_band(label, boundary, options.delay_penalty)
+    label = add_delay_penalty(label.transpose(1, 2), label.shape[1], boundary, options.delay_penalty).transpose(1, 2)
     scores, d_label, d_blank = band_forward_backward(
         label, blank, ranges, boundary, modified=options.rnnt_type != "regular",
         # what lies far below the rounding of a sum of posteriors is not worth a row of two matrix products
@@ -138,17 +125,10 @@ def _band_occupancy(
     return scores, d_label, d_blank
 
 
-def _delay_on_band(label: Tensor, boundary: Tensor, delay_penalty: float) -> Tensor:
-    """add_delay_penalty for (N, T, R)."""
-    shifted = add_delay_penalty(label.transpose(1, 2), label.shape[1], boundary, delay_penalty)
-    return shifted.transpose(1, 2)
-
-
 def transducer_loss(
     am: Tensor, lm: Tensor, encoder: Tensor, predictor: Tensor, weight: Tensor, bias: Tensor, symbols: Tensor,
     boundary: Tensor, *, prune_range: int, lm_scale: float, am_scale: float, rnnt_type: str,
-    delay_penalty: float = 0.0, fastemit_lambda: float = 0.0, logits_budget_mb: float = 64.0,
-    ranges: Tensor | None = None, blank_id: int = 0,
+    delay_penalty: float = 0.0, logits_budget_mb: float = 64.0, ranges: Tensor | None = None,
 ) -> TransducerLoss:
     """Simple and pruned loss of one pass; the joiner is logits = tanh(encoder[t] + predictor[u]) @ weight.T + bias.
 
@@ -158,7 +138,7 @@ def transducer_loss(
       symbols: (N, U) int64, padded with any id. boundary: (N, 4) int64 [0, 0, U_n, T_n].
       prune_range: positions R per frame. lm_scale, am_scale: smoothing of the simple loss.
       rnnt_type: regular | modified | constrained.
-      delay_penalty: reward of early symbols. fastemit_lambda: gradients of symbols times (1 + lambda) (2010.11148).
+      delay_penalty: reward of early symbols.
       logits_budget_mb: keep the band's logits for the backward up to this size (10^6 bytes), else recompute them.
       ranges: (N, T, R) band to use instead of the simple loss's own.
     Returns:
@@ -168,7 +148,7 @@ def transducer_loss(
     """
     joiner = JoinerInputs(encoder, predictor, weight, bias)
     with torch.autocast(am.device.type, enabled=False):
-        options = _options(joiner, symbols, rnnt_type, delay_penalty, fastemit_lambda, logits_budget_mb, blank_id)
+        options = _options(joiner, symbols, rnnt_type, delay_penalty, logits_budget_mb)
         if encoder.shape[:2] != am.shape[:2] or predictor.shape[:2] != lm.shape[:2]:
             raise ValueError(
                 f"am {tuple(am.shape)} and encoder {tuple(encoder.shape)}, lm {tuple(lm.shape)} and predictor "
@@ -197,7 +177,7 @@ def has_alignment(boundary: Tensor, rnnt_type: str, prune_range: int) -> Tensor:
 def pruned_loss(
     encoder: Tensor, predictor: Tensor, weight: Tensor, bias: Tensor, symbols: Tensor, ranges: Tensor,
     boundary: Tensor | None = None, *, rnnt_type: str = "regular", delay_penalty: float = 0.0,
-    fastemit_lambda: float = 0.0, logits_budget_mb: float = 64.0, blank_id: int = 0,
+    logits_budget_mb: float = 64.0,
 ) -> tuple[Tensor, Tensor]:
     """The pruned part of transducer_loss alone, on a given band; arguments as there.
 
@@ -206,26 +186,21 @@ def pruned_loss(
     """
     joiner = JoinerInputs(encoder, predictor, weight, bias)
     with torch.autocast(encoder.device.type, enabled=False):
-        options = _options(joiner, symbols, rnnt_type, delay_penalty, fastemit_lambda, logits_budget_mb, blank_id)
+        options = _options(joiner, symbols, rnnt_type, delay_penalty, logits_budget_mb)
         boundary = check_boundary(boundary, encoder.shape[0], symbols.shape[1], encoder.shape[1], encoder.device)
         check_ranges(ranges, encoder.shape[0], encoder.shape[1], symbols.shape[1])
         return _BandLoss.apply(*joiner, symbols, ranges, boundary, options)
 
 
 def _options(
-    joiner: JoinerInputs, symbols: Tensor, rnnt_type: str, delay_penalty: float, fastemit_lambda: float,
-    logits_budget_mb: float, blank_id: int,
+    joiner: JoinerInputs, symbols: Tensor, rnnt_type: str, delay_penalty: float, logits_budget_mb: float
 ) -> _Options:
     """Check what both entry points share."""
     check_inputs(joiner, "transducer loss")
-    check_common(symbols, blank_id, joiner.weight.shape[0], rnnt_type)
+    check_common(symbols, BLANK_ID, joiner.weight.shape[0], rnnt_type)
     if symbols.shape != (joiner.predictor.shape[0], joiner.predictor.shape[1] - 1):
         raise ValueError(
             f"symbols must be (N, U) for predictor (N, U + 1, D), got {tuple(symbols.shape)} and "
             f"{tuple(joiner.predictor.shape)}"
         )
-    if delay_penalty < 0:
-        raise ValueError(f"delay_penalty must be >= 0, got {delay_penalty}")
-    if fastemit_lambda < 0:
-        raise ValueError(f"fastemit_lambda must be >= 0, got {fastemit_lambda}")
-    return _Options(rnnt_type, delay_penalty, fastemit_lambda, logits_budget_mb * 1e6, blank_id)
+    return _Options(rnnt_type, delay_penalty, logits_budget_mb * 1e6)

@@ -13,7 +13,8 @@ from torch.nn import functional
 
 from cascade.config.options import Config, DistillationConfig, LossConfig
 from cascade.data.batches import Batch
-from cascade.losses.distillation import JoinerInputs, distillation_loss
+from cascade.losses.distillation import distillation_loss
+from cascade.losses.joiner_cells import JoinerInputs
 from cascade.losses.transducer import TransducerLoss, transducer_loss
 from cascade.models.transducer import CascadedTransducer
 

@@ -5,7 +5,9 @@ import itertools
 import pytest
 import torch
 
-from cascade.losses.distillation import KINDS, JoinerInputs, distillation_loss, one_best_cells
+from cascade.losses.best_path import one_best_cells
+from cascade.losses.distillation import KINDS, distillation_loss
+from cascade.losses.joiner_cells import JoinerInputs
 
 N, T, U, V = 3, 9, 4, 6
 BOUNDARY = torch.tensor([[0, 0, 4, 9], [0, 0, 2, 5], [0, 0, 3, 0]])
@@ -145,8 +147,6 @@ def test_cells_of_weight_zero_cost_and_change_nothing():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"kind": "best"}, "kind must be one of pruned, collapsed, one_best"),
-        ({"temperature": 0.0}, "temperature must be > 0"),
         ({"cell_weights": torch.ones(2)}, "cell_weights must be"),
         ({"ranges": torch.full((N, T, 2), U + 1)}, "ranges must be in"),
     ],

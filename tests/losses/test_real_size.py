@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from cascade.losses import backends
-from cascade.losses.distillation import JoinerInputs, distillation_loss
+from cascade.losses.distillation import distillation_loss
+from cascade.losses.joiner_cells import JoinerInputs
 from cascade.losses.transducer import transducer_loss
 
 N, T, U, V, D = 3, 1000, 100, 500, 64
