@@ -22,8 +22,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from cascade.bin.cli import run_program  # noqa: E402
 from cascade.config.load import load_config  # noqa: E402
-from cascade.losses import joiner_cells  # noqa: E402
-from cascade.losses.transducer import pruned_loss  # noqa: E402
 from cascade.models.build import build_model  # noqa: E402
 from cascade.models.dropout import Dropout  # noqa: E402
 from cascade.models.prepack import prepack  # noqa: E402
@@ -69,31 +67,7 @@ def byte_dropout() -> Pair:
     return "forward and backward, 16 x 3.6 s, 4 layers of 144", step(plain), step(own)
 
 
-def huge_pages() -> Pair:
-    """losses/joiner_cells.new_matrix: huge pages for what the backward keeps, in a step of the pruned loss."""
-    num_utts, num_frames, num_symbols, dim, vocab_size = 8, 250, 60, 512, 500
-    leaves = [torch.randn(*shape).requires_grad_() for shape in (
-        (num_utts, num_frames, dim), (num_utts, num_symbols + 1, dim), (vocab_size, dim), (vocab_size,)
-    )]
-    symbols = torch.randint(1, vocab_size, (num_utts, num_symbols))
-    first = (torch.arange(num_frames) * (num_symbols - 4) / (num_frames - 1)).round().long()
-    ranges = (first[:, None] + torch.arange(5)).expand(num_utts, -1, -1).contiguous()
-
-    def step(new_matrix: Callable) -> Callable[[], object]:
-        def run() -> None:
-            before, joiner_cells.new_matrix = joiner_cells.new_matrix, new_matrix
-            try:
-                pruned_loss(*leaves, symbols, ranges)[0].sum().backward()
-            finally:
-                joiner_cells.new_matrix = before
-
-        return run
-
-    plain = step(lambda like, num_rows, width: like.new_empty(num_rows, width))
-    return "joiner, pruned loss and gradients, B8_T250_S60_V500", plain, step(joiner_cells.new_matrix)
-
-
-TRICKS = {"prepack": prepacked_weights, "dropout": byte_dropout, "huge_pages": huge_pages}
+TRICKS = {"prepack": prepacked_weights, "dropout": byte_dropout}
 
 
 def time_pair(plain: Callable[[], object], trick: Callable[[], object], repeats: int) -> tuple[float, float]:

@@ -86,7 +86,7 @@ class _CellKL(torch.autograd.Function):
         joiner = joiners[0]
         grads_bytes = joiner.num_cells * joiner.vocab_size * joiner.weight.element_size()
         keep = any(ctx.needs_input_grad) and grads_bytes <= options.budget_bytes
-        grads = joiner.new(joiner.num_cells, joiner.vocab_size) if keep else None
+        grads = joiner.weight.new_empty(joiner.num_cells, joiner.vocab_size) if keep else None
         kl = joiner.weight.new_empty(joiner.num_cells)
         for rows in joiner.slices():
             out = None if grads is None else grads[rows]

@@ -4,7 +4,6 @@ A step's time and memory go into the joiner, not into the recursion. Only valid 
 slices that stay in the processor's cache, and no (cells, V) log-softmax is ever kept.
 """
 
-import mmap
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -69,23 +68,6 @@ def check_inputs(inputs: JoinerInputs, name: str) -> None:
         )
 
 
-def new_matrix(like: Tensor, num_rows: int, width: int) -> Tensor:
-    """Uninitialised (num_rows, width) matrix of like's type and device.
-
-    Large ones on a Linux CPU lie in huge pages where the kernel offers them: handing out 4 KB pages costs about as much
-    as filling them four times over.
-    """
-    size = num_rows * width * like.element_size()
-    if like.device.type != "cpu" or size < 8e6 or not hasattr(mmap, "MADV_HUGEPAGE"):
-        return like.new_empty(num_rows, width)
-    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    try:
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    except OSError:
-        pass  # a kernel without them: the memory is as good
-    return torch.frombuffer(memory, dtype=like.dtype).view(num_rows, width)
-
-
 class CellJoiner:
     """The joiner's forward on cells. Computes in float32 (float64 for float64 inputs)."""
 
@@ -145,10 +127,6 @@ class CellJoiner:
         """(m, D) -> (m, V), into `out` or a workspace."""
         out = self.scratch("logits", hidden.shape[0], self.vocab_size) if out is None else out
         return torch.addmm(self.bias, hidden, self.weight.t(), out=out)
-
-    def new(self, num_rows: int, width: int) -> Tensor:
-        """Uninitialised (num_rows, width) matrix of the joiner's type."""
-        return new_matrix(self.weight, num_rows, width)
 
 
 class JoinerGradients:

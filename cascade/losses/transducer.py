@@ -60,7 +60,7 @@ class _BandLoss(torch.autograd.Function):
         labels = labels_on_band(symbols, ranges, BLANK_ID).flatten()[index]
         logits_bytes = joiner.num_cells * joiner.vocab_size * joiner.weight.element_size()
         keep_logits = logits_bytes <= options.budget_bytes
-        exps = joiner.new(joiner.num_cells, joiner.vocab_size) if keep_logits else None
+        exps = joiner.weight.new_empty(joiner.num_cells, joiner.vocab_size) if keep_logits else None
         picked = torch.full((2, ranges.numel()), -torch.inf, dtype=joiner.dtype, device=ranges.device)
         norms = joiner.weight.new_empty(2, joiner.num_cells)  # the maximum and the sum of the exps of every cell
         for rows in joiner.slices():
