@@ -22,3 +22,12 @@ def test_dropout_follows_the_seed_and_rests_in_eval_mode():
     assert torch.equal(dropout(x), first)
     assert torch.equal(dropout.eval()(x), x)
     assert torch.equal(Dropout(0.0)(x), x)
+
+
+def test_only_a_cpu_draws_bytes(monkeypatch):
+    rates = []
+    monkeypatch.setattr("torch.nn.functional.dropout", lambda x, rate: rates.append(rate) or x)
+    for device in ("cpu", "meta"):
+        assert Dropout(0.25)(torch.ones(5, 3, device=device)).shape == (5, 3)
+        assert Dropout(0.25).eval()(torch.ones(5, device=device)).device.type == device
+    assert rates == [0.25]
