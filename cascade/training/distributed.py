@@ -77,18 +77,15 @@ class Processes:
             self._together(distributed.all_reduce, tensor)
 
     def sum_gradients(self, model: nn.Module) -> None:
-        """Add every gradient up over the processes; one that no process has stays None."""
+        """Add every gradient up over the processes. Each has a batch and the same passes, so all have the same ones."""
         if self.world_size == 1:
             return
-        parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        there = torch.tensor([float(p.grad is not None) for p in parameters]).to(parameters[0])
-        flat = torch.cat(
-            [(p.grad if p.grad is not None else torch.zeros_like(p)).flatten() for p in parameters] + [there]
-        )
+        parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
+        flat = torch.cat([parameter.grad.flatten() for parameter in parameters])
         self.sum_in_place(flat)
-        *parts, there = flat.split([*(p.numel() for p in parameters), len(parameters)])
-        for parameter, part, count in zip(parameters, parts, there.tolist(), strict=True):
-            parameter.grad = part.view_as(parameter) if count else None
+        parts = flat.split([parameter.numel() for parameter in parameters])
+        for parameter, part in zip(parameters, parts, strict=True):
+            parameter.grad = part.view_as(parameter)
 
     def gather(self, value: Any) -> list[Any]:
         """The processes' values (builtin types), in the order of their ranks, on every process."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import resource
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +12,7 @@ import torch
 
 from cascade.data.batches import FRAMES_PER_SECOND, plan_batches
 from cascade.training.step import OutOfMemory
+from cascade.training.step_timing import peak_bytes
 from cascade.training.trainer import Trainer
 
 KEPT_FREE = 0.1
@@ -42,13 +42,6 @@ def available_bytes(device: torch.device) -> float:
     if group.is_file() and group.read_text().strip().isdigit():
         free.append(int(group.read_text()) - int(Path("/sys/fs/cgroup/memory.current").read_text()))
     return min(free) + peak_bytes(device)
-
-
-def peak_bytes(device: torch.device) -> float:
-    """The most this process has taken so far."""
-    if device.type == "cuda":
-        return float(torch.cuda.max_memory_reserved(device))
-    return 1024.0 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def hardest_batches(trainer: Trainer, batch_duration: float) -> list[np.ndarray]:

@@ -10,14 +10,14 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from cascade.config.options import FRAME_SHIFT_MS, Config
+from cascade.config.options import Config
+from cascade.data.batches import FRAMES_PER_SECOND
 from cascade.training.objective import VALIDATION_CONTEXT
 from cascade.training.optim import Muon
 from cascade.training.trainer import Trainer
 
 NUM_STEPS = 12
 SECONDS_FOR_STEPS = 120.0
-FRAMES_PER_SECOND = 1000 // FRAME_SHIFT_MS
 
 
 class Measured(NamedTuple):
@@ -93,11 +93,14 @@ def measure(trainer: Trainer, plan: list[np.ndarray], num_steps: int = NUM_STEPS
     for index in {largest, longest}:
         step(index)
     dev_seconds = _measure_dev(trainer)
+    return Measured(np.array(seconds), np.array(frames), dev_seconds, peak_bytes(device), sorted(non_finite))
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The most memory of the device that this process has taken so far; on a CPU its resident set."""
     if device.type == "cuda":
-        peak = torch.cuda.max_memory_reserved(device)
-    else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return Measured(np.array(seconds), np.array(frames), dev_seconds, peak, sorted(non_finite))
+        return torch.cuda.max_memory_reserved(device)
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 @torch.no_grad()

@@ -169,14 +169,12 @@ def test_processes_begin_with_the_weights_of_the_first(corpus, tmp_path):
 def test_a_gradient_that_no_process_has_stays_missing():
     def work(processes):
         model = torch.nn.ParameterList([torch.nn.Parameter(torch.ones(2)) for _ in range(3)])
-        model[0].grad = torch.ones(2)
-        if processes.rank:
-            model[1].grad = torch.ones(2)
+        model[0].grad, model[2].grad = torch.ones(2), torch.tensor([processes.rank, 5.0])
         processes.sum_gradients(model)
         return [parameter.grad for parameter in model]
 
     for grads in in_threads(2, work):
-        assert grads[0].tolist() == [2, 2] and grads[1].tolist() == [1, 1] and grads[2] is None
+        assert grads[0].tolist() == [2, 2] and grads[1] is None and grads[2].tolist() == [1, 10]
 
 
 @pytest.mark.parametrize("counts", [(1, 2), (2, 1), (3, 2)])
