@@ -1,10 +1,13 @@
-"""Files that are whole or absent, and a SIGTERM that ends a program as Ctrl-C does."""
+"""Files that are whole or absent, lines of packed files, and a SIGTERM that ends a program as Ctrl-C does."""
 
 from __future__ import annotations
 
 import errno
+import gzip
+import lzma
 import os
 import signal
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +24,22 @@ def replacing(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def read_lines(path: str | Path) -> Iterator[bytes]:
+    """Yield the lines of a plain, .gz or .xz file.
+
+    Raises:
+      ValueError: truncated or damaged, with the number of the last good line.
+    """
+    number = 0
+    try:
+        with {".gz": gzip.open, ".xz": lzma.open}.get(Path(path).suffix, open)(path, "rb") as file:
+            for line in file:
+                yield line
+                number += 1
+    except (EOFError, zlib.error, gzip.BadGzipFile, lzma.LZMAError) as error:
+        raise ValueError(f"{path} is truncated or damaged after line {number} ({error}): make it again") from error
 
 
 @contextmanager

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import json
 import math
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -14,23 +12,9 @@ from typing import Any
 from lhotse import MonoCut, MultiCut
 from lhotse.cut.set import deserialize_cut
 
+from cascade.files import read_lines
+
 Cut = MonoCut | MultiCut
-
-
-def read_lines(path: Path) -> Iterator[bytes]:
-    """Yield the lines of a .jsonl or .jsonl.gz file.
-
-    Raises:
-      ValueError: truncated or damaged, with the number of the last good line.
-    """
-    number = 0
-    try:
-        with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as file:
-            for line in file:
-                yield line
-                number += 1
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ValueError(f"{path} is truncated or damaged after line {number} ({error}): make it again") from error
 
 
 def parse_cut(line: bytes) -> Cut:

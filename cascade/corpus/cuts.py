@@ -17,10 +17,10 @@ from cascade.audio.fbank import num_feature_frames
 from cascade.audio.io import MARGIN_SECONDS, read_audio
 from cascade.audio.resample import resample
 from cascade.config.options import SUBSAMPLING, Config
-from cascade.corpus.cut_checks import Cut, parse_cut, read_lines
+from cascade.corpus.cut_checks import Cut, parse_cut
 from cascade.corpus.manifests import Utterance
 from cascade.corpus.quarantine import DURATION, EMPTY_TEXT, UNREADABLE, Problem
-from cascade.files import replacing
+from cascade.files import read_lines, replacing
 from cascade.text.normal import normalizer
 
 
