@@ -1,0 +1,262 @@
+"""Back-off n-gram models over tokens in arrays, read from ARPA files; numpy only.
+
+All n-grams are nodes of one tree, numbered order by order: node 0 is the empty context, nodes 1 .. V + 1 are the tokens
+(V: </s>, V + 1: <s>), and the keys `context node * (V + 2) + newest token` ascend with the nodes' numbers. A state is
+the node of the longest context that changes what comes next.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+
+import numpy as np
+
+from cascade.files import read_lines
+
+log = logging.getLogger(__name__)
+
+LOWEST = -99.0
+"""log10 that stands for a probability of 0."""
+MISSING = -7.0
+"""log10 probability of a token that the file lacks, where it has no <unk> either."""
+ROWS_PER_BLOCK = 200_000
+CACHE_BYTES = 64_000_000
+
+
+class ArpaSection(NamedTuple):
+    """A n-grams of one order."""
+
+    tokens: np.ndarray
+    """(A, k) oldest token first."""
+    log10_probs: np.ndarray
+    log10_backoffs: np.ndarray
+    lines: np.ndarray
+    """(A,) line numbers, for errors."""
+
+
+class NgramModel:
+    """log p(token | state) and the states that follow; `start` is the state after <s>."""
+
+    def __init__(self, sections: Sequence[ArpaSection], vocab_size: int) -> None:
+        """Build the tree of orders 1, 2, ...; order 1 holds 1 .. V + 1, in this order.
+
+        Raises:
+          ValueError: an n-gram that is there twice, or whose context is not there.
+        """
+        self.vocab_size, self._base = vocab_size, vocab_size + 2
+        self._keys = np.empty(0, np.int64)
+        log_probs, backoffs, sizes = [], [np.zeros(1)], [1]
+        for tokens, log10_probs, log10_backoffs, lines in sections:
+            nodes = np.zeros(len(tokens), np.int64)
+            for column in tokens.T[:-1]:
+                places, known = self._find(nodes, column)
+                if not known.all():
+                    raise ValueError(f"line {lines[~known][0]}: the context of this n-gram is no n-gram of the file")
+                nodes = places + 1
+            keys = nodes * self._base + tokens[:, -1]
+            ascending = np.argsort(keys, kind="stable")
+            keys = keys[ascending]
+            twice = lines[ascending][1:][keys[1:] == keys[:-1]]
+            if len(twice):
+                raise ValueError(f"line {twice[0]}: an n-gram for the second time")
+            self._keys = np.append(self._keys, keys)
+            log_probs.append(log10_probs[ascending])
+            backoffs.append(log10_backoffs[ascending])
+            sizes.append(len(keys))
+        num_contexts = sum(sizes[:-1])
+        self._tokens = (self._keys % self._base).astype(np.int32)
+        self._log_probs = (np.concatenate(log_probs) * math.log(10.0)).astype(np.float32)
+        self._backoffs = (np.concatenate(backoffs)[:num_contexts] * math.log(10.0)).astype(np.float32)
+        self._first = np.searchsorted(self._keys, np.arange(num_contexts + 1) * self._base)
+        self._link_states(sizes)
+        self.start = int(self._next[vocab_size])
+        self._slots = np.full(num_contexts, -1, np.int32)
+        self._rows = np.empty((max(CACHE_BYTES // 4 // self._base, 64), self._base), np.float32)
+        self._num_rows = 0
+
+    def scores(self, states: np.ndarray) -> np.ndarray:
+        """(rows,) states -> (rows, V) float32 natural log-probabilities of the next token; 0 for the blank."""
+        return self._rows[self._cached(states), : self.vocab_size]
+
+    def final(self, states: np.ndarray) -> np.ndarray:
+        """(rows,) states -> (rows,) float32 natural log-probabilities of </s>."""
+        return self._rows[self._cached(states), self.vocab_size]
+
+    def advance(self, states: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        """(rows,) states and tokens, no blanks -> (rows,) the states after them."""
+        assert (tokens > 0).all(), tokens
+        states, after = states.copy(), np.zeros(len(states), np.int64)
+        rows = np.arange(len(states))
+        while len(rows):
+            places, known = self._find(states[rows], tokens[rows])
+            after[rows[known]] = self._next[places[known]]
+            rows = rows[~known]
+            states[rows] = self._links[states[rows]]
+        return after
+
+    def _find(self, nodes: np.ndarray, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Places of n-grams among the keys, and which of them are there."""
+        keys = nodes * self._base + tokens
+        places = np.searchsorted(self._keys, keys)
+        return places, self._keys[np.minimum(places, len(self._keys) - 1)] == keys
+
+    def _link_states(self, sizes: Sequence[int]) -> None:
+        """Find the next state of every n-gram, and every context's longest shorter state, to which it backs off."""
+        self._next = np.zeros(len(self._keys), np.int32)
+        self._links = np.zeros(len(self._backoffs), np.int32)
+        is_state = (np.diff(self._first) > 0) | (self._backoffs != 0)
+        begin = 0
+        for k, size in enumerate(sizes[1:], 1):
+            places = np.arange(begin, begin + size)
+            if k > 1:
+                self._next[places] = self.advance(self._links[self._keys[places] // self._base], self._tokens[places])
+            if k < len(sizes) - 1:
+                self._links[places + 1] = self._next[places]
+                self._next[places] = np.where(is_state[places + 1], places + 1, self._next[places])
+            begin += size
+
+    def _cached(self, states: np.ndarray) -> np.ndarray:
+        """Rows of the cache that hold the states' scores."""
+        new = np.unique(states[self._slots[states] < 0])
+        if self._num_rows + len(new) > len(self._rows):
+            self._slots[:], self._num_rows = -1, 0
+            new = np.unique(states)
+            if len(new) > len(self._rows):
+                self._rows = np.empty((len(new), self._base), np.float32)
+        if len(new):
+            rows = np.arange(self._num_rows, self._num_rows + len(new))
+            self._rows[rows], self._slots[new] = self._dense(new), rows
+            self._num_rows += len(new)
+        return self._slots[states]
+
+    def _dense(self, states: np.ndarray) -> np.ndarray:
+        """(rows, V + 2) scores, </s> and <s> included: from order 1 up, longer contexts overwrite shorter ones."""
+        chain = [states]
+        while chain[-1].any():
+            chain.append(self._links[chain[-1]])
+        scores = np.zeros((len(states), self._base), np.float32)
+        scores[:, 1:] = self._log_probs[: self._base - 1]
+        for contexts in reversed(chain):
+            scores += self._backoffs[contexts, None] * (contexts > 0)[:, None]
+            starts = self._first[contexts]
+            lens = np.where(contexts > 0, self._first[contexts + 1] - starts, 0)
+            arcs = np.repeat(starts - (np.cumsum(lens) - lens), lens) + np.arange(lens.sum())
+            scores[np.repeat(np.arange(len(states)), lens), self._tokens[arcs]] = self._log_probs[arcs]
+        scores[:, 0] = 0.0
+        return scores
+
+
+def read_arpa(path: str | Path, symbols: Sequence[str]) -> NgramModel:
+    """Read an ARPA file (plain, .gz, .xz) for a model with these token symbols, blank and <unk> first.
+
+    n-grams with other words are left out. Tokens that the file lacks get the probability of its <unk>, or MISSING.
+
+    Raises:
+      ValueError: damaged, no ARPA file, or one of other tokens; with the line.
+    """
+    file = _ArpaFile(Path(path), symbols)
+    sections = file.sections()
+    try:
+        return NgramModel([file.complete(sections[0]), *sections[1:]], len(symbols))
+    except ValueError as error:
+        raise ValueError(f"{path} {error}") from error
+
+
+class _ArpaFile:
+    """The lines of an ARPA file, with what is needed to name the one that is wrong."""
+
+    def __init__(self, path: Path, symbols: Sequence[str]) -> None:
+        self._path, self._lines, self._number = path, read_lines(path), 0
+        self._ids = {symbol.encode(): token for token, symbol in enumerate(symbols) if token}
+        self._vocab_size = len(symbols)
+        self._ids |= {b"<unk>": 1, b"<UNK>": 1, b"</s>": len(symbols), b"<s>": len(symbols) + 1}
+
+    def _fail(self, problem: str, number: int | None = None) -> NoReturn:
+        raise ValueError(f"{self._path} line {number or self._number}: {problem}")
+
+    def _line(self) -> bytes:
+        """The next line that is not empty, stripped; b"" at the end."""
+        for line in self._lines:
+            self._number += 1
+            if line.strip():
+                return line.strip()
+        return b""
+
+    def sections(self) -> list[ArpaSection]:
+        """Orders 1, 2, ... without the n-grams that hold other words."""
+        while (line := self._line()) != rb"\data\ "[:-1]:
+            if not line:
+                self._fail(r"the file has no line \data\ before its end: it is no ARPA file")
+        sizes: list[int] = []
+        while match := re.fullmatch(rb"ngram\s+(\d+)\s*=\s*(\d+)", line := self._line()):
+            if int(match[1]) != len(sizes) + 1:
+                self._fail(f"expected 'ngram {len(sizes) + 1}=', got {line.decode()!r}")
+            sizes.append(int(match[2]))
+        sections = []
+        for order, size in enumerate(sizes or [0], 1):
+            if line != rf"\{order}-grams:".encode():
+                self._fail(rf"expected \{order}-grams:, got {_shown(line)}")
+            sections.append(self._section(order, size))
+            line = self._line()
+        if line != rb"\end\ "[:-1]:
+            self._fail(rf"expected \end\ after {sizes[-1]} n-grams of order {len(sizes)}, got {_shown(line)}")
+        return sections
+
+    def _section(self, order: int, size: int) -> ArpaSection:
+        blocks: list[ArpaSection] = []
+        for begin in range(0, max(size, 1), ROWS_PER_BLOCK):
+            wanted = min(size - begin, ROWS_PER_BLOCK)
+            rows = [line.split() for line in islice(self._lines, wanted)]
+            first = self._number + 1
+            for number, row in enumerate(rows, first):
+                if not order < len(row) <= order + 2:
+                    self._fail(f"expected a probability, {order} words and perhaps a weight, got {_shown(row)}", number)
+            self._number += len(rows)
+            if len(rows) < wanted:
+                self._fail(f"the file ends after {begin + len(rows)} of {size} n-grams of order {order}")
+            tokens = [[self._ids.get(word, -1) for word in row[1 : order + 1]] for row in rows]
+            tokens = np.array(tokens, np.int64).reshape(len(rows), order)
+            probs = self._numbers([row[0] for row in rows], first)
+            backoffs = self._numbers([row[order + 1] if len(row) == order + 2 else b"0" for row in rows], first)
+            if (probs > 1e-3).any():
+                self._fail("a log10 probability above 0", first + int(np.argmax(probs > 1e-3)))
+            known = (tokens > 0).all(axis=1)
+            section = ArpaSection(tokens, np.minimum(probs, 0.0), backoffs, first + np.arange(len(rows)))
+            blocks.append(ArpaSection(*(column[known] for column in section)))
+        return ArpaSection(*map(np.concatenate, zip(*blocks, strict=True)))
+
+    def _numbers(self, values: list[bytes], first: int) -> np.ndarray:
+        try:
+            numbers = np.fromiter(map(float, values), np.float64, len(values))
+        except ValueError:
+            numbers = np.array([float(value) if re.fullmatch(rb"[-+.\deE]+", value) else math.nan for value in values])
+        if np.isnan(numbers).any():
+            place = int(np.argmax(np.isnan(numbers)))
+            self._fail(f"{_shown(values[place])} is no number", first + place)
+        return np.clip(numbers, LOWEST, -LOWEST)
+
+    def complete(self, unigrams: ArpaSection) -> ArpaSection:
+        """Order 1 with a row for each of 1 .. V + 1."""
+        tokens = unigrams.tokens[:, 0]
+        if not ((tokens > 1) & (tokens < self._vocab_size)).any():
+            raise ValueError(f"{self._path} has none of the model's tokens: train it with the model's tokenizer")
+        rows = np.full((3, self._vocab_size + 1), [[math.nan], [0.0], [0.0]])
+        rows[:, tokens - 1] = unigrams.log10_probs, unigrams.log10_backoffs, unigrams.lines
+        missing = np.isnan(rows[0])
+        missing[0] = missing[-1] = False
+        if missing.any():
+            log.warning("%s: %d of %d tokens are not in it", self._path, missing.sum(), self._vocab_size)
+        rows[0, -1] = LOWEST
+        rows[0] = np.where(np.isnan(rows[0]), MISSING if np.isnan(rows[0, 0]) else rows[0, 0], rows[0])
+        return ArpaSection(np.arange(1, self._vocab_size + 2)[:, None], rows[0], rows[1], rows[2].astype(np.int64))
+
+
+def _shown(line: bytes | Sequence[bytes]) -> str:
+    text = line if isinstance(line, bytes) else b" ".join(line)
+    return repr(text[:60].decode(errors="replace")) if text else "an empty line or the end"

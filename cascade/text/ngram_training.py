@@ -1,0 +1,304 @@
+"""n-gram language models over tokens: counted, smoothed (modified Kneser-Ney) and pruned in arrays, written as ARPA.
+
+An n-gram w_1 .. w_k is one integer in base V + 2 with its newest token first: w_k is the most significant digit. Digits
+are token ids; V stands for </s>, V + 1 for <s>, 0 (the blank, which no text has) for nothing. Sorted, all n-grams that
+end in w_2 .. w_k are neighbours, and `key // base` of w_1 .. w_k (w_1 the last digit) is the key of w_2 .. w_k: the
+highest order's sorted keys hold all lower orders and their continuation counts.
+
+Smoothing (Chen & Goodman, TR-10-98, 1998): p(w | h) = (c(h w) - D(c)) / c(h) + backoff(h) p(w | h'), where h' is h
+without its oldest token and backoff(h) the share of c(h) that the discounts D_1, D_2, D_3+ set free. c counts the text
+in the highest order and for n-grams that begin with <s>; in lower orders it is the number of different tokens that
+precede the n-gram. Order 1 is interpolated with 1 / V, over V - 1 tokens and </s>.
+"""
+
+from __future__ import annotations
+
+import gzip
+import logging
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cascade.config.options import ConfigError
+from cascade.files import read_lines, replacing
+from cascade.text.tokens import Tokenizer
+
+log = logging.getLogger(__name__)
+
+BEGIN, END = "<s>", "</s>"
+WORDS_PER_BLOCK = 2_000_000
+CACHED_WORDS = 1_000_000
+LINES_PER_BLOCK = 100_000
+FALLBACK_DISCOUNTS = (0.5, 1.0, 1.5)
+"""For an order whose counts of counts give none (kenlm's values)."""
+
+
+@dataclass
+class NgramOrder:
+    """The A n-grams of one order; an n-gram's context and suffix are rows of the order below."""
+
+    keys: np.ndarray
+    """(A,) int64, ascending."""
+    text_counts: np.ndarray
+    """(A,) how often the text has the n-gram."""
+    counts: np.ndarray
+    """(A,) c of the formula above."""
+    contexts: np.ndarray | None = None
+    """(A,) the n-gram without its newest token."""
+    suffixes: np.ndarray | None = None
+    """(A,) the n-gram without its oldest token."""
+    probs: np.ndarray | None = None
+    """(A,) p(newest token | context)."""
+    backoffs: np.ndarray | None = None
+    """(A,) what a lower order's probability is multiplied by after this n-gram."""
+    kept: np.ndarray | None = None
+    """(A,) False where pruning took the n-gram out."""
+
+    def sum_over_contexts(self, values: np.ndarray, lower: NgramOrder) -> np.ndarray:
+        """Sums of `values` (A,) over the n-grams with the same context: a row per n-gram of the order below."""
+        return np.bincount(self.contexts, values, len(lower.keys))
+
+
+def train_ngram(
+    texts: Iterable[str | Path], tokenizer: Tokenizer, order: int, min_counts: Sequence[int] = (), prune: float = 0.0,
+) -> list[NgramOrder]:
+    """Train a model on text files (plain, .gz, .xz; one sentence a line).
+
+    Args:
+      min_counts: of orders 2, 3, ...; the last value holds for higher orders too; see `prune_ngrams`.
+      prune: see `prune_ngrams`; 0 keeps all n-grams.
+    Returns:
+      Orders 0 (one n-gram without tokens), 1, ..., `order`.
+    Raises:
+      ConfigError: an option that no model can have.
+      ValueError: a text that cannot be read, or none at all.
+    """
+    base, longest = tokenizer.vocab_size + 2, 1
+    while base ** (longest + 1) < 2**63:
+        longest += 1
+    if not 1 <= order <= longest:
+        raise ConfigError(f"the order must be 1 to {longest} with {tokenizer.vocab_size} tokens, got {order}")
+    if min(min_counts, default=1) < 1 or list(min_counts) != sorted(min_counts):
+        raise ConfigError(f"smallest counts must be at least 1 and must not fall, got {' '.join(map(str, min_counts))}")
+    if not 0 <= prune < 1:
+        raise ConfigError(f"the pruning threshold must be at least 0 and below 1, got {prune}")
+    keys, counts = count_ngrams(token_blocks(texts, tokenizer), order, base)
+    if not len(keys):
+        raise ValueError(f"no text to train the n-gram model on in {', '.join(map(str, texts))}")
+    orders = split_orders(keys, counts, order, base)
+    estimate(orders, base)
+    if min_counts or prune:
+        prune_ngrams(orders, [*min_counts, *[max(min_counts, default=1)] * order], prune)
+    for k, level in enumerate(orders[1:], 1):
+        log.info("order %d: %d n-grams, %d kept", k, len(level.keys), level.kept.sum())
+    return orders
+
+
+class _WordTokens(dict[str, int]):
+    """Word -> row of a table of token sequences, which grows with every new word."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._tokens, self._lens = array("q"), array("q")
+        for mark, token in ((" " + END, tokenizer.vocab_size), (" " + BEGIN, tokenizer.vocab_size + 1)):
+            self._add(mark, [token])
+
+    def _add(self, word: str, tokens: list[int]) -> int:
+        self._tokens.extend(tokens)
+        self._lens.append(len(tokens))
+        self[word] = len(self)
+        return self[word]
+
+    def __missing__(self, word: str) -> int:
+        return self._add(word, self._tokenizer.encode(word))
+
+    def encode(self, words: Sequence[str]) -> np.ndarray:
+        """Token ids of all words, one after the other."""
+        rows = np.fromiter(map(self.__getitem__, words), np.int64, len(words))
+        table, lens = np.array(self._tokens), np.array(self._lens)
+        starts = (np.cumsum(lens) - lens)[rows]
+        lens = lens[rows]
+        ends = np.cumsum(lens)
+        return table[np.repeat(starts - (ends - lens), lens) + np.arange(ends[-1])]
+
+
+def token_blocks(texts: Iterable[str | Path], tokenizer: Tokenizer) -> Iterator[np.ndarray]:
+    """Yield the texts in arrays of token ids, V + 1 before and V after each sentence; no sentence is cut in two.
+
+    Every distinct word is encoded once: tokens do not cross spaces.
+    """
+    cache, words = _WordTokens(tokenizer), []
+    num_sentences = num_words = 0
+    for path in texts:
+        for number, line in enumerate(read_lines(path), 1):
+            try:
+                sentence = tokenizer.normalize(line.decode()).split()
+            except UnicodeDecodeError as error:
+                raise ValueError(f"{path} line {number} is not UTF-8 ({error}): convert it") from error
+            if sentence:
+                words += [" " + BEGIN, *sentence, " " + END]
+                num_sentences += 1
+                num_words += len(sentence)
+            if len(words) > WORDS_PER_BLOCK:
+                yield cache.encode(words)
+                words = []
+                if len(cache) > CACHED_WORDS:
+                    cache = _WordTokens(tokenizer)
+    if words:
+        yield cache.encode(words)
+    log.info("%d sentences, %d words", num_sentences, num_words)
+
+
+def count_ngrams(blocks: Iterable[np.ndarray], order: int, base: int) -> tuple[np.ndarray, np.ndarray]:
+    """Count the n-grams that end at each token: `order` tokens, or all from <s> on, with zeros for what is missing.
+
+    Blocks are sorted and counted one by one, then merged with those of about their size: memory is that of the distinct
+    n-grams, and each is moved a logarithmic number of times.
+
+    Returns:
+      (A,) distinct keys, ascending, and (A,) their counts, both int64.
+    """
+    parts: list[tuple[np.ndarray, np.ndarray]] = []
+    for tokens in blocks:
+        parts.append(np.unique(_keys(tokens, order, base), return_counts=True))
+        while len(parts) > 1 and len(parts[-2][0]) < 2 * len(parts[-1][0]):
+            parts.append(_merge(parts.pop(), parts.pop()))
+    while len(parts) > 1:
+        parts.append(_merge(parts.pop(), parts.pop()))
+    return parts[0] if parts else (np.empty(0, np.int64), np.empty(0, np.int64))
+
+
+def _keys(tokens: np.ndarray, order: int, base: int) -> np.ndarray:
+    keys, inside = tokens.copy(), tokens != base - 1
+    for distance in range(1, order):
+        earlier = np.zeros_like(tokens)
+        earlier[distance:] = tokens[:-distance]
+        earlier[~inside] = 0
+        keys = keys * base + earlier
+        inside &= earlier != base - 1
+    return keys
+
+
+def _merge(small: tuple[np.ndarray, np.ndarray], large: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    keys, counts = large
+    places = np.searchsorted(keys, small[0])
+    known = keys[np.minimum(places, len(keys) - 1)] == small[0]
+    counts[places[known]] += small[1][known]
+    return (
+        np.insert(keys, places[~known], small[0][~known]),
+        np.insert(counts, places[~known], small[1][~known]),
+    )
+
+
+def split_orders(keys: np.ndarray, text_counts: np.ndarray, order: int, base: int) -> list[NgramOrder]:
+    """Orders 0 to `order` of the highest order's keys and counts; order 1 gets every token of the vocabulary."""
+    orders, counts = [], text_counts
+    for k in range(order, 0, -1):
+        if k < order:
+            lower = keys // base
+            starts = np.flatnonzero(np.diff(lower, prepend=-1))
+            whole = keys[starts] % base == 0  # it begins with <s>: nothing precedes it
+            text_counts = np.add.reduceat(text_counts, starts)
+            counts = np.where(whole, text_counts, np.diff(starts, append=len(keys)))
+            keys = lower[starts]
+        real = keys % base != 0  # not shorter than k
+        orders.append(NgramOrder(keys[real], text_counts[real], counts[real]))
+    unigrams = NgramOrder(np.arange(1, base), *np.zeros((2, base - 1), np.int64))
+    unigrams.text_counts[orders[-1].keys - 1] = orders[-1].text_counts
+    unigrams.counts[orders[-1].keys - 1] = orders[-1].counts
+    unigrams.text_counts[-1] = unigrams.counts[-1] = 0  # <s> is never predicted
+    one = np.ones(1, np.int64)
+    return [NgramOrder(one * 0, one, one, probs=one / (base - 2)), unigrams, *orders[-2::-1]]
+
+
+def estimate(orders: list[NgramOrder], base: int) -> None:
+    """Fill in contexts, suffixes, probabilities and back-off weights."""
+    for k, (lower, level) in enumerate(zip(orders, orders[1:], strict=False), 1):
+        level.contexts = np.searchsorted(lower.keys, level.keys % base ** (k - 1)).astype(np.int32)
+        level.suffixes = np.searchsorted(lower.keys, level.keys // base).astype(np.int32)
+        lost = discounts(level.counts)[np.minimum(level.counts, 3)]
+        totals = level.sum_over_contexts(level.counts, lower)
+        totals[totals == 0] = np.inf
+        lower.backoffs = np.where(totals < np.inf, level.sum_over_contexts(lost, lower) / totals, 1.0)
+        level.probs = (level.counts - lost) / totals[level.contexts]
+        level.probs += lower.backoffs[level.contexts] * lower.probs[level.suffixes]
+        level.kept = np.ones(len(level.keys), bool)
+        if k == 1:
+            level.probs[-1] = 0.0
+
+
+def discounts(counts: np.ndarray) -> np.ndarray:
+    """What is taken from counts of 0, 1, 2 and at least 3; FALLBACK_DISCOUNTS where few counts give no sound values."""
+    n = np.bincount(np.minimum(counts, 5), minlength=6)[1:5]
+    if n.min() > 0:
+        share = n[0] / (n[0] + 2 * n[1])
+        found = np.array([j - (j + 1) * share * n[j] / n[j - 1] for j in (1, 2, 3)])
+        if (found > 0).all() and (found <= [1, 2, 3]).all():
+            return np.array([0.0, *found])
+    return np.array([0.0, *FALLBACK_DISCOUNTS])
+
+
+def prune_ngrams(orders: list[NgramOrder], min_counts: Sequence[int], threshold: float) -> None:
+    """Take out n-grams that are rare or close to what their suffix says, then give the back-off weights their new sums.
+
+    An n-gram goes when the text has it less often than its order's smallest count (of orders 2, 3, ...), or when the
+    model's perplexity rises by less than the share `threshold` without it (Stolcke, cs/0006025). The probability of a
+    context is its share of the text: products of Kneser-Ney's lower orders, which count contexts, are wrong there
+    (Chelba et al., Interspeech 2010). Contexts of n-grams that stay stay, too.
+    """
+    num_tokens = orders[1].text_counts.sum()
+    needed = np.zeros(len(orders[-1].keys), bool)
+    for lower, level, min_count in reversed(list(zip(orders[1:], orders[2:], min_counts, strict=False))):
+        context, probs, shorter = level.contexts, level.probs, lower.probs[level.suffixes]
+        unseen = np.maximum(1.0 - level.sum_over_contexts(shorter, lower), 1e-12)
+        free = unseen * lower.backoffs
+        change = np.log((free[context] + probs) / (unseen[context] + shorter))  # of the back-off weight, below
+        rise = probs * (np.log(probs / shorter) - change)
+        change -= np.log(lower.backoffs)[context]
+        rise -= free[context] * change
+        rise *= (level.sum_over_contexts(level.text_counts, lower) / num_tokens)[context]
+        level.kept = (np.expm1(rise) >= threshold) & (level.text_counts >= min_count) | needed
+        needed = level.sum_over_contexts(level.kept, lower) > 0
+    shorter_probs = orders[1].probs
+    for lower, level in zip(orders[1:], orders[2:], strict=False):
+        unseen = np.maximum(1.0 - level.sum_over_contexts(lower.probs[level.suffixes], lower), 0.0)
+        free = unseen * lower.backoffs + level.sum_over_contexts(np.where(level.kept, 0.0, level.probs), lower)
+        shorter = shorter_probs[level.suffixes]
+        rest = 1.0 - level.sum_over_contexts(np.where(level.kept, shorter, 0.0), lower)
+        lower.backoffs = np.where(rest > 1e-9, free / np.maximum(rest, 1e-9), lower.backoffs)
+        shorter_probs = np.where(level.kept, level.probs, lower.backoffs[level.contexts] * shorter)
+
+
+def write_arpa(orders: list[NgramOrder], tokenizer: Tokenizer, path: Path) -> None:
+    """Write the n-grams that were kept, .gz packed; the same model gives the same bytes."""
+    symbols = [tokenizer.id_to_symbol(token) for token in range(tokenizer.vocab_size)] + [END, BEGIN]
+    names, base = np.array(symbols, dtype=object), len(symbols)
+    levels = [level for level in orders[1:] if level.kept.any()]
+    with replacing(path) as temporary, ExitStack() as stack:
+        file = stack.enter_context(open(temporary, "wb"))
+        if path.suffix == ".gz":
+            file = stack.enter_context(gzip.GzipFile("", "wb", 6, file, mtime=0))
+        counts = [f"ngram {k}={level.kept.sum()}\n" for k, level in enumerate(levels, 1)]
+        file.write(("\\data\\\n" + "".join(counts)).encode())
+        for k, level in enumerate(levels, 1):
+            file.write(f"\n\\{k}-grams:\n".encode())
+            followed = np.zeros(len(level.keys), bool)
+            if k < len(levels):
+                followed[levels[k].contexts[levels[k].kept]] = True
+            rows = np.flatnonzero(level.kept)
+            for start in range(0, len(rows), LINES_PER_BLOCK):
+                block = rows[start : start + LINES_PER_BLOCK]
+                columns = [names[level.keys[block] // base**place % base] for place in range(k)]
+                probs = np.log10(np.maximum(level.probs[block], 1e-99)).tolist()
+                backoffs = [""] * len(block)
+                if followed.any():
+                    weights = np.log10(np.maximum(level.backoffs[block], 1e-99)).tolist()
+                    pairs = zip(weights, followed[block].tolist(), strict=True)
+                    backoffs = [f"\t{weight:.6f}" if shown else "" for weight, shown in pairs]
+                lines = zip(probs, zip(*columns, strict=True), backoffs, strict=True)
+                file.write("".join(f"{p:.6f}\t{' '.join(words)}{b}\n" for p, words, b in lines).encode())
+        file.write(b"\n\\end\\\n")
