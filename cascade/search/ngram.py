@@ -82,11 +82,11 @@ class NgramModel:
 
     def scores(self, states: np.ndarray) -> np.ndarray:
         """(rows,) states -> (rows, V) float32 natural log-probabilities of the next token; 0 for the blank."""
-        return self._rows[self._cached(states), : self.vocab_size]
+        return self._cached(states)[:, : self.vocab_size]
 
     def final(self, states: np.ndarray) -> np.ndarray:
         """(rows,) states -> (rows,) float32 natural log-probabilities of </s>."""
-        return self._rows[self._cached(states), self.vocab_size]
+        return self._cached(states)[:, self.vocab_size]
 
     def advance(self, states: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         """(rows,) states and tokens, no blanks -> (rows,) the states after them."""
@@ -122,7 +122,7 @@ class NgramModel:
             begin += size
 
     def _cached(self, states: np.ndarray) -> np.ndarray:
-        """Rows of the cache that hold the states' scores."""
+        """(rows, V + 2) scores of `_dense`, kept."""
         new = np.unique(states[self._slots[states] < 0])
         if self._num_rows + len(new) > len(self._rows):
             self._slots[:], self._num_rows = -1, 0
@@ -133,7 +133,7 @@ class NgramModel:
             rows = np.arange(self._num_rows, self._num_rows + len(new))
             self._rows[rows], self._slots[new] = self._dense(new), rows
             self._num_rows += len(new)
-        return self._slots[states]
+        return self._rows[self._slots[states]]
 
     def _dense(self, states: np.ndarray) -> np.ndarray:
         """(rows, V + 2) scores, </s> and <s> included: from order 1 up, longer contexts overwrite shorter ones."""
@@ -198,8 +198,10 @@ class _ArpaFile:
             if int(match[1]) != len(sizes) + 1:
                 self._fail(f"expected 'ngram {len(sizes) + 1}=', got {line.decode()!r}")
             sizes.append(int(match[2]))
+        if not sizes:
+            self._fail(f"expected 'ngram 1=', got {_shown(line)}")
         sections = []
-        for order, size in enumerate(sizes or [0], 1):
+        for order, size in enumerate(sizes, 1):
             if line != rf"\{order}-grams:".encode():
                 self._fail(rf"expected \{order}-grams:, got {_shown(line)}")
             sections.append(self._section(order, size))

@@ -39,38 +39,27 @@ FALLBACK_DISCOUNTS = (0.5, 1.0, 1.5)
 
 @dataclass
 class NgramOrder:
-    """The A n-grams of one order; an n-gram's context and suffix are rows of the order below."""
+    """The A n-grams of one order, ascending by key."""
 
     keys: np.ndarray
-    """(A,) int64, ascending."""
     text_counts: np.ndarray
     """(A,) how often the text has the n-gram."""
     counts: np.ndarray
     """(A,) c of the formula above."""
-    contexts: np.ndarray | None = None
-    """(A,) the n-gram without its newest token."""
-    suffixes: np.ndarray | None = None
-    """(A,) the n-gram without its oldest token."""
     probs: np.ndarray | None = None
-    """(A,) p(newest token | context)."""
     backoffs: np.ndarray | None = None
-    """(A,) what a lower order's probability is multiplied by after this n-gram."""
     kept: np.ndarray | None = None
     """(A,) False where pruning took the n-gram out."""
 
-    def sum_over_contexts(self, values: np.ndarray, lower: NgramOrder) -> np.ndarray:
-        """Sums of `values` (A,) over the n-grams with the same context: a row per n-gram of the order below."""
-        return np.bincount(self.contexts, values, len(lower.keys))
-
 
 def train_ngram(
-    texts: Iterable[str | Path], tokenizer: Tokenizer, order: int, min_counts: Sequence[int] = (), prune: float = 0.0,
+    texts: Sequence[str | Path], tokenizer: Tokenizer, order: int, prune: Sequence[int] = (0,)
 ) -> list[NgramOrder]:
     """Train a model on text files (plain, .gz, .xz; one sentence a line).
 
     Args:
-      min_counts: of orders 2, 3, ...; the last value holds for higher orders too; see `prune_ngrams`.
-      prune: see `prune_ngrams`; 0 keeps all n-grams.
+      prune: for orders 1 (always 0), 2, ...: n-grams that the text has at most so often are taken out; the last value
+        holds for higher orders too.
     Returns:
       Orders 0 (one n-gram without tokens), 1, ..., `order`.
     Raises:
@@ -82,17 +71,13 @@ def train_ngram(
         longest += 1
     if not 1 <= order <= longest:
         raise ConfigError(f"the order must be 1 to {longest} with {tokenizer.vocab_size} tokens, got {order}")
-    if min(min_counts, default=1) < 1 or list(min_counts) != sorted(min_counts):
-        raise ConfigError(f"smallest counts must be at least 1 and must not fall, got {' '.join(map(str, min_counts))}")
-    if not 0 <= prune < 1:
-        raise ConfigError(f"the pruning threshold must be at least 0 and below 1, got {prune}")
-    keys, counts = count_ngrams(token_blocks(texts, tokenizer), order, base)
+    if prune[0] != 0 or list(prune) != sorted(prune):
+        raise ConfigError(f"pruning counts must begin with 0 and must not fall, got {' '.join(map(str, prune))}")
+    keys, text_counts = count_ngrams(token_blocks(texts, tokenizer), order, base)
     if not len(keys):
         raise ValueError(f"no text to train the n-gram model on in {', '.join(map(str, texts))}")
-    orders = split_orders(keys, counts, order, base)
-    estimate(orders, base)
-    if min_counts or prune:
-        prune_ngrams(orders, [*min_counts, *[max(min_counts, default=1)] * order], prune)
+    orders = split_orders(keys, text_counts, order, base)
+    estimate(orders, base, [*prune, *[prune[-1]] * order])
     for k, level in enumerate(orders[1:], 1):
         log.info("order %d: %d n-grams, %d kept", k, len(level.keys), level.kept.sum())
     return orders
@@ -215,20 +200,27 @@ def split_orders(keys: np.ndarray, text_counts: np.ndarray, order: int, base: in
     return [NgramOrder(one * 0, one, one, probs=one / (base - 2)), unigrams, *orders[-2::-1]]
 
 
-def estimate(orders: list[NgramOrder], base: int) -> None:
-    """Fill in contexts, suffixes, probabilities and back-off weights."""
+def estimate(orders: list[NgramOrder], base: int, prune: Sequence[int]) -> None:
+    """Fill in probabilities and back-off weights, then take out the n-grams that the text has at most `prune` times.
+
+    What an n-gram leaves behind goes to its context's back-off weight. The context and the suffix of an n-gram that is
+    kept are kept too, because they are at least as frequent.
+    """
+    orders[-1].backoffs = np.ones(len(orders[-1].keys))
     for k, (lower, level) in enumerate(zip(orders, orders[1:], strict=False), 1):
-        level.contexts = np.searchsorted(lower.keys, level.keys % base ** (k - 1)).astype(np.int32)
-        level.suffixes = np.searchsorted(lower.keys, level.keys // base).astype(np.int32)
-        lost = discounts(level.counts)[np.minimum(level.counts, 3)]
-        totals = level.sum_over_contexts(level.counts, lower)
-        totals[totals == 0] = np.inf
-        lower.backoffs = np.where(totals < np.inf, level.sum_over_contexts(lost, lower) / totals, 1.0)
-        level.probs = (level.counts - lost) / totals[level.contexts]
-        level.probs += lower.backoffs[level.contexts] * lower.probs[level.suffixes]
-        level.kept = np.ones(len(level.keys), bool)
-        if k == 1:
-            level.probs[-1] = 0.0
+        num_contexts = len(lower.keys)
+        contexts = np.searchsorted(lower.keys, level.keys % base ** (k - 1))
+        shorter = lower.probs[np.searchsorted(lower.keys, level.keys // base)]
+        taken = discounts(level.counts)[np.minimum(level.counts, 3)]
+        totals = np.bincount(contexts, level.counts, num_contexts)
+        lower.backoffs = np.where(totals > 0, np.bincount(contexts, taken, num_contexts) / np.maximum(totals, 1), 1.0)
+        level.probs = (level.counts - taken) / np.maximum(totals, 1)[contexts] + lower.backoffs[contexts] * shorter
+        level.kept = (level.text_counts > prune[k - 1]) | (k == 1)
+        if not level.kept.all():
+            unseen = np.maximum(1.0 - np.bincount(contexts, shorter, num_contexts), 1e-12)
+            free = unseen * lower.backoffs + np.bincount(contexts, level.probs * ~level.kept, num_contexts)
+            lower.backoffs = free / (unseen + np.bincount(contexts, shorter * ~level.kept, num_contexts))
+    orders[1].probs[-1] = 0.0  # of <s>
 
 
 def discounts(counts: np.ndarray) -> np.ndarray:
@@ -242,63 +234,27 @@ def discounts(counts: np.ndarray) -> np.ndarray:
     return np.array([0.0, *FALLBACK_DISCOUNTS])
 
 
-def prune_ngrams(orders: list[NgramOrder], min_counts: Sequence[int], threshold: float) -> None:
-    """Take out n-grams that are rare or close to what their suffix says, then give the back-off weights their new sums.
-
-    An n-gram goes when the text has it less often than its order's smallest count (of orders 2, 3, ...), or when the
-    model's perplexity rises by less than the share `threshold` without it (Stolcke, cs/0006025). The probability of a
-    context is its share of the text: products of Kneser-Ney's lower orders, which count contexts, are wrong there
-    (Chelba et al., Interspeech 2010). Contexts of n-grams that stay stay, too.
-    """
-    num_tokens = orders[1].text_counts.sum()
-    needed = np.zeros(len(orders[-1].keys), bool)
-    for lower, level, min_count in reversed(list(zip(orders[1:], orders[2:], min_counts, strict=False))):
-        context, probs, shorter = level.contexts, level.probs, lower.probs[level.suffixes]
-        unseen = np.maximum(1.0 - level.sum_over_contexts(shorter, lower), 1e-12)
-        free = unseen * lower.backoffs
-        change = np.log((free[context] + probs) / (unseen[context] + shorter))  # of the back-off weight, below
-        rise = probs * (np.log(probs / shorter) - change)
-        change -= np.log(lower.backoffs)[context]
-        rise -= free[context] * change
-        rise *= (level.sum_over_contexts(level.text_counts, lower) / num_tokens)[context]
-        level.kept = (np.expm1(rise) >= threshold) & (level.text_counts >= min_count) | needed
-        needed = level.sum_over_contexts(level.kept, lower) > 0
-    shorter_probs = orders[1].probs
-    for lower, level in zip(orders[1:], orders[2:], strict=False):
-        unseen = np.maximum(1.0 - level.sum_over_contexts(lower.probs[level.suffixes], lower), 0.0)
-        free = unseen * lower.backoffs + level.sum_over_contexts(np.where(level.kept, 0.0, level.probs), lower)
-        shorter = shorter_probs[level.suffixes]
-        rest = 1.0 - level.sum_over_contexts(np.where(level.kept, shorter, 0.0), lower)
-        lower.backoffs = np.where(rest > 1e-9, free / np.maximum(rest, 1e-9), lower.backoffs)
-        shorter_probs = np.where(level.kept, level.probs, lower.backoffs[level.contexts] * shorter)
-
-
 def write_arpa(orders: list[NgramOrder], tokenizer: Tokenizer, path: Path) -> None:
     """Write the n-grams that were kept, .gz packed; the same model gives the same bytes."""
-    symbols = [tokenizer.id_to_symbol(token) for token in range(tokenizer.vocab_size)] + [END, BEGIN]
-    names, base = np.array(symbols, dtype=object), len(symbols)
+    symbols = [tokenizer.id_to_symbol(token) for token in range(tokenizer.vocab_size)]
+    names = np.array([*symbols, END, BEGIN], dtype=object)
     levels = [level for level in orders[1:] if level.kept.any()]
     with replacing(path) as temporary, ExitStack() as stack:
         file = stack.enter_context(open(temporary, "wb"))
         if path.suffix == ".gz":
             file = stack.enter_context(gzip.GzipFile("", "wb", 6, file, mtime=0))
-        counts = [f"ngram {k}={level.kept.sum()}\n" for k, level in enumerate(levels, 1)]
-        file.write(("\\data\\\n" + "".join(counts)).encode())
+        sizes = "".join(f"ngram {k}={level.kept.sum()}\n" for k, level in enumerate(levels, 1))
+        file.write(f"\\data\\\n{sizes}".encode())
         for k, level in enumerate(levels, 1):
             file.write(f"\n\\{k}-grams:\n".encode())
-            followed = np.zeros(len(level.keys), bool)
-            if k < len(levels):
-                followed[levels[k].contexts[levels[k].kept]] = True
-            rows = np.flatnonzero(level.kept)
-            for start in range(0, len(rows), LINES_PER_BLOCK):
-                block = rows[start : start + LINES_PER_BLOCK]
-                columns = [names[level.keys[block] // base**place % base] for place in range(k)]
-                probs = np.log10(np.maximum(level.probs[block], 1e-99)).tolist()
-                backoffs = [""] * len(block)
-                if followed.any():
-                    weights = np.log10(np.maximum(level.backoffs[block], 1e-99)).tolist()
-                    pairs = zip(weights, followed[block].tolist(), strict=True)
-                    backoffs = [f"\t{weight:.6f}" if shown else "" for weight, shown in pairs]
-                lines = zip(probs, zip(*columns, strict=True), backoffs, strict=True)
-                file.write("".join(f"{p:.6f}\t{' '.join(words)}{b}\n" for p, words, b in lines).encode())
+            kept = np.flatnonzero(level.kept)
+            for rows in np.split(kept, range(LINES_PER_BLOCK, len(kept), LINES_PER_BLOCK)):
+                columns = [names[level.keys[rows] // len(names) ** place % len(names)] for place in range(k)]
+                probs = np.log10(np.maximum(level.probs[rows], 1e-99)).tolist()
+                weights = np.log10(level.backoffs[rows]).round(6).tolist()  # 0 where nothing follows
+                lines = (
+                    f"{prob:.6f}\t{' '.join(words)}" + (f"\t{weight:.6f}\n" if weight else "\n")
+                    for prob, words, weight in zip(probs, zip(*columns, strict=True), weights, strict=True)
+                )
+                file.write("".join(lines).encode())
         file.write(b"\n\\end\\\n")
