@@ -11,7 +11,7 @@ import logging
 import math
 import re
 from collections.abc import Sequence
-from itertools import islice
+from itertools import islice, repeat
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
@@ -25,7 +25,7 @@ LOWEST = -99.0
 """log10 that stands for a probability of 0."""
 MISSING = -7.0
 """log10 probability of a token that the file lacks, where it has no <unk> either."""
-ROWS_PER_BLOCK = 200_000
+ROWS_PER_BLOCK = 20_000
 CACHE_BYTES = 64_000_000
 
 
@@ -211,35 +211,33 @@ class _ArpaFile:
         return sections
 
     def _section(self, order: int, size: int) -> ArpaSection:
-        blocks: list[ArpaSection] = []
+        blocks: list[list[np.ndarray]] = []
         for begin in range(0, max(size, 1), ROWS_PER_BLOCK):
-            wanted = min(size - begin, ROWS_PER_BLOCK)
+            wanted, first = min(size - begin, ROWS_PER_BLOCK), self._number + 1
             rows = [line.split() for line in islice(self._lines, wanted)]
-            first = self._number + 1
-            for number, row in enumerate(rows, first):
-                if not order < len(row) <= order + 2:
-                    self._fail(f"expected a probability, {order} words and perhaps a weight, got {_shown(row)}", number)
+            lens = np.fromiter(map(len, rows), np.int64, len(rows))
+            for place in np.flatnonzero((lens <= order) | (lens > order + 2))[:1]:
+                problem = f"expected a probability, {order} words and perhaps a weight, got {_shown(rows[place])}"
+                self._fail(problem, first + place)
             self._number += len(rows)
             if len(rows) < wanted:
                 self._fail(f"the file ends after {begin + len(rows)} of {size} n-grams of order {order}")
-            tokens = [[self._ids.get(word, -1) for word in row[1 : order + 1]] for row in rows]
-            tokens = np.array(tokens, np.int64).reshape(len(rows), order)
+            tokens = np.empty((len(rows), order), np.int64)
+            for column in range(order):
+                words = [row[column + 1] for row in rows]
+                tokens[:, column] = np.fromiter(map(self._ids.get, words, repeat(0)), np.int64, len(rows))
             probs = self._numbers([row[0] for row in rows], first)
-            backoffs = self._numbers([row[order + 1] if len(row) == order + 2 else b"0" for row in rows], first)
-            if (probs > 1e-3).any():
-                self._fail("a log10 probability above 0", first + int(np.argmax(probs > 1e-3)))
-            known = (tokens > 0).all(axis=1)
-            section = ArpaSection(tokens, np.minimum(probs, 0.0), backoffs, first + np.arange(len(rows)))
-            blocks.append(ArpaSection(*(column[known] for column in section)))
+            backoffs = self._numbers([row[-1] if len(row) == order + 2 else b"0" for row in rows], first)
+            for place in np.flatnonzero(probs > 1e-3)[:1]:
+                self._fail("a log10 probability above 0", first + place)
+            known = tokens.all(axis=1)
+            lines = np.arange(first, first + len(rows))
+            blocks.append([column[known] for column in (tokens, np.minimum(probs, 0.0), backoffs, lines)])
         return ArpaSection(*map(np.concatenate, zip(*blocks, strict=True)))
 
     def _numbers(self, values: list[bytes], first: int) -> np.ndarray:
-        try:
-            numbers = np.fromiter(map(float, values), np.float64, len(values))
-        except ValueError:
-            numbers = np.array([float(value) if re.fullmatch(rb"[-+.\deE]+", value) else math.nan for value in values])
-        if np.isnan(numbers).any():
-            place = int(np.argmax(np.isnan(numbers)))
+        numbers = np.fromiter(map(_number, values), np.float64, len(values))
+        for place in np.flatnonzero(np.isnan(numbers))[:1]:
             self._fail(f"{_shown(values[place])} is no number", first + place)
         return np.clip(numbers, LOWEST, -LOWEST)
 
@@ -257,6 +255,13 @@ class _ArpaFile:
         rows[0, -1] = LOWEST
         rows[0] = np.where(np.isnan(rows[0]), MISSING if np.isnan(rows[0, 0]) else rows[0, 0], rows[0])
         return ArpaSection(np.arange(1, self._vocab_size + 2)[:, None], rows[0], rows[1], rows[2].astype(np.int64))
+
+
+def _number(value: bytes) -> float:
+    try:
+        return float(value)
+    except ValueError:
+        return math.nan
 
 
 def _shown(line: bytes | Sequence[bytes]) -> str:

@@ -155,6 +155,7 @@ DAMAGE = {
     "too many": (lambda text: text.replace("ngram 2=6", "ngram 2=5"), "line 24: expected \\3-grams:, got '-0.25"),
     "huge": (lambda text: text.replace("ngram 3=3", "ngram 3=99999999999999"), "line 30: expected a probability, 3"),
     "number": (lambda text: text.replace("-0.95\tb", "-0.q\tb"), "line 23: '-0.q' is no number"),
+    "sign": (lambda text: text.replace("-0.95\tb", "--0.95\tb"), "line 23: '--0.95' is no number"),
     "nan": (lambda text: text.replace("-0.17", "nan"), "line 20: 'nan' is no number"),
     "positive": (lambda text: text.replace("-0.45\tb", "0.45\tb"), "line 22: a log10 probability above 0"),
     "words": (lambda text: text.replace("-0.15\t<s> a b", "-0.15\t<s> a"), "line 27: expected a probability, 3 words"),

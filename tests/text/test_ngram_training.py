@@ -232,6 +232,13 @@ def test_perplexity_of_held_out_books_falls_with_the_order_and_little_pruning_co
     assert orders[4].kept.mean() < 0.6 and results[4] < 1.02 * results[3], results
 
 
+def test_orders_longer_than_every_sentence_are_left_out_of_the_file(tmp_path, word_tokenizer):
+    orders = train_ngram([write_text(tmp_path, ["w1", "w2"])], word_tokenizer, 5)
+    model = read_back(orders, word_tokenizer, tmp_path / "lm.arpa")
+    assert "\\3-grams:" in (tmp_path / "lm.arpa").read_text() and "\\4-" not in (tmp_path / "lm.arpa").read_text()
+    assert distribution(model, [3]).sum() == pytest.approx(1.0, abs=1e-5)
+
+
 @pytest.mark.parametrize(("options", "message"), [
     ({"order": 0}, r"order must be 1 to 15 with 14 tokens, got 0"),
     ({"order": 16}, r"order must be 1 to 15 with 14 tokens, got 16"),
