@@ -102,7 +102,7 @@ class NgramModel:
 
     def _find(self, nodes: np.ndarray, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Places of n-grams among the keys, and which of them are there."""
-        keys = nodes * self._base + tokens
+        keys = nodes.astype(np.int64) * self._base + tokens
         places = np.searchsorted(self._keys, keys)
         return places, self._keys[np.minimum(places, len(self._keys) - 1)] == keys
 

@@ -9,6 +9,9 @@ Smoothing (Chen & Goodman, TR-10-98, 1998): p(w | h) = (c(h w) - D(c)) / c(h) + 
 without its oldest token and backoff(h) the share of c(h) that the discounts D_1, D_2, D_3+ set free. c counts the text
 in the highest order and for n-grams that begin with <s>; in lower orders it is the number of different tokens that
 precede the n-gram. Order 1 is interpolated with 1 / V, over V - 1 tokens and </s>.
+
+Pruning goes by counts. An entropy criterion (Stolcke, cs/0006025) is worse at equal size: what it takes out falls back
+on lower orders that Kneser-Ney estimates for what the higher ones never saw.
 """
 
 from __future__ import annotations

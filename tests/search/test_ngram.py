@@ -115,6 +115,22 @@ def test_rows_do_not_depend_on_the_batch_or_on_a_full_cache(write, monkeypatch):
     assert whole[1, 2 + 8] == pytest.approx((-0.001 - 1.008) * math.log(10))
 
 
+def test_large_models_do_not_overflow(write):
+    size = 70_000  # node numbers times tokens need more than 32 bits
+    last = [f"w{i}" for i in range(size - 4, size)]
+    lines = [f"-5\tw{i}\t-0.5" for i in range(size)] + ["", r"\2-grams:"]
+    lines += [f"-1\t{a} {b}\t-0.25" for a in last for b in last] + ["", r"\3-grams:"]
+    lines += [f"-0.125\t{' '.join(last[:3])}", f"-0.0625\t{' '.join(last[1:])}"]
+    counts = [f"ngram 1={size}", "ngram 2=16", "ngram 3=2", "", r"\1-grams:"]
+    text = "\n".join([r"\data" "\\", *counts, *lines, "", r"\end" "\\", ""])
+    model = read_arpa(write(text), ["<blk>", "<unk>", *(f"w{i}" for i in range(size))])
+    tokens, state = range(size - 2, size + 2), np.zeros(1, np.int32)
+    for token, log10_prob in zip(tokens, (-5, -1, -0.125, -0.0625), strict=True):
+        assert model.scores(state)[0, token] == pytest.approx(log10_prob * math.log(10), rel=1e-6)
+        state = model.advance(state, np.array([token], np.int32))
+    assert model.scores(state)[0, 2] == pytest.approx((-0.25 - 0.5 - 5) * math.log(10), rel=1e-6)
+
+
 @pytest.mark.parametrize("change", [
     lambda text: text.replace("\t", " "),  # kaldi's tools write spaces
     lambda text: text.replace("\n", "\r\n"),
