@@ -195,13 +195,9 @@ class TrainBatches:
         left = self._left(self._epoch, self._done)
         return 1.0 - float(self._num_frames[left].sum() / self._num_frames.sum())
 
-    def num_batches(self, epoch: int | None = None) -> int:
-        """Batches of this rank in an epoch (what is left of the one set, when None); the same for every rank."""
-        plan = self._plan(self._epoch, self._done) if epoch is None else self._plan(epoch, ())
-        return len(plan) // self._world_size
-
     def __len__(self) -> int:
-        return self.num_batches()
+        """Batches of this rank in what is left of the epoch; the same for every rank."""
+        return len(self._plan(self._epoch, self._done)) // self._world_size
 
     def __iter__(self) -> Iterator[Batch]:
         return self.iterate()

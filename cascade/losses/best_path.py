@@ -1,5 +1,6 @@
 """The most probable path through a joiner's whole lattice (Viterbi)."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -36,16 +37,12 @@ def one_best_cells(inputs: JoinerInputs, symbols: Tensor, boundary: Tensor) -> C
     Returns:
       the cells of all utterances, in the order of the paths; none for an utterance without a path.
     """
-    boundary, parts = _parts(inputs, symbols, boundary)
-    found = []
-    for part in parts:
-        some = inputs._replace(encoder=inputs.encoder[part], predictor=inputs.predictor[part])
-        px, py = _whole_lattice(some, symbols[part], boundary[part])
-        positions, _ = _best_path(*apply_topology(px, py, "regular", boundary[part]), boundary[part])
+    cells = []
+    for part, begin, _, positions, _ in _best_paths(inputs, symbols, boundary, "regular"):
         utts, k = (positions >= 0).nonzero(as_tuple=True)
-        s, begin = positions[utts, k], boundary[part][utts]
-        found.append(Cells(utts + part.start, k - s + begin[:, 1], s + begin[:, 0]))
-    return Cells(*(torch.cat(columns) for columns in zip(*found, strict=True)))
+        s = positions[utts, k]
+        cells.append(Cells(utts + part.start, k - s + begin[utts, 1], s + begin[utts, 0]))
+    return Cells(*(torch.cat(columns) for columns in zip(*cells, strict=True)))
 
 
 @torch.no_grad()
@@ -58,14 +55,9 @@ def best_symbol_frames(
       inputs: the joiner; symbols: (N, U) int64; boundary: (N, 4) int64.
       rnnt_type: regular (any number of symbols in a frame) | modified | constrained (one at most).
     """
-    boundary, parts = _parts(inputs, symbols, boundary)
     check_common(symbols, BLANK_ID, inputs.weight.shape[0], rnnt_type)
-    found = []
-    for part in parts:
-        some = inputs._replace(encoder=inputs.encoder[part], predictor=inputs.predictor[part])
-        bounds = boundary[part]
-        px, py = _whole_lattice(some, symbols[part], bounds)
-        positions, scores = _best_path(*apply_topology(px, py, rnnt_type, bounds), bounds)
+    results = []
+    for part, bounds, px, positions, scores in _best_paths(inputs, symbols, boundary, rnnt_type):
         ends = torch.where(positions.max(dim=1, keepdim=True).values >= 0, (bounds[:, 2] - bounds[:, 0])[:, None], -1)
         following = torch.cat((positions[:, 1:], torch.full_like(ends, -1)), dim=1)
         following = torch.where((following < 0) & (positions >= 0), ends, following)
@@ -76,16 +68,22 @@ def best_symbol_frames(
         log_probs = px.new_zeros(frames.shape)
         frames[utts, s + begin[:, 0]] = t
         log_probs[utts, s + begin[:, 0]] = px[utts, s + begin[:, 0], t]
-        found.append(SymbolFrames(frames, log_probs, scores))
-    return SymbolFrames(*(torch.cat(columns) for columns in zip(*found, strict=True)))
+        results.append(SymbolFrames(frames, log_probs, scores))
+    return SymbolFrames(*(torch.cat(columns) for columns in zip(*results, strict=True)))
 
 
-def _parts(inputs: JoinerInputs, symbols: Tensor, boundary: Tensor) -> tuple[Tensor, list[slice]]:
-    """The checked boundary, and groups of utterances whose arrays take a few megabytes each."""
+def _best_paths(
+    inputs: JoinerInputs, symbols: Tensor, boundary: Tensor, rnnt_type: str
+) -> Iterator[tuple[slice, Tensor, Tensor, Tensor, Tensor]]:
+    """Yield groups of utterances whose arrays take a few megabytes: their slice, boundary, symbols' log-probs before
+    the topology, and what `_best_path` says of them."""
     num_utts, num_frames, _ = inputs.encoder.shape
     boundary = check_boundary(boundary, num_utts, symbols.shape[1], num_frames, symbols.device)
     step = max(1, _LATTICE_CELLS // max(1, num_frames * (symbols.shape[1] + 1)))
-    return boundary, [slice(begin, begin + step) for begin in range(0, num_utts, step)]
+    for part in (slice(begin, begin + step) for begin in range(0, num_utts, step)):
+        group = inputs._replace(encoder=inputs.encoder[part], predictor=inputs.predictor[part])
+        px, py = _whole_lattice(group, symbols[part], boundary[part])
+        yield part, boundary[part], px, *_best_path(*apply_topology(px, py, rnnt_type, boundary[part]), boundary[part])
 
 
 def _whole_lattice(inputs: JoinerInputs, symbols: Tensor, boundary: Tensor) -> tuple[Tensor, Tensor]:
