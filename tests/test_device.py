@@ -13,8 +13,8 @@ from cascade import nvidia
 from cascade.bin import align, decode, export_onnx, latency, transcribe
 from cascade.config.options import ConfigError
 from cascade.device import CHOICES, choose_device, describe_device
-from cascade.training import distributed
-from cascade.training.distributed import Processes
+from cascade.processes import group
+from cascade.processes.group import Processes
 from tests.tiny_run import call, make_manifest, make_model_dir
 from tools import check_long_audio
 
@@ -94,8 +94,8 @@ def test_processes_of_this_machine_need_a_gpu_each_before_they_join(gpus, monkey
     for name, value in {"RANK": "0", **environment}.items():
         monkeypatch.setenv(name, value)
     joined, own = [], []
-    monkeypatch.setattr(distributed.distributed, "init_process_group", lambda name, **_: joined.append(name))
-    monkeypatch.setattr(distributed.distributed, "get_rank", lambda: 0)
+    monkeypatch.setattr(group.distributed, "init_process_group", lambda name, **_: joined.append(name))
+    monkeypatch.setattr(group.distributed, "get_rank", lambda: 0)
     monkeypatch.setattr(torch.cuda, "set_device", own.append)
     gpus(expected - 1)
     with pytest.raises(ConfigError, match=f"{expected} training processes on this machine need a GPU each"):

@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "nvidia": set(),
     "provenance": set(),
     "device": BASE | {"nvidia"},
+    "processes": BASE | {"device"},
     "audio": BASE,
     "text": BASE,
     "models": BASE,
@@ -36,11 +37,11 @@ MAY_IMPORT = {
     "measure": RUNTIME,
     "report": RESULTS,
     "corpus": FRONT | {"report"},
-    "data": FRONT | {"corpus"},
-    "training": CORPUS,
+    "data": FRONT | {"corpus", "processes"},
+    "training": CORPUS | {"processes"},
     "export": CORPUS,
     "server": CORPUS | {"export"},
-    "bin": CORPUS | {"training", "export", "server"},
+    "bin": CORPUS | {"processes", "training", "export", "server"},
 }
 
 # Package from outside -> the only places of cascade/ that may import it.

@@ -31,9 +31,9 @@ import soundfile
 from cascade.audio.resample import resample
 from cascade.bin.cli import run_program
 from cascade.corpus.synthetic.noise import add_noise
-from cascade.data.parallel import check_stopped, compute_parts
 from cascade.files import interrupt_on_sigterm, replacing
 from cascade.log import progress
+from cascade.processes.parts import check_stopped, compute_parts
 
 # Numbers of espeak-ng's speak_lib.h, version 1.52.
 AUDIO_OUTPUT_SYNCHRONOUS, INITIALIZE_DONT_EXIT, CHARS_UTF8 = 2, 0x8000, 1

@@ -17,7 +17,7 @@ from pathlib import Path
 from cascade.bin.cli import add_config_arguments, config_from_arguments, run_program
 from cascade.bin.device_arguments import add_device_argument, open_device
 from cascade.losses.backends import set_backend
-from cascade.training.distributed import Processes
+from cascade.processes.group import Processes
 from cascade.training.max_batch import largest_batch
 from cascade.training.run_inputs import RunPaths, build_trainer, check_options, read_inputs
 

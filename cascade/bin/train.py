@@ -29,10 +29,10 @@ from cascade.files import writing_to
 from cascade.log import setup_logging
 from cascade.losses.backends import set_backend
 from cascade.models.build import params_by_part
-from cascade.training.distributed import Processes
+from cascade.processes.group import Processes
+from cascade.processes.launch import check_count, is_worker, run_workers
 from cascade.training.dry_run import dry_run
 from cascade.training.earlier_run import carry_on, make_room, plan_run
-from cascade.training.launch import check_count, is_worker, run_workers
 from cascade.training.run_inputs import RunInputs, RunPaths, build_trainer, check_options, describe_inputs, read_inputs
 from cascade.training.run_lock import only_training_in
 

@@ -24,9 +24,9 @@ from cascade.audio.fbank import WINDOW_MS, compute_fbank, equal_features
 from cascade.audio.io import read_audio
 from cascade.config.options import FRAME_SHIFT_MS, AugmentConfig, FeatureConfig
 from cascade.data.audio_folder import describe, find_audio, report
-from cascade.data.parallel import check_stopped, compute_parts
 from cascade.files import replacing
 from cascade.log import progress
+from cascade.processes.parts import check_stopped, compute_parts
 
 PART_SIZE = 100
 BLOCK_SECONDS = 60.0  # long recordings are read in blocks of this

@@ -28,10 +28,10 @@ from lhotse.features.io import get_reader
 from cascade.audio.fbank import compute_fbank, equal_features, num_feature_frames
 from cascade.config.options import FRAME_SHIFT_MS, SUBSAMPLING, Config, FeatureConfig
 from cascade.corpus.cuts import Cut, at_speed, load_samples, read_cuts, write_cuts
-from cascade.data.parallel import check_stopped, compute_parts
 from cascade.data.rooms import Rooms, read_response, reverberate
 from cascade.files import read_lines, replacing
 from cascade.log import progress
+from cascade.processes.parts import check_stopped, compute_parts
 
 PART_SIZE = 200
 FEATURE_TYPE = "kaldi-fbank"

@@ -21,8 +21,8 @@ from cascade.config.options import SUBSAMPLING, Config, ConfigError
 from cascade.data.batches import FRAMES_PER_SECOND
 from cascade.data.storage import read_features
 from cascade.models.build import count_params, params_by_part
+from cascade.processes.group import Processes
 from cascade.text.tokens import Tokenizer
-from cascade.training.distributed import Processes
 from cascade.training.earlier_run import plan_run
 from cascade.training.run_inputs import RunInputs, RunPaths, build_trainer, describe_inputs, read_inputs
 from cascade.training.step_timing import NUM_STEPS, checkpoint_bytes, estimate_seconds, measure, padded_frames

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
-from cascade.training.distributed import Processes
+from cascade.processes.group import Processes
 
 
 class Metrics:

@@ -16,8 +16,8 @@ from cascade.corpus.cut_checks import hash_utterances
 from cascade.data.storage import read_stats
 from cascade.models.encoder import check_encoders
 from cascade.models.transducer import CascadedTransducer
+from cascade.processes.group import Processes
 from cascade.text.tokens import Tokenizer
-from cascade.training.distributed import Processes
 from cascade.training.start import Source, checkpoint_file, read_source, start_model
 from cascade.training.trainer import Trainer
 

@@ -11,7 +11,7 @@ import torch
 from cascade.config.options import Config
 from cascade.data.batches import FRAMES_PER_SECOND, Batch
 from cascade.models.transducer import CascadedTransducer
-from cascade.training.distributed import Processes
+from cascade.processes.group import Processes
 from cascade.training.objective import Context, Losses, Objective
 from cascade.training.optim import Optimizer
 

@@ -30,10 +30,10 @@ from cascade.data.batches import Batch, TrainBatches, dev_batches
 from cascade.log import progress
 from cascade.models.build import count_params, params_by_part
 from cascade.models.transducer import CascadedTransducer
+from cascade.processes.group import Processes
 from cascade.provenance import command_line, git_commit, machine
 from cascade.text.tokens import Tokenizer
 from cascade.training.bad_batches import save_bad_batch
-from cascade.training.distributed import Processes
 from cascade.training.metrics import Metrics, MetricWriter
 from cascade.training.objective import VALIDATION_CONTEXT, Losses, Objective
 from cascade.training.optim import build_optimizer, rate_share

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from cascade.config.load import load_config
+from cascade.processes.group import Processes
 from cascade.training import step_timing
-from cascade.training.distributed import Processes
 from cascade.training.objective import Objective
 from cascade.training.run_inputs import RunPaths, build_trainer, read_inputs
 from cascade.training.step_timing import (

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from cascade.checkpoint import load_file
-from cascade.training import launch as launching
+from cascade.processes import launch as launching
 from tests.training.conftest import OPTIONS
 from tests.training.test_step import NO_DROPOUT
 

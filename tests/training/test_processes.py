@@ -12,7 +12,7 @@ import torch
 
 from cascade.checkpoint import load_resumable
 from cascade.config.load import load_config
-from cascade.training.distributed import Processes
+from cascade.processes.group import Processes
 from cascade.training.run_inputs import RunPaths, build_trainer, read_inputs
 from tests.training.conftest import OPTIONS
 from tests.training.test_step import NO_DROPOUT, OBJECTIVES

@@ -10,7 +10,7 @@ import torch
 
 from cascade.checkpoint import FORMAT, PREVIOUS, load_file, load_resumable, save_file, save_resumable
 from cascade.config.load import load_config
-from cascade.training.distributed import Processes
+from cascade.processes.group import Processes
 from cascade.training.metrics import Metrics
 from cascade.training.objective import Objective
 from cascade.training.optim import build_optimizer

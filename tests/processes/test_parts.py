@@ -5,7 +5,7 @@ import signal
 
 import pytest
 
-from cascade.data.parallel import compute_parts
+from cascade.processes.parts import compute_parts
 
 
 def number_and_process(number: int) -> tuple[int, int]:

@@ -16,7 +16,7 @@ import torch
 from torch import distributed, nn
 
 from cascade.device import choose_device
-from cascade.training.launch import EXIT_PEER_LOST, is_worker
+from cascade.processes.launch import EXIT_PEER_LOST, is_worker
 
 TIMEOUT = timedelta(minutes=10)
 """For a machine that vanishes without closing its connections; a process that ends is noticed at once."""
