@@ -1,4 +1,4 @@
-"""Files that are whole or absent, lines of packed files, and a SIGTERM that ends a program as Ctrl-C does."""
+"""Files that are whole or absent, and lines of packed files."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import errno
 import gzip
 import lzma
 import os
-import signal
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -53,12 +52,3 @@ def writing_to(folder: Path) -> Iterator[None]:
                 f"{folder} cannot be written ({error.strerror}): free some space, then run the same command again"
             ) from error
         raise
-
-
-def interrupt_on_sigterm() -> None:
-    """Turn SIGTERM into KeyboardInterrupt: `run_program` then exits with 75, as after Ctrl-C."""
-
-    def interrupt(signum: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, interrupt)

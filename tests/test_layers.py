@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 BASE = {"config", "log", "provenance", "files"}
-FRONT = BASE | {"device", "audio", "text"}
+FRONT = BASE | {"device", "processes", "audio", "text"}
 NETWORKS = FRONT | {"models", "losses", "checkpoint"}
 RUNTIME = NETWORKS | {"search", "stream"}
 RESULTS = RUNTIME | {"measure", "report"}
@@ -37,11 +37,11 @@ MAY_IMPORT = {
     "measure": RUNTIME,
     "report": RESULTS,
     "corpus": FRONT | {"report"},
-    "data": FRONT | {"corpus", "processes"},
-    "training": CORPUS | {"processes"},
+    "data": FRONT | {"corpus"},
+    "training": CORPUS,
     "export": CORPUS,
     "server": CORPUS | {"export"},
-    "bin": CORPUS | {"processes", "training", "export", "server"},
+    "bin": CORPUS | {"training", "export", "server"},
 }
 
 # Package from outside -> the only places of cascade/ that may import it.

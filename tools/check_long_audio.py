@@ -24,8 +24,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from cascade.bin.audio_inputs import StopSignals  # noqa: E402
-from cascade.bin.cli import EXIT_FAILED, Interrupted, run_program  # noqa: E402
+from cascade.bin.audio_inputs import PipeStop  # noqa: E402
+from cascade.bin.cli import run_program  # noqa: E402
 from cascade.bin.model_arguments import (  # noqa: E402
     add_model_arguments,
     add_search_arguments,
@@ -35,6 +35,7 @@ from cascade.bin.model_arguments import (  # noqa: E402
 from cascade.bin.transcribe import transcribe  # noqa: E402
 from cascade.config.options import ENCODER_FRAME_MS, ConfigError  # noqa: E402
 from cascade.measure.wer import score  # noqa: E402
+from cascade.processes.exits import EXIT_FAILED, Interrupted  # noqa: E402
 from cascade.provenance import command_line, git_commit, machine  # noqa: E402
 from cascade.search.methods import METHODS, STREAMING_MODES  # noqa: E402
 from cascade.stream.batch import StreamBatch  # noqa: E402
@@ -193,7 +194,7 @@ def main() -> None:
         return StreamingDecoder(model, config, tokenizer, batch=batch)
 
     start = time.process_time()
-    with tempfile.TemporaryDirectory() as folder, StopSignals() as stop:
+    with tempfile.TemporaryDirectory() as folder, PipeStop() as stop:
         path = Path(folder) / "long.wav"
         write_cycles(path, cycle, rate, num_cycles)
         transcripts = list(transcribe([str(path)], config, new_decoder, 1, None, watch, stop))

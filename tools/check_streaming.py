@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from cascade.audio.fbank import compute_fbank  # noqa: E402
 from cascade.audio.io import read_audio  # noqa: E402
-from cascade.bin.cli import EXIT_FAILED, run_program  # noqa: E402
+from cascade.bin.cli import run_program  # noqa: E402
 from cascade.bin.model_arguments import (  # noqa: E402
     add_model_arguments,
     add_search_arguments,
@@ -36,6 +36,7 @@ from cascade.corpus.manifests import Utterance, read_manifest  # noqa: E402
 from cascade.data.batches import collate  # noqa: E402
 from cascade.measure.wer import Score, score  # noqa: E402
 from cascade.models.transducer import CascadedTransducer  # noqa: E402
+from cascade.processes.exits import EXIT_FAILED  # noqa: E402
 from cascade.provenance import command_line, git_commit, machine  # noqa: E402
 from cascade.search.methods import METHODS, STREAMING_MODES, DecodingOptions, build_search, decode_batch  # noqa: E402
 from cascade.stream.batch import StreamBatch  # noqa: E402

@@ -31,7 +31,7 @@ import soundfile
 from cascade.audio.resample import resample
 from cascade.bin.cli import run_program
 from cascade.corpus.synthetic.noise import add_noise
-from cascade.files import interrupt_on_sigterm, replacing
+from cascade.files import replacing
 from cascade.log import progress
 from cascade.processes.parts import check_stopped, compute_parts
 
@@ -209,7 +209,6 @@ def main() -> None:
                         help="DIR/NAME.jsonl, audio in DIR/NAME")
     parser.add_argument("--sampling-rate", type=int, default=16000, metavar="HZ", help="of the audio (default 16000)")
     arguments = parser.parse_args()
-    interrupt_on_sigterm()
     lines = synthesise(arguments.plan, arguments.manifest, arguments.sampling_rate)
     with replacing(arguments.manifest) as temporary, open(temporary, "w", encoding="utf-8") as file:
         file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)

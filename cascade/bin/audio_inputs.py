@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import logging
 import select
-import signal
-import threading
 from collections.abc import Iterator
-from types import FrameType, TracebackType
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 
 from cascade.audio.io import read_audio_blocks
+from cascade.processes.signals import StopRequest
 
 _BLOCK_SECONDS = 1.0
 _PIPE_SECONDS = 0.1
@@ -24,33 +22,16 @@ class _Stopped(KeyboardInterrupt):
     """A signal came while a pipe was waited for."""
 
 
-class StopSignals:
-    """While it is entered, Ctrl-C and SIGTERM end the pipe and not the program, so that its last words are decoded.
-
-    `asked` says that a signal came; a second one raises KeyboardInterrupt wherever the program is.
-    """
+class PipeStop(StopRequest):
+    """While it is entered, a signal ends the pipe and not the program, so that its last words are decoded."""
 
     def __init__(self) -> None:
-        self.asked = False
+        super().__init__()
         self._waiting = False
         self._num_left = _PIPE_BYTES
-        self._before: dict[int, Any] = {}
 
-    def __enter__(self) -> StopSignals:
-        if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._take) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _take(self, number: int, frame: FrameType | None) -> None:
-        if self.asked:
-            raise KeyboardInterrupt
-        self.asked = True
+    def take(self, number: int) -> None:
+        super().take(number)
         if self._waiting:
             raise _Stopped
 
@@ -84,7 +65,7 @@ def file_packets(path: str, sampling_rate: int) -> Iterator[tuple[np.ndarray, in
         yield samples, rate
 
 
-def pipe_packets(pipe: BinaryIO, rate: int, sampling_rate: int, stop: StopSignals) -> Iterator[tuple[np.ndarray, int]]:
+def pipe_packets(pipe: BinaryIO, rate: int, sampling_rate: int, stop: PipeStop) -> Iterator[tuple[np.ndarray, int]]:
     """(samples, `rate`) of raw 16-bit samples as they come in; `sampling_rate` is the model's."""
     if rate != sampling_rate:
         logging.info("standard input: resampled from %d Hz", rate)

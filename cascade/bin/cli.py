@@ -1,4 +1,4 @@
-"""What every program shares: exit codes, one-sentence errors, options from YAML files and `section.key=value`.
+"""Parts that every program shares: exit codes, one-sentence errors, options from YAML files and `section.key=value`.
 
 Exit codes: 0 done, 1 failed, 2 wrong usage, 75 interrupted by a signal after saving (run again to go on).
 """
@@ -7,28 +7,28 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Callable
 
 from cascade.config.load import load_config
 from cascade.config.options import Config, ConfigError
 from cascade.log import setup_logging
-
-EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 75
-
-
-class Interrupted(Exception):
-    """A signal came and everything needed to go on was saved."""
+from cascade.processes.exits import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, Interrupted
+from cascade.processes.signals import catching, interrupt
 
 
 def run_program(main: Callable[[], None]) -> None:
     """Run `main`; turn what a user can cause into one sentence on stderr and the right exit code.
 
+    SIGTERM and a closed terminal interrupt it as Ctrl-C does, where it does not catch them itself.
+
     CASCADE_DEBUG=1 shows the traceback instead.
     """
     setup_logging()
     try:
-        main()
+        with catching(interrupt, (signal.SIGTERM, signal.SIGHUP)):
+            main()
     except Interrupted as error:
         print(f"interrupted: {error}", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)

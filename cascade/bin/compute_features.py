@@ -20,7 +20,6 @@ from cascade.config.options import Config
 from cascade.data.noise import remove_noise, store_noise
 from cascade.data.rooms import read_rooms
 from cascade.data.storage import store_split
-from cascade.files import interrupt_on_sigterm
 
 SUFFIX = "_cuts.jsonl.gz"
 
@@ -59,7 +58,6 @@ def main() -> None:
     arguments = parser.parse_intermixed_args()
     if arguments.num_jobs < 1:
         parser.error(f"--num-jobs must be at least 1, got {arguments.num_jobs}")
-    interrupt_on_sigterm()
     torch.set_num_threads(1)  # the processes are what runs in parallel
     compute_features(
         arguments.data, arguments.out, config_from_arguments(arguments), arguments.num_jobs, arguments.noise_dir,

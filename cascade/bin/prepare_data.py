@@ -28,7 +28,6 @@ from cascade.corpus.manifests import read_manifest
 from cascade.corpus.quarantine import Problem, check_share, log_counts, write_quarantine
 from cascade.corpus.statistics import SplitStatistics, write_statistics
 from cascade.corpus.statistics_plot import draw_statistics
-from cascade.files import interrupt_on_sigterm
 from cascade.log import progress
 from cascade.text.normal import normalizer
 
@@ -128,7 +127,6 @@ def main() -> None:
         value = getattr(arguments, name)
         if value is not None and value < 1:
             parser.error(f"--{name.replace('_', '-')} must be at least 1, got {value}")
-    interrupt_on_sigterm()
     splits = prepare(
         arguments.manifest_dir, arguments.out, config_from_arguments(arguments), arguments.num_jobs,
         arguments.max_utterances,

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from cascade.bin.cli import Interrupted, add_config_arguments, config_from_arguments, run_program
+from cascade.bin.cli import add_config_arguments, config_from_arguments, run_program
 from cascade.bin.device_arguments import add_device_argument
 from cascade.config.load import save_config
 from cascade.config.options import Config, ConfigError
@@ -29,6 +29,7 @@ from cascade.files import writing_to
 from cascade.log import setup_logging
 from cascade.losses.backends import set_backend
 from cascade.models.build import params_by_part
+from cascade.processes.exits import Interrupted
 from cascade.processes.group import Processes
 from cascade.processes.launch import check_count, is_worker, run_workers
 from cascade.training.dry_run import dry_run

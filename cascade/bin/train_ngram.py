@@ -10,7 +10,6 @@ import argparse
 from pathlib import Path
 
 from cascade.bin.cli import run_program
-from cascade.files import interrupt_on_sigterm
 from cascade.text.ngram_training import train_ngram, write_arpa
 from cascade.text.tokens import Tokenizer
 
@@ -27,7 +26,6 @@ def main() -> None:
         "higher orders (default: 0; 0 0 0 1 halves a model of order 4 and costs little)",
     )
     arguments = parser.parse_args()
-    interrupt_on_sigterm()
     tokenizer = Tokenizer.load(arguments.tokens)
     orders = train_ngram(arguments.text, tokenizer, arguments.order, arguments.prune)
     write_arpa(orders, tokenizer, arguments.out)

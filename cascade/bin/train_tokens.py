@@ -25,7 +25,6 @@ from cascade.corpus.quarantine import (
     token_problem,
     write_quarantine,
 )
-from cascade.files import interrupt_on_sigterm
 from cascade.text.tokens import Tokenizer, train_tokenizer
 
 SUFFIX = "_cuts.jsonl.gz"
@@ -91,7 +90,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder for the tokenizer, EXP/tokens")
     add_config_arguments(parser)
     arguments = parser.parse_intermixed_args()
-    interrupt_on_sigterm()
     train_tokens(arguments.data, arguments.out, config_from_arguments(arguments))
 
 

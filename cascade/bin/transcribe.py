@@ -31,8 +31,8 @@ from typing import Any
 
 import numpy as np
 
-from cascade.bin.audio_inputs import StopSignals, file_packets, pipe_packets
-from cascade.bin.cli import EXIT_FAILED, Interrupted, run_program
+from cascade.bin.audio_inputs import PipeStop, file_packets, pipe_packets
+from cascade.bin.cli import run_program
 from cascade.bin.device_arguments import open_device
 from cascade.bin.model_arguments import (
     add_model_arguments,
@@ -42,6 +42,7 @@ from cascade.bin.model_arguments import (
     load_for_decoding,
 )
 from cascade.config.options import Config, ConfigError
+from cascade.processes.exits import EXIT_FAILED, Interrupted
 from cascade.search.methods import METHODS, STREAMING_MODES, DecodingOptions
 from cascade.stream.batch import StreamBatch
 from cascade.stream.decoder import Segment, StreamingDecoder
@@ -139,7 +140,7 @@ def check_arguments(arguments: argparse.Namespace) -> None:
 
 def transcribe(
     paths: list[str], config: Config, new_decoder: Callable[[], StreamingDecoder], num_streams: int,
-    pipe_rate: int | None, watch: Callable[[_Job], None], stop: StopSignals,
+    pipe_rate: int | None, watch: Callable[[_Job], None], stop: PipeStop,
 ) -> Iterator[Transcript]:  # fmt: skip
     """Decode all inputs, `num_streams` of them together, and yield them in their order.
 
@@ -325,7 +326,7 @@ def main() -> None:
     if arguments.out is not None:
         arguments.out.mkdir(parents=True, exist_ok=True)
     num_failed = num_done = 0
-    with StopSignals() as stop:
+    with PipeStop() as stop:
         transcripts = transcribe(
             arguments.files, config, lambda: new_decoder(keep_segments=not is_live),
             1 if is_live else arguments.num_streams, arguments.sampling_rate,

@@ -8,7 +8,6 @@ ones before, and several ranks share every epoch without one utterance repeated 
 from __future__ import annotations
 
 import logging
-import signal
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -25,6 +24,7 @@ from cascade.corpus.cuts import read_cuts
 from cascade.corpus.quarantine import token_problem
 from cascade.data.augment import Augmentation, build_augmentations, utterance_generator
 from cascade.data.storage import Stored, read_features, read_stats, stored
+from cascade.processes.signals import ignore_signals
 from cascade.text.tokens import Tokenizer
 
 CACHE_BYTES = 2 << 30  # training features up to this size stay in memory after their first use
@@ -208,7 +208,7 @@ class TrainBatches:
         generator = torch.Generator()  # otherwise the loader draws from torch's own, which resuming must find unmoved
         yield from DataLoader(
             self._dataset, batch_size=None, sampler=tasks, num_workers=self._config.data.num_workers,
-            generator=generator, worker_init_fn=_leave_signals_to_the_training,
+            generator=generator, worker_init_fn=lambda _: ignore_signals(),  # the training saves, then ends its loaders
         )
 
     @property
@@ -248,12 +248,6 @@ class TrainBatches:
             world_size, short_first=epoch <= data.sorted_epochs,
         )
         return [left[batch] for batch in plan]
-
-
-def _leave_signals_to_the_training(worker: int) -> None:
-    """A signal to the whole group must not end a loader before the training has saved; it ends them itself."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
 
 
 class _Dataset(Dataset):

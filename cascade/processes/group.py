@@ -16,10 +16,20 @@ import torch
 from torch import distributed, nn
 
 from cascade.device import choose_device
-from cascade.processes.launch import EXIT_PEER_LOST, is_worker
+from cascade.processes.exits import EXIT_PEER_LOST
+from cascade.processes.launch import is_worker, seconds_from_environment, start_heartbeat
 
-TIMEOUT = timedelta(minutes=10)
-"""For a machine that vanishes without closing its connections; a process that ends is noticed at once."""
+
+def group_timeout() -> timedelta:
+    """Patience of a collective, CASCADE_GROUP_TIMEOUT seconds (600): for a machine that vanishes without closing its
+    connections, or a process that waits for ever. It must be longer than what one process does alone, such as writing
+    a checkpoint. A process that ends is noticed at once, on one machine one that stands still too (launch.py).
+
+    Raises:
+      ConfigError: the variable is not a number.
+    """
+    return timedelta(seconds=seconds_from_environment("CASCADE_GROUP_TIMEOUT", 600) or 600)
+
 
 
 class Processes:
@@ -45,9 +55,11 @@ class Processes:
         device = choose_device(device_choice, num_local, local_rank)
         if world_size == 1:
             return cls(device=device)
+        if is_worker():
+            start_heartbeat()
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=group_timeout())
         return cls(distributed.get_rank(), world_size, device)
 
     @property

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -13,6 +12,8 @@ from itertools import islice
 from typing import Any
 
 import torch
+
+from cascade.processes.signals import ignore_signals
 
 
 class Stopped(Exception):
@@ -51,7 +52,7 @@ def compute_parts(
     # Not by fork: a copy of a process that has run torch may hang.
     context = multiprocessing.get_context("forkserver" if fresh else "spawn")
     if fresh:
-        context.set_forkserver_preload(["cascade.audio.fbank"])  # what takes seconds to import, once for all processes
+        context.set_forkserver_preload([__name__])  # torch takes seconds to import: once for all processes
     stop = context.Event()
     with ProcessPoolExecutor(
         num_jobs, mp_context=context, initializer=_start_worker, initargs=(stop,),
@@ -81,8 +82,7 @@ def _start_worker(stop) -> None:
     global _stop_event
     _stop_event = stop
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    ignore_signals()
     parent = multiprocessing.parent_process()
 
     def follow_parent() -> None:

@@ -6,7 +6,6 @@ import json
 import logging
 import math
 import resource
-import signal
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -31,6 +30,7 @@ from cascade.log import progress
 from cascade.models.build import count_params, params_by_part
 from cascade.models.transducer import CascadedTransducer
 from cascade.processes.group import Processes
+from cascade.processes.signals import StopRequest
 from cascade.provenance import command_line, git_commit, machine
 from cascade.text.tokens import Tokenizer
 from cascade.training.bad_batches import save_bad_batch
@@ -66,25 +66,6 @@ class TrainState:
 
 class Diverged(ValueError):
     """Training cannot go on: its numbers are not finite."""
-
-
-class SignalWatch:
-    """Remembers SIGINT, SIGTERM and SIGHUP, so that the loop can stop between two steps; a second one interrupts."""
-
-    def __init__(self) -> None:
-        self.name = ""
-        numbers = [signal.SIGINT, signal.SIGTERM]
-        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # ignored: started by nohup
-            numbers.append(signal.SIGHUP)
-        self.previous = {number: signal.signal(number, self._note) for number in numbers}
-
-    def _note(self, number: int, frame: object) -> None:
-        self.name = signal.Signals(number).name
-        self.restore()
-
-    def restore(self) -> None:
-        for number, handler in self.previous.items():
-            signal.signal(number, handler)
 
 
 class Trainer:
@@ -192,19 +173,19 @@ class Trainer:
         self.clock = Clock()
         self._share_start()
         self.writer = MetricWriter(self.exp_dir, self.state.step) if self.processes.is_first else None
-        watch = SignalWatch()
         self.last_save = time.monotonic()
         try:
-            while self.state.epoch <= training.num_epochs:
-                if self._run_epoch(watch) == "stopped":
-                    logging.info("stopped by %s after step %d", watch.name or "a signal", self.state.step)
-                    return False
-            if self.processes.is_first:
-                self._finish()
-            self.processes.barrier()
-            return True
+            with StopRequest() as stop_request:
+                while self.state.epoch <= training.num_epochs:
+                    if self._run_epoch(stop_request) == "stopped":
+                        name = stop_request.name or "a signal to another process"
+                        logging.info("stopped by %s after step %d", name, self.state.step)
+                        return False
+                if self.processes.is_first:
+                    self._finish()
+                self.processes.barrier()
+                return True
         finally:
-            watch.restore()
             if self.writer is not None:
                 self.writer.close()
 
@@ -216,7 +197,7 @@ class Trainer:
         if self.processes.world_size > 1:
             self.model.load_state_dict(self.processes.from_first(values["model"]))
 
-    def _run_epoch(self, watch: SignalWatch) -> str:
+    def _run_epoch(self, stop_request: StopRequest) -> str:
         """finished | stopped (by a signal) | went back (to a checkpoint)."""
         epoch, training = self.state.epoch, self.config.training
         self.train_batches.set_epoch(epoch, self.state.epoch_parts)
@@ -231,7 +212,7 @@ class Trainer:
             if self.state.step % training.log_every_steps == 0:
                 self._log("train")
             late = time.monotonic() - self.last_save > 60 * training.save_every_minutes
-            stop, late = self.processes.sum([float(bool(watch.name)), float(late and not self.state.bad_steps)])
+            stop, late = self.processes.sum([float(stop_request.asked), float(late and not self.state.bad_steps)])
             if self.state.bad_steps >= training.max_bad_steps or ((stop or late) and not self._is_finite()):
                 bar.close()
                 self._go_back()

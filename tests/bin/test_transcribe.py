@@ -14,9 +14,9 @@ import torch
 
 from cascade.audio.io import read_audio
 from cascade.bin import audio_inputs, transcribe
-from cascade.bin.cli import Interrupted
 from cascade.checkpoint import load_model
 from cascade.config.options import ConfigError
+from cascade.processes.exits import Interrupted
 from cascade.search.methods import METHODS, STREAMING_MODES, DecodingOptions
 from cascade.stream.batch import StreamBatch
 from cascade.stream.decoder import Segment, StreamingDecoder
@@ -244,7 +244,7 @@ def test_a_signal_drops_recordings_that_are_not_finished(run_dir, call, monkeypa
 def test_what_is_in_the_pipe_when_a_signal_comes_is_still_heard():
     end, start = os.pipe()
     data = np.arange(-9000, 9000, dtype="<i2")
-    with open(end, "rb") as pipe, open(start, "wb", buffering=0) as writer, audio_inputs.StopSignals() as stop:
+    with open(end, "rb") as pipe, open(start, "wb", buffering=0) as writer, audio_inputs.PipeStop() as stop:
         writer.write(data.tobytes())
         signal.raise_signal(signal.SIGTERM)
         packets = [samples for samples, _ in audio_inputs.pipe_packets(pipe, 16000, 16000, stop)]
@@ -261,7 +261,7 @@ def test_a_reader_that_goes_away_is_an_interruption():
 
 
 def test_a_second_signal_ends_at_once():
-    with audio_inputs.StopSignals() as stop:
+    with audio_inputs.PipeStop() as stop:
         signal.raise_signal(signal.SIGINT)
         assert stop.asked and stop.read(io.BytesIO(b"not a pipe"), 1) == b""
         with pytest.raises(KeyboardInterrupt):

@@ -121,7 +121,7 @@ def finish(trainer):
     trainer.writer = MetricWriter(trainer.exp_dir, trainer.state.step) if trainer.processes.is_first else None
     trainer.last_save = float("inf")
     while trainer.state.epoch <= trainer.config.training.num_epochs:
-        assert trainer._run_epoch(SimpleNamespace(name="")) == "finished"
+        assert trainer._run_epoch(SimpleNamespace(asked=False)) == "finished"
     if trainer.writer is not None:
         trainer.writer.close()
     return trainer.model.state_dict(), trainer.set_aside

@@ -22,7 +22,7 @@ from cascade.corpus.manifests import Utterance, read_manifest, write_manifest
 from cascade.corpus.synthetic.grammar import Grammar
 from cascade.corpus.synthetic.noise import KINDS
 from cascade.data.augment import utterance_generator
-from cascade.files import interrupt_on_sigterm, replacing
+from cascade.files import replacing
 from tools.synthesise import voice_variants
 
 SENTENCES = {"test": (400, 0.10), "dev": (200, 0.05), "train": (3500, 0.85)}  # how many; share of all sentences
@@ -115,7 +115,6 @@ def main() -> None:
     parser.add_argument("--max-utterances", type=int, metavar="N", help="at most so many of each split")
     parser.add_argument("--seed", type=int, default=1, help="of sentences, voices and noise (default 1)")
     arguments = parser.parse_args()
-    interrupt_on_sigterm()
     if arguments.corpus_dir:
         for split in SENTENCES:
             found = read_manifest(arguments.corpus_dir / f"{split}.jsonl")

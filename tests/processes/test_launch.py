@@ -85,6 +85,55 @@ def test_a_killed_process_ends_the_others_and_is_told(launch, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_process_that_stands_still_ends_the_others_and_is_named(launch, tmp_path, monkeypatch, rank):
+    monkeypatch.setenv("CASCADE_RANK_TIMEOUT", "12")
+    process = launch(tmp_path, "training.num_epochs=500")
+    wait_for(tmp_path / "epoch-1.pt", process)
+    workers = workers_of(process)
+    os.kill(workers[rank], signal.SIGSTOP)
+    errors = process.communicate(timeout=60)[1]
+    assert process.returncode == 1, errors
+    said = f"error: training process {rank} (id {workers[rank]}) has not answered for 12 s"
+    assert errors.splitlines()[-1].startswith(said) and "ended by SIGKILL" not in errors
+    assert not any(Path(f"/proc/{worker}").exists() for worker in workers)
+
+
+@pytest.mark.slow
+def test_a_launcher_that_was_stopped_itself_suspects_nobody(launch, tmp_path, monkeypatch):
+    monkeypatch.setenv("CASCADE_RANK_TIMEOUT", "12")
+    process = launch(tmp_path, "training.num_epochs=500")
+    wait_for(tmp_path / "epoch-1.pt", process)
+    everyone = [process.pid, *workers_of(process)]
+    for number in (signal.SIGSTOP, signal.SIGCONT):  # as a scheduler that suspends a job
+        for pid in everyone:
+            os.kill(pid, number)
+        time.sleep(16)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    errors = process.communicate(timeout=60)[1]
+    assert process.returncode == 75, errors
+
+
+@pytest.mark.slow
+def test_a_second_training_of_several_processes_is_refused(launch, tmp_path):
+    first = launch(tmp_path / "model", "training.num_epochs=500")
+    wait_for(tmp_path / "model" / "epoch-1.pt", first)
+    second = launch(tmp_path / "model", "training.num_epochs=500", "--force")
+    errors = second.communicate(timeout=60)[1]
+    said = f"error: a training is running in {tmp_path / 'model'} (process {workers_of(first)[0]}): wait for it or "
+    said += "end it"
+    assert second.returncode == 1 and errors.splitlines()[-1] == said and "Traceback" not in errors, errors
+    assert first.poll() is None and sorted(path.name for path in tmp_path.iterdir()) == [".model.lock", "model"]
+
+
+def test_a_limit_that_is_no_number_is_told(train, tmp_path, monkeypatch):
+    monkeypatch.setenv("CASCADE_RANK_TIMEOUT", "soon")
+    done = train(tmp_path, "--num-processes", 2, check=False)
+    assert done.returncode == 2 and "CASCADE_RANK_TIMEOUT must be a number of seconds, got 'soon'" in done.stderr
+
+
+@pytest.mark.slow
 def test_workers_do_not_outlive_a_killed_parent(launch, tmp_path):
     process = launch(tmp_path, "training.num_epochs=500")
     wait_for(tmp_path / "epoch-1.pt", process)
@@ -127,10 +176,11 @@ def test_a_signal_before_the_training_begins_is_an_interruption(launch, tmp_path
 ])
 def test_the_exit_code_is_that_of_the_first_process_when_it_failed_by_itself(monkeypatch, ends, code):
     def start(count, others):
-        return [subprocess.Popen([sys.executable, "-S", "-c", f"import os, sys; {end}"], stderr=others) for end in ends]
+        return [
+            launching.Worker([sys.executable, "-S", "-c", f"import os, sys; {end}"], {}, others) for end in ends
+        ]
 
     monkeypatch.setattr(launching, "_start", start)
-    monkeypatch.setattr(launching.signal, "signal", lambda *_: None)  # this process keeps its own handlers
     assert launching.run_workers(2) == code
 
 
