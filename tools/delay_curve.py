@@ -29,11 +29,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from cascade.bin.cli import run_program  # noqa: E402
 from cascade.bin.device_arguments import add_device_argument, open_device  # noqa: E402
-from cascade.bin.latency import Spoken, read_speech  # noqa: E402
+from cascade.bin.latency import read_speech  # noqa: E402
 from cascade.bin.model_arguments import add_blank_penalty  # noqa: E402
 from cascade.checkpoint import load_model  # noqa: E402
 from cascade.config.load import save_config  # noqa: E402
 from cascade.data.alignments import read_alignments, read_ctm  # noqa: E402
+from cascade.measure.compute import Spoken  # noqa: E402
 from cascade.measure.delay import measure_delays, usable_words, watch_streams  # noqa: E402
 from cascade.measure.wer import score  # noqa: E402
 from cascade.provenance import command_line, git_commit, machine  # noqa: E402

@@ -1,4 +1,4 @@
-"""What decoding costs to compute: the first pass of one stream, timed chunk by chunk; every mode's steps and last step.
+"""Compute of decoding: the first pass of one stream, timed chunk by chunk; every mode's steps and last step.
 
 A chunk's compute is the causal encoder's `forward_chunk`, the projection to the joiner and the greedy search over the
 chunk's frames; features are not in it. Models that are compared are timed in turns, chunk by chunk (the modes'
@@ -10,13 +10,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from cascade.config.options import ENCODER_FRAME_MS, SUBSAMPLING
+from cascade.checkpoint import load_model
+from cascade.config.load import load_config
+from cascade.config.options import ENCODER_FRAME_MS, SUBSAMPLING, Config
+from cascade.models.build import build_model
+from cascade.models.prepack import prepack
 from cascade.models.transducer import CascadedTransducer
 from cascade.search.greedy import GreedySearch
 from cascade.search.methods import DecodingOptions
@@ -26,6 +31,7 @@ from cascade.text.tokens import Tokenizer
 _FRAMES_PER_SYMBOL = 10
 """Pace of a model with random weights, whose own means nothing: 2.5 symbols a second, about English in BPE-500."""
 _WARM_UP_CHUNKS = 10
+NOISE_FRAMES = 3000
 
 
 class _PacedSearch(GreedySearch):
@@ -36,28 +42,67 @@ class _PacedSearch(GreedySearch):
         return best, symbols.clamp(min=1) * (frames % _FRAMES_PER_SYMBOL == 0)
 
 
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a model comes from: the folder of a trained one, or a config, whose weights are then random."""
+
+    folder: str | None = None
+    files: Sequence[str] = ()
+    overrides: Sequence[str] = ()
+    blank_penalty: float | None = None
+    """Instead of the model's own."""
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """One utterance: its reference's words and its (T, F) features."""
+
+    id: str
+    text: list[str]
+    features: Tensor
+
+
 @dataclass
 class TimedModel:
-    """One model under the clock.
-
-    `features` are (T, F) unnormalised log-mel frames that the stream hears, again and again.
-    """
+    """One model under the clock; a tokenizer and a folder only has a trained one."""
 
     name: str
     model: CascadedTransducer
+    config: Config
+    blank_penalty: float
     features: Tensor
-    unk_id: int | None = None
-    blank_penalty: float = 0.0
-    paced: bool = False
-    """Say something every 10 frames, whatever the weights say: for random ones."""
+    """(T, F) unnormalised log-mel frames that the stream hears, again and again."""
+    tokenizer: Tokenizer | None = None
+    folder: Path | None = None
+    speech: list[Spoken] = field(default_factory=list)
     times_ms: list[float] = field(default_factory=list)
     num_symbols: int = 0
+
+
+def open_model(source: ModelSource) -> TimedModel:
+    """The model, prepacked, and noise with the mean and spread of its training data for it to hear."""
+    if source.folder is not None:
+        folder, name = Path(source.folder), Path(source.folder).resolve().name
+        model, config, tokenizer = load_model(folder)
+    else:
+        folder, name = None, Path(source.files[-1]).stem if source.files else "defaults"
+        config, tokenizer = load_config(source.files, source.overrides), None
+        torch.manual_seed(config.seed)
+        model = build_model(config, config.tokens.vocab_size).eval()
+    generator = torch.Generator().manual_seed(config.seed)
+    noise = torch.randn(NOISE_FRAMES, config.features.num_mel_bins, generator=generator)
+    features = model.encoder.feature_mean + noise / model.encoder.feature_scale
+    penalty = DecodingOptions.for_model(config, blank_penalty=source.blank_penalty).blank_penalty
+    return TimedModel(name, prepack(model), config, penalty, features, tokenizer, folder)
 
 
 @torch.inference_mode()
 def chunk_runner(timed: TimedModel, chunk_frames: int, left_frames: int) -> Callable[[], None]:
     """A function that decodes the stream's next chunk and notes its time."""
-    search = (_PacedSearch if timed.paced else GreedySearch)(timed.model, timed.blank_penalty, timed.unk_id)
+    if timed.tokenizer is None:
+        search = _PacedSearch(timed.model, timed.blank_penalty)
+    else:
+        search = GreedySearch(timed.model, timed.blank_penalty, timed.tokenizer.unk_id)
     encoder_state = timed.model.encoder.initial_state(1, left_frames)
     search_state = search.init(1)
     lens = torch.tensor([chunk_frames])
@@ -146,10 +191,10 @@ def time_mode(
     batches = [StreamBatch(model, tokenizer, options) for model, tokenizer, options, _ in models]
     times = [ModeTimes() for _ in models]
     for number in range(len(models[0][3])):
-        for batch, found, (_, _, _, features) in zip(batches, times, models, strict=True):
+        for batch, mode_times, (_, _, _, features) in zip(batches, times, models, strict=True):
             if number == 0:
                 _time_utterance(batch, features[0], ModeTimes())  # warms up
-            _time_utterance(batch, features[number], found)
+            _time_utterance(batch, features[number], mode_times)
     return times
 
 

@@ -1,4 +1,4 @@
-"""How much memory a model needs that decodes one stream, each measured in a fresh process.
+"""Memory that a model needs to decode one stream, each measured in a fresh process.
 
 `python -m cascade.measure.memory JSON` is that process: it loads the model, streams for a while on one thread and
 prints {"peak_memory_mb", "process_memory_mb"}: the peak resident set above what the libraries take, and all of it.
@@ -13,48 +13,41 @@ import os
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from cascade.checkpoint import load_model
-from cascade.config.load import load_config
 from cascade.config.options import ENCODER_FRAME_MS
-from cascade.measure.compute import TimedModel, chunk_runner
-from cascade.models.build import build_model
-from cascade.models.prepack import prepack
+from cascade.measure.compute import ModelSource, chunk_runner, open_model
 
 _NUM_CHUNKS = 60
-_NOISE_FRAMES = 2000
 _MEGABYTE = 1e6
-Spec = dict[str, Any]
-"""{"exp_dir": folder} or {"config": [YAML files], "overrides": [section.key=value]}: random weights; in both
-"blank_penalty": the one in force."""
 
 
-def measure_memory(specs: Sequence[Spec], chunk_ms: int, left_context_ms: int) -> list[dict[str, float | None]]:
-    """What each model needs, in `specs`' order; None, with a warning, where it cannot be found out."""
+def measure_memory(
+    sources: Sequence[ModelSource], chunk_ms: int, left_context_ms: int
+) -> list[dict[str, float | None]]:
+    """The need of each model, in the order of `sources`; None, with a warning, where it cannot be measured."""
     root = str(Path(__file__).resolve().parents[2])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))}
-    contexts = {"chunk_ms": chunk_ms, "left_ms": left_context_ms}
     processes = [
         subprocess.Popen(
-            [sys.executable, "-m", __spec__.name, json.dumps(spec | contexts)],
+            [sys.executable, "-m", __spec__.name, json.dumps([asdict(source), chunk_ms, left_context_ms])],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
         )
-        for spec in specs
+        for source in sources
     ]  # fmt: skip
-    found = []
+    rows = []
     for process in processes:
         out, error = process.communicate()
         if process.returncode == 0:
-            found.append(json.loads(out))
+            rows.append(json.loads(out))
         else:
             last_line = (error.strip() or "no message").splitlines()[-1]
             logging.warning("memory was not measured: the process for it failed (%s)", last_line)
-            found.append({"peak_memory_mb": None, "process_memory_mb": None})
-    return found
+            rows.append({"peak_memory_mb": None, "process_memory_mb": None})
+    return rows
 
 
 def resident_bytes() -> tuple[int, int]:
@@ -70,18 +63,9 @@ def resident_bytes() -> tuple[int, int]:
     return peak, peak
 
 
-def stream_once(spec: Spec) -> None:
+def stream_once(source: ModelSource, chunk_ms: int, left_context_ms: int) -> None:
     """Load the model and let one stream of noise run."""
-    if "exp_dir" in spec:
-        model, config, tokenizer = load_model(spec["exp_dir"])
-        unk_id, paced = tokenizer.unk_id, False
-    else:
-        config = load_config(spec["config"], spec["overrides"])
-        model, unk_id, paced = build_model(config, config.tokens.vocab_size).eval(), None, True
-    spread = torch.randn(_NOISE_FRAMES, config.features.num_mel_bins, generator=torch.Generator().manual_seed(0))
-    features = model.encoder.feature_mean + spread / model.encoder.feature_scale
-    timed = TimedModel("", prepack(model), features, unk_id, spec["blank_penalty"], paced)
-    run = chunk_runner(timed, spec["chunk_ms"] // ENCODER_FRAME_MS, spec["left_ms"] // ENCODER_FRAME_MS)
+    run = chunk_runner(open_model(source), chunk_ms // ENCODER_FRAME_MS, left_context_ms // ENCODER_FRAME_MS)
     for _ in range(_NUM_CHUNKS):
         run()
 
@@ -89,7 +73,8 @@ def stream_once(spec: Spec) -> None:
 def main() -> None:
     torch.set_num_threads(1)
     before, _ = resident_bytes()
-    stream_once(json.loads(sys.argv[1]))
+    source, *contexts = json.loads(sys.argv[1])
+    stream_once(ModelSource(**source), *contexts)
     _, peak = resident_bytes()
     megabytes = {"peak_memory_mb": (peak - before) / _MEGABYTE, "process_memory_mb": peak / _MEGABYTE}
     print(json.dumps({name: round(value, 1) for name, value in megabytes.items()}))
