@@ -24,7 +24,6 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from cascade.bin.audio_inputs import PipeStop  # noqa: E402
 from cascade.bin.cli import run_program  # noqa: E402
 from cascade.bin.model_arguments import (  # noqa: E402
     add_model_arguments,
@@ -32,7 +31,6 @@ from cascade.bin.model_arguments import (  # noqa: E402
     check_at_least,
     load_for_decoding,
 )
-from cascade.bin.transcribe import transcribe  # noqa: E402
 from cascade.config.options import ENCODER_FRAME_MS, ConfigError  # noqa: E402
 from cascade.measure.wer import score  # noqa: E402
 from cascade.processes.exits import EXIT_FAILED, Interrupted  # noqa: E402
@@ -41,6 +39,8 @@ from cascade.search.methods import METHODS, STREAMING_MODES  # noqa: E402
 from cascade.stream.batch import StreamBatch  # noqa: E402
 from cascade.stream.decoder import StreamingDecoder  # noqa: E402
 from cascade.stream.endpoint import EndpointOptions  # noqa: E402
+from cascade.stream.inputs import PipeStop  # noqa: E402
+from cascade.stream.transcripts import transcribe  # noqa: E402
 from cascade.stream.words import Word, join_words  # noqa: E402
 from cascade.text.tokens import Tokenizer  # noqa: E402
 from tools.check_streaming import Recording, read_recordings, score_all, stream_all  # noqa: E402
@@ -197,7 +197,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, PipeStop() as stop:
         path = Path(folder) / "long.wav"
         write_cycles(path, cycle, rate, num_cycles)
-        transcripts = list(transcribe([str(path)], config, new_decoder, 1, None, watch, stop))
+        transcripts = list(transcribe([str(path)], rate, new_decoder, 1, None, watch, stop))
     if stop.asked:
         raise Interrupted("nothing was measured")
     if transcripts[0].error is not None:

@@ -18,20 +18,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import sys
-import traceback
-from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from cascade.bin.audio_inputs import PipeStop, file_packets, pipe_packets
 from cascade.bin.cli import run_program
 from cascade.bin.device_arguments import open_device
 from cascade.bin.model_arguments import (
@@ -47,50 +39,9 @@ from cascade.search.methods import METHODS, STREAMING_MODES, DecodingOptions
 from cascade.stream.batch import StreamBatch
 from cascade.stream.decoder import Segment, StreamingDecoder
 from cascade.stream.endpoint import EndpointOptions
+from cascade.stream.inputs import PipeStop
 from cascade.stream.subtitles import clock, format_srt, format_vtt
-from cascade.text.normal import join_texts
-
-PIPE = "-"
-
-
-@dataclass
-class Transcript:
-    """What became of one input."""
-
-    path: str
-    segments: list[Segment] = field(default_factory=list)
-    error: str | None = None
-
-    def as_json(self, mode: str) -> dict[str, Any]:
-        return {
-            "path": self.path,
-            "mode": mode,
-            "text": join_texts(segment.text for segment in self.segments),
-            "segments": [
-                {
-                    "start": round(segment.start, 3),
-                    "end": round(segment.end, 3),
-                    "text": segment.text,
-                    "words": [
-                        {
-                            "word": word.word, "start": round(word.start, 3), "end": round(word.end, 3),
-                            "confidence": round(word.confidence, 4),
-                        }
-                        for word in segment.words
-                    ],
-                }
-                for segment in self.segments
-            ],
-            "error": self.error,
-        }  # fmt: skip
-
-
-@dataclass
-class _Job:
-    place: int
-    transcript: Transcript
-    packets: Iterator[tuple[np.ndarray, int]]
-    decoder: StreamingDecoder
+from cascade.stream.transcripts import PIPE, Job, Transcript, transcribe
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -138,102 +89,6 @@ def check_arguments(arguments: argparse.Namespace) -> None:
             raise ConfigError(f"--out DIR needs inputs of different names, got {', '.join(twice)} more than once")
 
 
-def transcribe(
-    paths: list[str], config: Config, new_decoder: Callable[[], StreamingDecoder], num_streams: int,
-    pipe_rate: int | None, watch: Callable[[_Job], None], stop: PipeStop,
-) -> Iterator[Transcript]:  # fmt: skip
-    """Decode all inputs, `num_streams` of them together, and yield them in their order.
-
-    Args:
-      new_decoder: makes decoders of one batch.
-      watch: called with every job after each run of the batch.
-      stop: when it is asked for, the pipe's text still comes; recordings that are not finished are dropped.
-    """
-    model_rate = config.features.sampling_rate
-    waiting, active, done, following = deque(enumerate(paths)), [], {}, 0
-    while waiting or active:
-        if stop.asked:
-            waiting.clear()
-            for job in [job for job in active if job.transcript.path != PIPE]:
-                job.decoder.leave()
-                active.remove(job)
-            if not active:
-                break
-        while waiting and len(active) < num_streams:
-            place, path = waiting.popleft()
-            packets = (
-                pipe_packets(sys.stdin.buffer, pipe_rate or model_rate, model_rate, stop)
-                if path == PIPE else file_packets(path, model_rate)
-            )
-            active.append(_Job(place, Transcript(path), packets, new_decoder()))
-        ended = [job for job in active if not _feed(job)]
-        try:
-            active[0].decoder.batch.run()
-        except Exception as error:  # whose audio it was is not known: each is decoded again, alone; a pipe cannot be
-            again = [job for job in active if len(active) > 1 and job.transcript.path != PIPE]
-            for job in active:
-                job.decoder.leave() if job in again else _fail(job, error)
-            waiting.extendleft((job.place, job.transcript.path) for job in reversed(again) if not job.transcript.error)
-            ended = [job for job in active if job.transcript.error]
-            active, num_streams = ended.copy(), 1
-        for job in active:
-            if job.transcript.error is None:
-                watch(job)
-        for job in ended:
-            _conclude(job)
-            done[job.place] = job.transcript
-            active.remove(job)
-        while following in done:
-            yield done.pop(following)
-            following += 1
-    for place in sorted(done):  # behind one that was dropped
-        yield done[place]
-
-
-def _feed(job: _Job) -> bool:
-    """Let a job's decoder hear its next packet; False at the end or at an error."""
-    try:
-        packet = next(job.packets, None)
-        if packet is None:
-            job.decoder.end()
-        else:
-            job.decoder.push(*packet)
-    except Exception as error:
-        _fail(job, error)
-        return False
-    return packet is not None
-
-
-def _fail(job: _Job, error: Exception) -> None:
-    """Note what went wrong with this input, and break its stream off: the others go on."""
-    if os.environ.get("CASCADE_DEBUG"):
-        traceback.print_exception(error)
-    message, name = " ".join(str(error).split()), _name(job.transcript)
-    if not isinstance(error, (ValueError, OSError)):
-        message = f"{type(error).__name__}: {message}"
-    job.transcript.error = message if name in message else f"{name}: {message}"
-    job.decoder.leave()
-
-
-def _name(transcript: Transcript) -> str:
-    return "standard input" if transcript.path == PIPE else transcript.path
-
-
-def _conclude(job: _Job) -> None:
-    if job.transcript.error is not None:
-        return
-    try:
-        final = job.decoder.final()
-    except Exception as error:
-        _fail(job, error)
-        return
-    job.transcript.segments = list(final.segments)
-    if final.num_frames == 0:
-        job.transcript.error = (
-            f"{_name(job.transcript)}: {final.duration:.3f} s of audio is too short, the shortest is 0.04 s"
-        )
-
-
 class LiveText:
     """Text while it is decoded: segments stay; on a terminal, what may still change is in the last line."""
 
@@ -241,7 +96,7 @@ class LiveText:
         self._on_terminal = on_terminal
         self._width = 0
 
-    def show(self, job: _Job) -> None:
+    def show(self, job: Job) -> None:
         partial = job.decoder.partial()
         for segment in partial.segments:
             self._clear()
@@ -302,7 +157,7 @@ def write(transcript: Transcript, arguments: argparse.Namespace, is_live: bool) 
         try:
             path.write_text(formatted(transcript, arguments), encoding="utf-8", errors="backslashreplace")
         except OSError as error:
-            transcript.error = transcript.error or f"{_name(transcript)}: its text cannot be written: {error}"
+            transcript.error = transcript.error or f"{transcript.name}: its text cannot be written: {error}"
     elif not is_live and (transcript.error is None or arguments.format == "json"):
         print(formatted(transcript, arguments), end="", flush=True)
     if transcript.error is not None:
@@ -328,7 +183,7 @@ def main() -> None:
     num_failed = num_done = 0
     with PipeStop() as stop:
         transcripts = transcribe(
-            arguments.files, config, lambda: new_decoder(keep_segments=not is_live),
+            arguments.files, config.features.sampling_rate, lambda: new_decoder(keep_segments=not is_live),
             1 if is_live else arguments.num_streams, arguments.sampling_rate,
             LiveText(on_terminal).show if is_live else lambda job: None, stop,
         )

@@ -13,11 +13,12 @@ import soundfile
 import torch
 
 from cascade.audio.io import read_audio
-from cascade.bin import audio_inputs, transcribe
+from cascade.bin import transcribe
 from cascade.checkpoint import load_model
 from cascade.config.options import ConfigError
 from cascade.processes.exits import Interrupted
 from cascade.search.methods import METHODS, STREAMING_MODES, DecodingOptions
+from cascade.stream import inputs
 from cascade.stream.batch import StreamBatch
 from cascade.stream.decoder import Segment, StreamingDecoder
 from cascade.stream.subtitles import format_srt, format_vtt
@@ -225,7 +226,7 @@ def test_a_signal_ends_a_pipe_with_its_last_words(run_dir, call, monkeypatch, nu
 
 def test_a_signal_drops_recordings_that_are_not_finished(run_dir, call, monkeypatch):
     paths = recordings(run_dir)
-    read = audio_inputs.read_audio_blocks
+    read = inputs.read_audio_blocks
 
     def interrupted(path, *rest):
         for place, block in enumerate(read(path, *rest)):
@@ -234,7 +235,7 @@ def test_a_signal_drops_recordings_that_are_not_finished(run_dir, call, monkeypa
             yield block
 
     expected = call("--json", *paths)[1].splitlines()
-    monkeypatch.setattr(audio_inputs, "read_audio_blocks", interrupted)
+    monkeypatch.setattr(inputs, "read_audio_blocks", interrupted)
     with pytest.raises(Interrupted, match="2 of 4 inputs were transcribed$"):
         call("--json", *paths)
     kept = without_confidences("\n".join([expected[1], expected[3]]))
@@ -244,10 +245,10 @@ def test_a_signal_drops_recordings_that_are_not_finished(run_dir, call, monkeypa
 def test_what_is_in_the_pipe_when_a_signal_comes_is_still_heard():
     end, start = os.pipe()
     data = np.arange(-9000, 9000, dtype="<i2")
-    with open(end, "rb") as pipe, open(start, "wb", buffering=0) as writer, audio_inputs.PipeStop() as stop:
+    with open(end, "rb") as pipe, open(start, "wb", buffering=0) as writer, inputs.PipeStop() as stop:
         writer.write(data.tobytes())
         signal.raise_signal(signal.SIGTERM)
-        packets = [samples for samples, _ in audio_inputs.pipe_packets(pipe, 16000, 16000, stop)]
+        packets = [samples for samples, _ in inputs.pipe_packets(pipe, 16000, 16000, stop)]
     np.testing.assert_array_equal(np.concatenate(packets) * 32768, data)
 
 
@@ -261,7 +262,7 @@ def test_a_reader_that_goes_away_is_an_interruption():
 
 
 def test_a_second_signal_ends_at_once():
-    with audio_inputs.PipeStop() as stop:
+    with inputs.PipeStop() as stop:
         signal.raise_signal(signal.SIGINT)
         assert stop.asked and stop.read(io.BytesIO(b"not a pipe"), 1) == b""
         with pytest.raises(KeyboardInterrupt):

@@ -1,4 +1,4 @@
-"""What `transcribe` hears: recordings block by block, and raw samples from a pipe until it ends or a signal comes."""
+"""Inputs of streams: recordings block by block, raw samples from a pipe until it ends or a signal comes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cascade.processes.signals import StopRequest
 _BLOCK_SECONDS = 1.0
 _PIPE_SECONDS = 0.1
 _PIPE_BYTES = 1 << 16
-"""What a pipe holds that its reader has not taken."""
+"""A pipe holds so much that its reader has not taken."""
 
 
 class _Stopped(KeyboardInterrupt):
