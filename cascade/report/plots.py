@@ -11,7 +11,6 @@ from cascade.report.delay_plots import draw_delays
 
 _COLOURS = {"teacher": "#1b4f8c", "student_alone": "#8a8a8a", "student": "#d9661f"}
 _LABELS = {"teacher": "teacher", "student_alone": "student alone", "student": "student (distilled)"}
-_BESIDE = {"teacher": 0, "student_alone": -5, "student": 5}
 _MARKERS = {"streaming": "o", "look_ahead": "s", "full": "D"}
 _PASSES = {"causal": "Streaming pass", "noncausal": "Full pass"}
 STYLE = {
@@ -113,9 +112,10 @@ def _draw_losses(experiment: Experiment, pyplot):
 
 
 def _draw_wer(experiment: Experiment, pyplot):
-    """One marker per model and mode, greedy search, against parameters and, where timed, compute per chunk."""
-    from matplotlib.transforms import ScaledTranslation
+    """One marker per model and mode, greedy search, against parameters and, where timed, compute per chunk.
 
+    The two students are of one size, so that their markers share an x: the open ones show the filled ones inside.
+    """
     timed = bool(experiment.latency)
     figure, axes = pyplot.subplots(
         1, 1 + timed, figsize=(5 + 5 * timed, 4.2), sharey=True, layout="constrained", squeeze=False
@@ -128,20 +128,15 @@ def _draw_wer(experiment: Experiment, pyplot):
     for axis, (title, label, place) in zip(axes, panels, strict=True):
         rights = [0.0]
         for model in MODELS:
-            # The two students are of one size: drawn side by side, a little to each side of it.
-            beside = axis.transData + ScaledTranslation(_BESIDE[model] / 72, 0, figure.dpi_scale_trans)
             x = place(experiment, model)
             rows = [(mode, experiment.find(model, mode, "greedy_search")) for mode in MODES]
             points = [(mode, row["wer"]) for mode, row in rows if row is not None and row["wer"] is not None]
             if x is None or not points:
                 continue
             wers = [wer for _, wer in points]
-            axis.plot([x] * len(wers), wers, color=_COLOURS[model], linewidth=1.2, alpha=0.6, transform=beside)
+            axis.plot([x] * len(wers), wers, color=_COLOURS[model], linewidth=1, alpha=0.6)
             for mode, wer in points:
-                axis.plot(
-                    [x], [wer], marker=_MARKERS[mode], markersize=8, color=_COLOURS[model], markeredgecolor="white",
-                    markeredgewidth=0.8, zorder=3, transform=beside,
-                )
+                axis.plot([x], [wer], marker=_MARKERS[mode], linestyle="", zorder=3, **_marker_style(model))
             rights.append(x)
             tops += wers
         axis.set(title=title, xlabel=label, xlim=(0, 1.15 * max(rights) or 1.0))
@@ -150,7 +145,7 @@ def _draw_wer(experiment: Experiment, pyplot):
         return None
     axes[0].set(ylabel="word error rate, %, greedy search", ylim=(0, 1.1 * max(tops) or 1.0))
     models = [
-        pyplot.Line2D([], [], color=_COLOURS[name], linewidth=2, label=_LABELS[name])
+        pyplot.Line2D([], [], marker="o", linestyle="", label=_LABELS[name], **_marker_style(name))
         for name in MODELS if any(row["model"] == name for row in experiment.rows)
     ]
     modes = [
@@ -159,6 +154,14 @@ def _draw_wer(experiment: Experiment, pyplot):
     ]
     figure.legend(handles=models + modes, loc="outside lower center", ncols=len(models) + len(modes))
     return figure
+
+
+def _marker_style(model: str) -> dict[str, object]:
+    is_open = model == "student_alone"
+    return {
+        "color": _COLOURS[model], "markerfacecolor": "none" if is_open else _COLOURS[model],
+        "markersize": 8 if is_open else 4.5, "markeredgewidth": 1.2 if is_open else 0,
+    }
 
 
 def _size(experiment: Experiment, model: str) -> float | None:
