@@ -1,4 +1,4 @@
-"""What a number must stand with: the command, the commit, the machine."""
+"""Provenance of a number: the command, the commit, the machine."""
 
 from __future__ import annotations
 

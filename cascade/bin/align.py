@@ -58,7 +58,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def reason_against(name: str, text: str, num_frames: int, tokenizer: Tokenizer, rnnt_type: str) -> str | None:
-    """Why an utterance of so many encoder frames cannot be aligned, or None."""
+    """The reason why an utterance of so many encoder frames cannot be aligned, or None."""
     if not text.strip():
         return f"{EMPTY_TEXT}: the reference has no word"
     if any(character.isspace() for character in name):
@@ -114,11 +114,11 @@ def align(arguments: argparse.Namespace) -> tuple[dict[str, list[TimedWord]], li
 
     for batch in progress(batches, "align"):
         align_rows(batch)
-    about = {"mode": options.mode, "rnnt_type": rnnt_type, "blank_penalty": options.blank_penalty}
-    about |= {"chunk_ms": options.chunk_ms, "device": model.device.type}
-    about["look_ahead_ms"] = options.look_ahead_ms if options.mode == "look_ahead" else None
-    about["machine"] = machine(model.device)
-    return dict(sorted(alignments.items())), batches.problems + problems, about
+    settings = {"mode": options.mode, "rnnt_type": rnnt_type, "blank_penalty": options.blank_penalty}
+    settings |= {"chunk_ms": options.chunk_ms, "device": model.device.type}
+    settings["look_ahead_ms"] = options.look_ahead_ms if options.mode == "look_ahead" else None
+    settings["machine"] = machine(model.device)
+    return dict(sorted(alignments.items())), batches.problems + problems, settings
 
 
 def main() -> None:

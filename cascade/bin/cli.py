@@ -57,6 +57,6 @@ def config_from_arguments(arguments: argparse.Namespace) -> Config:
 
     `--config a.yaml b.yaml x.y=1` is accepted too: what has an '=' is an override.
     """
-    files = [item for item in arguments.config if "=" not in item]
-    overrides = [item for item in arguments.config if "=" in item] + arguments.overrides
+    files = [word for word in arguments.config if "=" not in word]
+    overrides = [word for word in arguments.config if "=" in word] + arguments.overrides
     return load_config(files, overrides)

@@ -82,22 +82,22 @@ def check_files(
     folder: Path, model: CascadedTransducer, config: Config, tokenizer: Tokenizer, geometry: Geometry,
     recordings: dict[str, np.ndarray], blank_penalty: float,
 ) -> dict[str, Any]:  # fmt: skip
-    """What export.json says about the checks; raises ValueError when a file is wrong."""
+    """The results of the checks for export.json; raises ValueError when a file is wrong."""
     differences = graph_differences(folder, model, geometry, blank_penalty)
-    found: dict[str, Any] = {"max_difference": differences, "sherpa_onnx": None}
+    checks: dict[str, Any] = {"max_difference": differences, "sherpa_onnx": None}
     report = compare_with_sherpa(folder, model, config.features, tokenizer, geometry, recordings, blank_penalty)
     if report is None:
         logging.warning("sherpa-onnx is not installed, it was not compared: pip install sherpa-onnx")
-        return found
+        return checks
     for name, count in report.num_tokens.items():
         logging.info(
             "%-24s sherpa-onnx %s finds our %d tokens at our times in %d recordings", name, report.version, count,
             report.num_recordings,
         )
-    found["sherpa_onnx"] = {
+    checks["sherpa_onnx"] = {
         "version": report.version, "num_recordings": report.num_recordings, "num_tokens": report.num_tokens,
     }
-    return found
+    return checks
 
 
 def log_sizes(sizes: dict[str, int], tied_bytes: int) -> None:
@@ -136,7 +136,7 @@ def main() -> None:
             (folder / name).replace(arguments.out / name)
     tied = model.joiner.output_weight if config.model.predictor.kind == "tied_reduced" else torch.empty(0)
     tied_bytes = tied.numel() * tied.element_size()
-    about = {
+    metadata = {
         "model": arguments.exp_dir.resolve().name, **times, "decoding": {"blank_penalty": penalty},
         "sampling_rate": config.features.sampling_rate,
         "num_mel_bins": config.features.num_mel_bins, "opset": OPSET, "bytes": sizes,
@@ -144,7 +144,7 @@ def main() -> None:
         "stored_twice": f"the tied matrix, in {DECODER} and {JOINER}" if tied_bytes else None,
         **checks, "commit": git_commit(), "command": command_line(), "machine": machine(),
     }
-    about_file.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    about_file.write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
     log_sizes(sizes, tied_bytes)
 
 

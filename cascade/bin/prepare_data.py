@@ -79,11 +79,11 @@ def _check_line(line, split: str, config: Config):
     return line if isinstance(line, Problem) else validate(line, split, config)
 
 
-def _in_threads(function, items: Iterable, num_jobs: int) -> Iterator:
+def _in_threads(function, values: Iterable, num_jobs: int) -> Iterator:
     """Decoding happens in libsndfile, outside of Python's lock: threads are enough."""
-    items = iter(items)
+    values = iter(values)
     with ThreadPoolExecutor(num_jobs) as pool:
-        while block := list(islice(items, _BLOCK)):
+        while block := list(islice(values, _BLOCK)):
             yield from pool.map(function, block)
 
 
@@ -101,8 +101,8 @@ def prepare(
         raise ValueError(f"{manifest_dir} must hold {' and '.join(f'{split}.jsonl' for split in missing)}")
     checked = out / ".checked"  # nothing takes the place of an earlier run's cuts before every split has passed
     results = {
-        item.stem: prepare_split(item, checked / f"{item.stem}{CUTS_SUFFIX}", config, num_jobs, max_utterances)
-        for item in manifests
+        path.stem: prepare_split(path, checked / f"{path.stem}{CUTS_SUFFIX}", config, num_jobs, max_utterances)
+        for path in manifests
     }
     quarantine = out / "quarantine.jsonl"
     write_quarantine(quarantine, [problem for _, problems, _ in results.values() for problem in problems])

@@ -39,7 +39,7 @@ from cascade.training.run_lock import only_training_in
 
 
 def log_device(processes: Processes) -> None:
-    """What the training runs on; the first line of train.log."""
+    """Log the device; the first line of train.log."""
     others = f", {processes.world_size} processes" if processes.world_size > 1 else ""
     logging.info("device: %s%s", describe_device(processes.device), others)
 

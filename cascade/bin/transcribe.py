@@ -119,7 +119,7 @@ def segment_line(segment: Segment) -> str:
 
 
 def formatted(transcript: Transcript, arguments: argparse.Namespace) -> str:
-    """What is written about one input, with its line ends."""
+    """The text of one input in the format that was asked for, with its line ends."""
     if arguments.format == "json":
         return json.dumps(transcript.as_json(arguments.mode), ensure_ascii=False) + "\n"
     if arguments.format is not None:
@@ -131,7 +131,7 @@ def formatted(transcript: Transcript, arguments: argparse.Namespace) -> str:
 def open_batch(
     arguments: argparse.Namespace, endpoint: EndpointOptions
 ) -> tuple[Callable[..., StreamingDecoder], Config]:
-    """What makes decoders of one batch, and the model's config; PyTorch's model or the exported files."""
+    """A maker of decoders of one batch, and the model's config; PyTorch's model or the exported files."""
     search = {"method": arguments.method, "beam": arguments.beam}
     if arguments.onnx_dir is None:
         model, config, tokenizer, options = load_for_decoding(arguments, arguments.mode, **search)

@@ -28,18 +28,18 @@ def parse_cut(line: bytes) -> Cut:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"not JSON ({error})") from error
     name = values.get("id") if isinstance(values, dict) else None
-    about = f"cut {name}: " if isinstance(name, str) else ""
+    prefix = f"cut {name}: " if isinstance(name, str) else ""
     if not isinstance(values, dict) or values.get("type") not in ("MonoCut", "MultiCut", "Cut"):
-        raise ValueError(f"{about}no lhotse cut of type MonoCut or MultiCut")
+        raise ValueError(f"{prefix}no lhotse cut of type MonoCut or MultiCut")
     try:
         cut = deserialize_cut(values)
     except KeyError as error:
-        raise ValueError(f"{about}no lhotse cut, {error} is missing") from error
+        raise ValueError(f"{prefix}no lhotse cut, {error} is missing") from error
     except (TypeError, ValueError, AttributeError, LookupError, AssertionError, ArithmeticError) as error:
-        raise ValueError(f"{about}no lhotse cut ({type(error).__name__}: {' '.join(str(error).split())})") from error
+        raise ValueError(f"{prefix}no lhotse cut ({type(error).__name__}: {' '.join(str(error).split())})") from error
     for place, value, is_right, wanted in _facts(cut):
         if not is_right(value):
-            raise ValueError(f"{about}{place} must be {wanted}, got {value!r}")
+            raise ValueError(f"{prefix}{place} must be {wanted}, got {value!r}")
     return cut
 
 
@@ -56,11 +56,12 @@ def hash_utterances(path: Path) -> str:
         if line.strip():
             try:  # without lhotse's objects, which take three times as long
                 cut = json.loads(line)
-                about = [cut["id"], [item.get("text") for item in cut["supervisions"]], cut["features"]["num_frames"]]
+                texts = [supervision.get("text") for supervision in cut["supervisions"]]
+                facts = [cut["id"], texts, cut["features"]["num_frames"]]
             except (ValueError, RecursionError, LookupError, TypeError, AttributeError) as error:
                 raise ValueError(f"{path} line {number}: no lhotse cut with features ({type(error).__name__}); run "
                                  "stage 1 (compute_features) again") from error
-            digest.update(json.dumps(about).encode() + b"\n")
+            digest.update(json.dumps(facts).encode() + b"\n")
     return digest.hexdigest()
 
 
@@ -95,9 +96,9 @@ def _facts(cut: Cut) -> Iterator[tuple[str, Any, Callable[[Any], bool], str]]:
     yield "start", cut.start, _is_seconds, "a number of seconds, 0 or more"
     yield "duration", cut.duration, _is_duration, "a positive number of seconds"
     yield "supervisions", cut.supervisions, lambda value: isinstance(value, list), "a list"
-    for item in cut.supervisions:
-        yield "text of a supervision", item.text, _is_text_or_none, "a string"
-        yield "speaker of a supervision", item.speaker, _is_text_or_none, "a string"
+    for supervision in cut.supervisions:
+        yield "text of a supervision", supervision.text, _is_text_or_none, "a string"
+        yield "speaker of a supervision", supervision.speaker, _is_text_or_none, "a string"
     custom = cut.custom
     yield "custom", custom, lambda value: value is None or isinstance(value, dict), "an object"
     if custom and "utterance" in custom:

@@ -89,12 +89,12 @@ def download(url: str, path: str | Path, md5: str | None = None) -> None:
 def _check_sum(part: Path, path: Path, md5: str) -> None:
     log.info("checking the MD5 sum of %s", path)
     with open(part, "rb") as file:
-        found = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-    if found != md5:
+        digest = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+    if digest != md5:
         kept = set_aside(part, path)
         raise ValueError(
-            f"{path} was downloaded with the MD5 sum {found} instead of {md5}: it is kept as {kept.name}, run again to "
-            "fetch it anew"
+            f"{path} was downloaded with the MD5 sum {digest} instead of {md5}: it is kept as {kept.name}, run again "
+            "to fetch it anew"
         )
 
 

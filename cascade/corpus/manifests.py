@@ -112,8 +112,8 @@ def _is_number(value: object) -> bool:
 
 def _check_words(words: object, num_words: int) -> None:
     if not isinstance(words, list) or len(words) != num_words:
-        found = f"{len(words)}" if isinstance(words, list) else repr(words)
-        raise ValueError(f"words must have a pair [start, end] for each of the {num_words} words of text, got {found}")
+        given = f"{len(words)}" if isinstance(words, list) else repr(words)
+        raise ValueError(f"words must have a pair [start, end] for each of the {num_words} words of text, got {given}")
     for pair in words:
         if not (isinstance(pair, list) and len(pair) == 2 and all(map(_is_number, pair)) and 0 <= pair[0] <= pair[1]):
             raise ValueError(f"words must hold pairs [start, end] of seconds, start before end, got {pair!r}")

@@ -1,4 +1,4 @@
-"""What is set aside and why: EXP/data/quarantine.jsonl, one {"id", "split", "path", "reason"} per line.
+"""Utterances that are set aside, and why: EXP/data/quarantine.jsonl, one {"id", "split", "path", "reason"} per line.
 
 A reason reads "kind: detail"; `kind` is what the counts are made of. Stage 0 writes the file; stage 2, when the
 tokenizer exists, replaces its own kinds (TOKEN_KINDS) in it, so that a rerun of either stage repeats nothing.
@@ -70,7 +70,8 @@ def check_share(split: str, num_total: int, problems: list[Problem], config: Dat
     """
     share = len(problems) / max(num_total, 1)
     if share > config.max_quarantine_share:
-        kinds = ", ".join(f"{kind} {count}" for kind, count in Counter(item.kind for item in problems).most_common())
+        counts = Counter(problem.kind for problem in problems)
+        kinds = ", ".join(f"{kind} {count}" for kind, count in counts.most_common())
         raise ValueError(
             f"{split}: {len(problems)} of {num_total} utterances ({100 * share:.1f} %) had to be set aside ({kinds}), "
             f"more than data.max_quarantine_share={config.max_quarantine_share:g}; {path} names each: mend them"
@@ -82,7 +83,7 @@ def check_share(split: str, num_total: int, problems: list[Problem], config: Dat
 
 
 def _other_options(problems: list[Problem], config: DataConfig) -> str:
-    """Which options keep what was set aside."""
+    """The options that keep what was set aside."""
     hints = {
         f"data.min_duration={config.min_duration:g}": "use the {} shorter ones with a lower {}",
         f"data.max_duration={config.max_duration:g}": "use the {} longer ones with a higher {}",
@@ -95,7 +96,7 @@ def _other_options(problems: list[Problem], config: DataConfig) -> str:
 def token_problem(
     text: str, num_samples: int, sampling_rate: int, speeds: Iterable[float], tokenizer: Tokenizer
 ) -> str | None:
-    """Why a training utterance cannot be used with this tokenizer, or None.
+    """The reason why a training utterance cannot be used with this tokenizer, or None.
 
     At most one token per encoder frame can be decoded: the slowest copy must have a frame for each, tokens <= T // 4.
     Faster copies that have too few are left out by training, one by one.

@@ -1,4 +1,4 @@
-"""What a corpus is made of, gathered while stage 0 goes over its utterances anyway: no recording is read for it.
+"""Statistics of a corpus, gathered while stage 0 goes over its utterances anyway: no recording is read for it.
 
 A few numbers are kept per utterance, so that 281 k of them take some tens of megabytes.
 """
@@ -119,38 +119,38 @@ def _spread(values: np.ndarray) -> dict[str, float]:
 def compare(splits: Sequence[SplitStatistics]) -> tuple[list[str], list[str]]:
     """(warnings, notes): what splits share that they should not, or lack that the others have."""
     warnings, notes = [], []
-    for one, other in combinations(splits, 2):
-        shared = one.speakers.keys() & other.speakers.keys()
+    for split, other in combinations(splits, 2):
+        shared = split.speakers.keys() & other.speakers.keys()
         if shared:
             shown = ", ".join(sorted(shared)[:5]) + (", ..." if len(shared) > 5 else "")
-            why = ": errors on unknown voices will be more than what is measured" if one.split == "train" else ""
-            warnings.append(f"{_count(len(shared), 'speaker')} in {one.split} and in {other.split} ({shown}){why}")
-    train = next((item for item in splits if item.split == "train"), None)
-    for item in splits:
-        if train is None or item is train or not item.ids:
+            why = ": errors on unknown voices will be more than what is measured" if split.split == "train" else ""
+            warnings.append(f"{_count(len(shared), 'speaker')} in {split.split} and in {other.split} ({shown}){why}")
+    train = next((split for split in splits if split.split == "train"), None)
+    for split in splits:
+        if train is None or split is train or not split.ids:
             continue
-        known = int(np.isin(item.sentences, train.sentences).sum())
+        known = int(np.isin(split.sentences, train.sentences).sum())
         if known:
             notes.append(
-                f"{known:,} of {_count(len(item.ids), 'utterance')} of {item.split} "
-                f"({100 * known / len(item.ids):.1f} %) say what one of train says, word for word"
+                f"{known:,} of {_count(len(split.ids), 'utterance')} of {split.split} "
+                f"({100 * known / len(split.ids):.1f} %) say what one of train says, word for word"
             )
-        new = {word: count for word, count in item.words.items() if word not in train.words}
+        new = {word: count for word, count in split.words.items() if word not in train.words}
         if new:
             total = sum(new.values())
-            share = 100 * total / item.words.total()
-            notes.append(f"{total:,} of {item.words.total():,} words of {item.split} ({share:.1f} %) not in train")
-        characters = item.characters.keys() - train.characters.keys()
+            share = 100 * total / split.words.total()
+            notes.append(f"{total:,} of {split.words.total():,} words of {split.split} ({share:.1f} %) not in train")
+        characters = split.characters.keys() - train.characters.keys()
         if characters:
             shown = " ".join(show_character(character) for character in sorted(characters)[:20])
-            warnings.append(f"{item.split} has characters that train lacks: {shown}")
-    for item in splits:
-        odd = item.odd_rates()
+            warnings.append(f"{split.split} has characters that train lacks: {shown}")
+    for split in splits:
+        odd = split.odd_rates()
         if odd:
             shown = ", ".join(f"{row['id']} ({row['times_the_median']:g} x)" for row in odd[:5])
             notes.append(
-                f"{_count(len(odd), 'utterance')} of {item.split} with far more or less text a second than the median; "
-                f"check that it is what is said: {shown}{', ...' if len(odd) > 5 else ''}"
+                f"{_count(len(odd), 'utterance')} of {split.split} with far more or less text a second than the median"
+                f"; check that it is what is said: {shown}{', ...' if len(odd) > 5 else ''}"
             )
     if train is not None:
         rare = [character for character, count in train.characters.items() if count < RARE_COUNT]
@@ -173,7 +173,7 @@ def show_character(character: str) -> str:
 
 def _rows(splits: Sequence[SplitStatistics]) -> Iterator[tuple[str, list[str]]]:
     """(label, one cell per split) of the table."""
-    summaries = [item.summary() for item in splits]
+    summaries = [split.summary() for split in splits]
 
     def cells(show: Callable[[dict[str, Any]], str]) -> list[str]:
         return [show(summary) for summary in summaries]
@@ -210,15 +210,15 @@ def statistics_table(splits: Sequence[SplitStatistics]) -> str:
     rows = list(_rows(splits))
     first = max(len(label) for label, _ in rows)
     widths = [
-        max(len(item.split), *(len(cells[column]) for _, cells in rows)) for column, item in enumerate(splits)
+        max(len(split.split), *(len(cells[column]) for _, cells in rows)) for column, split in enumerate(splits)
     ]
 
     def line(label: str, cells: Sequence[str]) -> str:
         columns = [f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True)]
         return "   ".join([f"{label:<{first}}", *columns]).rstrip()
 
-    lines = [line("", [item.split for item in splits]), *(line(label, cells) for label, cells in rows)]
-    train = next((item for item in splits if item.split == "train"), splits[0])
+    lines = [line("", [split.split for split in splits]), *(line(label, cells) for label, cells in rows)]
+    train = next((split for split in splits if split.split == "train"), splits[0])
     shown = [f"{show_character(character)}\0{count:,}" for character, count in train.characters.most_common(100)]
     more = len(train.characters) - len(shown)
     lines += ["", f"characters of {train.split}, by count"]
@@ -241,7 +241,7 @@ def write_statistics(splits: Sequence[SplitStatistics], out: Path) -> str:
     """Write OUT/statistics.txt and OUT/statistics.json; return the text."""
     text = statistics_table(splits)
     warnings, notes = compare(splits)
-    values = {"splits": {item.split: item.summary() for item in splits}, "warnings": warnings, "notes": notes}
+    values = {"splits": {split.split: split.summary() for split in splits}, "warnings": warnings, "notes": notes}
     for name, content in (("txt", text), ("json", json.dumps(values, indent=1, ensure_ascii=False))):
         with replacing(out / f"statistics.{name}") as temporary:
             temporary.write_text(content + "\n", encoding="utf-8")

@@ -29,23 +29,23 @@ def draw_statistics(splits: Sequence[SplitStatistics], path: str | Path) -> None
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    splits = [item for item in splits if item.ids]
+    splits = [split for split in splits if split.ids]
     others = iter(_OTHERS * len(splits))
-    colours = {item.split: _COLOURS.get(item.split) or next(others) for item in splits}
+    colours = {split.split: _COLOURS.get(split.split) or next(others) for split in splits}
     with pyplot.rc_context(STYLE):
         figure, axes = pyplot.subplot_mosaic(
             [["length", "rate"], ["characters", "characters"]], figsize=(10, 7), layout="constrained"
         )
-        for item in splits:
-            people = f", {len(item.speakers):,} speakers" if item.speakers else ""
-            label = f"{item.split}: {item.seconds.sum() / 3600:,.2f} h, {len(item.ids):,} utterances{people}"
-            axes["length"].plot([], [], color=colours[item.split], linewidth=6, label=label)
-        _histogram(axes["length"], splits, colours, [item.seconds for item in splits])
+        for split in splits:
+            people = f", {len(split.speakers):,} speakers" if split.speakers else ""
+            label = f"{split.split}: {split.seconds.sum() / 3600:,.2f} h, {len(split.ids):,} utterances{people}"
+            axes["length"].plot([], [], color=colours[split.split], linewidth=6, label=label)
+        _histogram(axes["length"], splits, colours, [split.seconds for split in splits])
         axes["length"].set(title="Length of the utterances", xlabel="seconds")
-        _histogram(axes["rate"], splits, colours, [item.words_per_second for item in splits])
+        _histogram(axes["rate"], splits, colours, [split.words_per_second for split in splits])
         axes["rate"].set(title="Speaking rate", xlabel="words per second, pauses included")
         axes["length"].set_ylabel("share of the split's utterances, %")
-        _characters(axes["characters"], next((item for item in splits if item.split == "train"), splits[0]), pyplot)
+        _characters(axes["characters"], next((split for split in splits if split.split == "train"), splits[0]), pyplot)
         handles, labels = axes["length"].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper left", ncols=2 if len(splits) > 3 else 1)
         with replacing(path) as temporary:
@@ -61,12 +61,12 @@ def _histogram(axis, splits: Sequence[SplitStatistics], colours: dict[str, str],
     # As many bins as the smallest split can fill without mere noise.
     num_bins = int(np.clip(1.5 * min(map(len, values)) ** 0.5, 10, 40))
     edges = np.linspace(0, top, num_bins + 1)
-    for item, numbers in zip(splits, values, strict=True):
+    for split, numbers in zip(splits, values, strict=True):
         counts, _ = np.histogram(np.minimum(numbers, top), edges)
         share = 100 * counts / len(numbers)
-        axis.stairs(share, edges, color=colours[item.split], linewidth=1.8)
-        if item is splits[0]:
-            axis.stairs(share, edges, color=colours[item.split], alpha=0.15, fill=True)
+        axis.stairs(share, edges, color=colours[split.split], linewidth=1.8)
+        if split is splits[0]:
+            axis.stairs(share, edges, color=colours[split.split], alpha=0.15, fill=True)
     axis.set_xlim(0, top)
     axis.set_ylim(0, 1.08 * axis.get_ylim()[1])
     if everything.max() > 1.001 * top:
@@ -76,12 +76,12 @@ def _histogram(axis, splits: Sequence[SplitStatistics], colours: dict[str, str],
         )
 
 
-def _characters(axis, item: SplitStatistics, pyplot) -> None:
+def _characters(axis, split: SplitStatistics, pyplot) -> None:
     """Bars of the most frequent characters; one that the font lacks is shown by its code."""
     from matplotlib import font_manager, ft2font
 
     font = ft2font.FT2Font(font_manager.findfont(font_manager.FontProperties()))
-    common = item.characters.most_common(_MAX_CHARACTERS)
+    common = split.characters.most_common(_MAX_CHARACTERS)
     names = [show_character(character) for character, _ in common]
     names = [
         name if len(name) > 1 or font.get_char_index(ord(name)) else f"U+{ord(name):04X}" for name in names
@@ -96,8 +96,8 @@ def _characters(axis, item: SplitStatistics, pyplot) -> None:
     axis.grid(visible=False, axis="x")
     axis.yaxis.set_major_formatter("{x:,.0f}")
     axis.yaxis.set_minor_locator(pyplot.NullLocator())
-    more = len(item.characters) - len(common)
+    more = len(split.characters) - len(common)
     axis.set_title(
-        f"Characters of {item.split}" + (f": the {len(common)} most frequent, {more:,} more" if more else
+        f"Characters of {split.split}" + (f": the {len(common)} most frequent, {more:,} more" if more else
                                          f": {len(common)}") + ("; ␣ is the space" if "␣" in names else "")
     )

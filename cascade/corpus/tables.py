@@ -206,22 +206,22 @@ def _divide(rows: list[Row], splits: tuple[str, ...], seed: int, why: str) -> di
         kind, keys = "line", [str(row.line) for row in rows]
         log.warning("there are only %d recordings: parts of one are in two splits", len(recordings))
     chosen = split_by(keys, splits, seed)
-    found = {split: [row for row, name in zip(rows, chosen, strict=True) if name == split] for split in splits}
+    parts = {split: [row for row, name in zip(rows, chosen, strict=True) if name == split] for split in splits}
     counts = ", ".join(
         f"{split} {len(part)} lines of {len({key for key, name in zip(keys, chosen, strict=True) if name == split})} "
-        f"{kind}s" for split, part in found.items()
+        f"{kind}s" for split, part in parts.items()
     )
     log.info("%s: split by %s with seed %d: %s", why, kind, seed, counts)
-    return found
+    return parts
 
 
 def _tell_overlap(named: dict[str, list[Row]]) -> None:
-    for what, get in (("speakers", lambda row: row.speaker), ("recordings", lambda row: row.path)):
+    for kind, get in (("speakers", lambda row: row.speaker), ("recordings", lambda row: row.path)):
         train = {get(row) for row in named["train"]} - {None}
         for split in ("dev", "test"):
             shared = len(train & {get(row) for row in named[split]})
             if shared:
-                log.warning("%d %s are in both train and %s", shared, what, split)
+                log.warning("%d %s are in both train and %s", shared, kind, split)
 
 
 def _utterance(row: Row) -> Utterance:

@@ -136,10 +136,10 @@ class OnnxModel:
         if not (folder / "tokenizer.json").is_file():
             raise ValueError(f"{folder} has no tokenizer.json: an earlier version wrote it, run export_onnx again")
         try:
-            about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-            self.times = {name: int(about[name]) for name in ("chunk_ms", "look_ahead_ms", "left_context_ms")}
-            features = FeatureConfig(int(about["sampling_rate"]), int(about["num_mel_bins"]))
-            decoding = DecodingConfig(float(about["decoding"]["blank_penalty"]))
+            metadata = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
+            self.times = {name: int(metadata[name]) for name in ("chunk_ms", "look_ahead_ms", "left_context_ms")}
+            features = FeatureConfig(int(metadata["sampling_rate"]), int(metadata["num_mel_bins"]))
+            decoding = DecodingConfig(float(metadata["decoding"]["blank_penalty"]))
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{folder / ABOUT} is not what export_onnx writes ({error}): export again") from error
         self.config = Config(features=features, decoding=decoding)

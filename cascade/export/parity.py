@@ -38,7 +38,7 @@ def onnx_session(path: Path) -> Any:
 
 def run_session(session: Any, *values: Tensor) -> list[Tensor]:
     """Outputs in order, for inputs in order: graphs bind by position, as in sherpa-onnx."""
-    names = [item.name for item in session.get_inputs()]
+    names = [value.name for value in session.get_inputs()]
     feed = {name: value.contiguous().numpy() for name, value in zip(names, values, strict=True)}
     return [torch.from_numpy(output) for output in session.run(None, feed)]
 
@@ -95,7 +95,7 @@ def stream_together(encoder: OnlineSession, streams: list[Tensor]) -> list[Tenso
 
 def encode_whole(model: CascadedTransducer, features: list[Tensor], mode: Mode, geometry: Geometry) -> list[Tensor]:
     """PyTorch, in the model's type, on whole utterances (T_i, F), padded into one batch -> (T_i // 4, D) each."""
-    lens = torch.tensor([item.shape[0] for item in features])
+    lens = torch.tensor([frames.shape[0] for frames in features])
     padded = pad_sequence(features, batch_first=True).to(model.encoder.feature_mean.dtype)
     block = geometry.block_frames if mode == "look_ahead" else None
     with torch.inference_mode():

@@ -23,7 +23,7 @@ from cascade.text.tokens import WORD_MARK, Tokenizer
 
 @dataclass(frozen=True)
 class SherpaReport:
-    """What sherpa-onnx and PyTorch agreed on."""
+    """Agreement of sherpa-onnx and PyTorch."""
 
     version: str
     num_recordings: int
@@ -53,7 +53,7 @@ def compare_with_sherpa(
     num_zeros = (SUBSAMPLING * geometry.block_frames + 1) * FRAME_SHIFT_MS * features.sampling_rate // 1000
     tail = np.zeros(num_zeros, dtype=np.float32)
     samples = [np.concatenate((recording, tail)) for recording in recordings.values()]
-    frames = [_fbank(item, features) for item in samples]
+    frames = [_fbank(waveform, features) for waveform in samples]
     num_tokens = {}
     for file, mode in MODES.items():
         options = {
@@ -68,12 +68,12 @@ def compare_with_sherpa(
             recogniser = sherpa_onnx.OnlineRecognizer.from_transducer(**options)
             theirs = _decode_online(recogniser, samples, features.sampling_rate)
             step = geometry.step_frames(mode)
-            used = [item[: (item.shape[0] - 1) // step * step] for item in frames]
+            used = [waveform[: (waveform.shape[0] - 1) // step * step] for waveform in frames]
         ours = _decode(model, encode_whole(model, used, mode, geometry), tokenizer, blank_penalty)
         for name, left, right in zip(recordings, ours, theirs, strict=True):
             if left != right:
                 raise ValueError(f"{file}: sherpa-onnx and PyTorch differ on {name}, {_first_difference(left, right)}")
-        num_tokens[file] = sum(len(item) for item in ours)
+        num_tokens[file] = sum(len(waveform) for waveform in ours)
     return SherpaReport(sherpa_onnx.__version__, len(recordings), num_tokens)
 
 
@@ -101,15 +101,15 @@ def _decode(
     model: CascadedTransducer, encoder_out: list[Tensor], tokenizer: Tokenizer, blank_penalty: float
 ) -> list[list[tuple[str, int]]]:
     """(token, encoder frame) pairs by our search, tokens spelled as sherpa-onnx spells them."""
-    lens = torch.tensor([item.shape[0] for item in encoder_out])
+    lens = torch.tensor([frames.shape[0] for frames in encoder_out])
     padded = torch.nn.utils.rnn.pad_sequence(encoder_out, batch_first=True)
-    found = greedy_search(model, padded, lens, blank_penalty=blank_penalty, unk_id=tokenizer.unk_id)
+    hypotheses = greedy_search(model, padded, lens, blank_penalty=blank_penalty, unk_id=tokenizer.unk_id)
     return [
         [
             (_spelling(tokenizer.id_to_symbol(token)), frame)
             for token, frame in zip(hypothesis.tokens, hypothesis.timestamps, strict=True)
         ]
-        for hypothesis in found
+        for hypothesis in hypotheses
     ]
 
 
@@ -131,16 +131,16 @@ def _results(results: list[Any]) -> list[list[tuple[str, int]]]:
 
 def _decode_offline(recogniser: Any, samples: list[np.ndarray], sampling_rate: int) -> list[list[tuple[str, int]]]:
     streams = [recogniser.create_stream() for _ in samples]
-    for stream, item in zip(streams, samples, strict=True):
-        stream.accept_waveform(sampling_rate, item)
+    for stream, waveform in zip(streams, samples, strict=True):
+        stream.accept_waveform(sampling_rate, waveform)
     recogniser.decode_streams(streams)
     return _results([stream.result for stream in streams])
 
 
 def _decode_online(recogniser: Any, samples: list[np.ndarray], sampling_rate: int) -> list[list[tuple[str, int]]]:
     streams = [recogniser.create_stream() for _ in samples]
-    for stream, item in zip(streams, samples, strict=True):
-        stream.accept_waveform(sampling_rate, item)
+    for stream, waveform in zip(streams, samples, strict=True):
+        stream.accept_waveform(sampling_rate, waveform)
         stream.input_finished()
     while ready := [stream for stream in streams if recogniser.is_ready(stream)]:
         recogniser.decode_streams(ready)

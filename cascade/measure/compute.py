@@ -44,7 +44,7 @@ class _PacedSearch(GreedySearch):
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Where a model comes from: the folder of a trained one, or a config, whose weights are then random."""
+    """The folder of a trained model, or a config, whose weights are then random."""
 
     folder: str | None = None
     files: Sequence[str] = ()

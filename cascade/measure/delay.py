@@ -1,4 +1,4 @@
-"""When words come: from the end of a spoken word to the moment a stream shows it, mode by mode.
+"""Delays of words: from the end of a spoken word to the moment a stream shows it, mode by mode.
 
 All times are seconds of audio from the start of the stream; compute is measured apart, so that these numbers are the
 same on every machine. For a word that was recognised correctly, with e its true end:
@@ -50,7 +50,7 @@ class SpokenWord(Protocol):
 
 @dataclass(frozen=True)
 class Screen:
-    """What a stream shows from a moment on."""
+    """The words that a stream shows from a moment on."""
 
     time: float
     words: tuple[str, ...]
@@ -157,7 +157,7 @@ def settle_times(watched: Watched) -> list[float]:
 def _found(final: Sequence[str], shown: Sequence[str]) -> set[int]:
     """Places of the final words that a screen shows: those of the common beginning, then those of the alignment."""
     pairs = zip(final, shown, strict=False)
-    same = next((place for place, (one, other) in enumerate(pairs) if one != other), min(len(final), len(shown)))
+    same = next((place for place, (word, other) in enumerate(pairs) if word != other), min(len(final), len(shown)))
     matches = correct_words(final[same:], shown[same:]) if len(shown) > same else []
     return set(range(same)) | {same + place for place, _ in matches}
 
@@ -166,10 +166,10 @@ def correct_words(reference: Sequence[str], hypothesis: Sequence[str]) -> list[t
     """(place in the reference, place in the hypothesis) of the words that are the same in the best alignment."""
     i = j = 0
     places = []
-    for one, other in align(reference, hypothesis):
-        if one == other:
+    for word, other in align(reference, hypothesis):
+        if word == other:
             places.append((i, j))
-        i, j = i + (one is not None), j + (other is not None)
+        i, j = i + (word is not None), j + (other is not None)
     return places
 
 
@@ -182,7 +182,7 @@ def usable_words(words: Sequence[SpokenWord], text: Sequence[str], tokenizer: To
 
 @dataclass
 class Delays:
-    """What a mode's utterances add up to; all lists in seconds."""
+    """The delays of a mode's utterances, in seconds."""
 
     emission: list[float]
     word: list[float]
@@ -221,14 +221,14 @@ def measure_delays(
       last_frames: the frame of the last token of the pass that looks for endpoints.
     """
     delays = Delays([], [], [], [])
-    for item, text, true_ends, last_frame in zip(watched, texts, ends, last_frames, strict=True):
-        settled = settle_times(item)
-        for place, found in correct_words(text, [word.word for word in item.words]):
-            delays.emission.append(item.words[found].end - true_ends[place])
-            delays.word.append(settled[found] - true_ends[place])
-        if not item.words:
+    for utterance, text, true_ends, last_frame in zip(watched, texts, ends, last_frames, strict=True):
+        settled = settle_times(utterance)
+        for place, said in correct_words(text, [word.word for word in utterance.words]):
+            delays.emission.append(utterance.words[said].end - true_ends[place])
+            delays.word.append(settled[said] - true_ends[place])
+        if not utterance.words:
             continue
-        final = max(settled) if options.mode in ("streaming", "look_ahead") else item.duration
+        final = max(settled) if options.mode in ("streaming", "look_ahead") else utterance.duration
         delays.final.append(final - true_ends[-1])
         if last_frame is not None:
             delays.endpoint.append(endpoint_time(last_frame, options) - true_ends[-1])
@@ -236,7 +236,7 @@ def measure_delays(
 
 
 def endpoint_time(last_frame: int, options: DecodingOptions) -> float:
-    """When the default endpoint rules end a segment whose last token was said in `last_frame`, if silence follows."""
+    """The time at which the default rules end a segment with its last token in `last_frame`, if silence follows."""
     step = (options.look_ahead_ms if options.mode == "look_ahead" else options.chunk_ms) // ENCODER_FRAME_MS
     rules, num_frames = EndpointOptions(), (last_frame // step + 1) * step
     while find_endpoint(rules, num_frames, last_frame, step) is None:
@@ -245,9 +245,11 @@ def endpoint_time(last_frame: int, options: DecodingOptions) -> float:
 
 
 def flicker(watched: Sequence[Watched]) -> dict[str, Any]:
-    """How much of what was shown is changed by later passes."""
-    changed, at_end = (sum(getattr(item, name) for item in watched) for name in ("num_changed", "num_changed_at_end"))
-    words, minutes = sum(len(item.words) for item in watched), sum(item.duration for item in watched) / 60
+    """Counts of the words that later passes change after they were shown."""
+    changed = sum(utterance.num_changed for utterance in watched)
+    at_end = sum(utterance.num_changed_at_end for utterance in watched)
+    words = sum(len(utterance.words) for utterance in watched)
+    minutes = sum(utterance.duration for utterance in watched) / 60
     return {
         "num_words": words,
         "num_changed_words": changed,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import TextIO
 
 import numpy as np
@@ -24,7 +25,7 @@ _LENGTHS = ((0, 0), (1, 2), (3, 5), (6, 10), (11, 20), (21, 40), (41, None))
 
 @dataclass(frozen=True)
 class ErrorCounts:
-    """What an alignment counts. They add up over utterances."""
+    """Counts of an alignment. They add up over utterances."""
 
     reference: int = 0
     """Words (or characters) in the references."""
@@ -82,7 +83,7 @@ def count_errors(alignment: Alignment) -> ErrorCounts:
 
 
 def characters(text: str) -> list[str]:
-    """What the character error rate counts: all characters, one space between two words included."""
+    """Units of the character error rate: all characters, one space between two words included."""
     return list(" ".join(text.split()))
 
 
@@ -93,15 +94,15 @@ def _moves(reference: Sequence[str], hypothesis: Sequence[str]) -> np.ndarray:
     of cost[i, j] - j * insertion.
     """
     ids: dict[str, int] = {}
-    ref = [ids.setdefault(item, len(ids)) for item in reference]
-    hyp = np.array([ids.setdefault(item, len(ids)) for item in hypothesis], dtype=np.int64)
+    ref = [ids.setdefault(word, len(ids)) for word in reference]
+    hyp = np.array([ids.setdefault(word, len(ids)) for word in hypothesis], dtype=np.int64)
     ramp = np.arange(len(hyp) + 1, dtype=np.int64) * _EDIT
     moves = np.full((len(ref) + 1, len(hyp) + 1), _INSERTION, dtype=np.uint8)
     moves[:, 0] = _DELETION
     cost = ramp
-    for i, item in enumerate(ref, start=1):
+    for i, word in enumerate(ref, start=1):
         best = cost + _EDIT
-        diagonal = cost[:-1] + np.where(hyp == item, 0, _EDIT + 1)
+        diagonal = cost[:-1] + np.where(hyp == word, 0, _EDIT + 1)
         by_diagonal = diagonal <= best[1:]
         best[1:] = np.where(by_diagonal, diagonal, best[1:])
         cost = np.minimum.accumulate(best - ramp) + ramp
@@ -132,8 +133,8 @@ class Score:
         rows = []
         for low, high in _LENGTHS:
             inside = [
-                item.words for item in self.utterances
-                if low <= item.words.reference and (high is None or item.words.reference <= high)
+                utterance.words for utterance in self.utterances
+                if low <= utterance.words.reference and (high is None or utterance.words.reference <= high)
             ]
             label = f"{low}+" if high is None else str(low) if low == high else f"{low}-{high}"
             if inside:
@@ -150,8 +151,8 @@ def score(utterances: Iterable[tuple[str, str, str]]) -> Score:
         scored.append(ScoredUtterance(name, alignment, count_errors(alignment), letters))
     return Score(
         tuple(scored),
-        sum((item.words for item in scored), ErrorCounts()),
-        sum((item.characters for item in scored), ErrorCounts()),
+        sum((utterance.words for utterance in scored), ErrorCounts()),
+        sum((utterance.characters for utterance in scored), ErrorCounts()),
     )
 
 
@@ -161,34 +162,34 @@ def oracle(utterances: Iterable[tuple[str, str, Sequence[str]]]) -> ErrorCounts:
     for _, reference, hypotheses in utterances:
         words = split_words(reference)
         counts = (count_errors(align(words, split_words(hypothesis))) for hypothesis in hypotheses)
-        total += min(counts, key=lambda item: item.errors)
+        total += min(counts, key=attrgetter("errors"))
     return total
 
 
 def write_score(result: Score, file: TextIO, notes: Sequence[str] = ()) -> None:
     """Write wer.txt: totals, `notes`, the table by length, then every utterance, those with errors first."""
     file.write(f"WER {result.words}\nCER {result.characters}\n")
-    wrong = sum(item.words.errors > 0 for item in result.utterances)
+    wrong = sum(utterance.words.errors > 0 for utterance in result.utterances)
     file.write(f"Utterances: {len(result.utterances)}, {wrong} with errors\n")
     file.writelines(f"{note}\n" for note in notes)
     file.write("\nBy reference words\n")
     for label, count, errors in result.by_length():
         file.write(f"  {label:>6}  {count:>6} utterances  WER {errors}\n")
     file.write("\nAlignments (S substitution, D deletion, I insertion), most errors first\n")
-    for item in sorted(result.utterances, key=lambda item: (-item.words.errors, item.id)):
-        file.write("\n" + format_alignment(item))
+    for utterance in sorted(result.utterances, key=lambda utterance: (-utterance.words.errors, utterance.id)):
+        file.write("\n" + format_alignment(utterance))
 
 
-def format_alignment(item: ScoredUtterance) -> str:
+def format_alignment(utterance: ScoredUtterance) -> str:
     """Reference, hypothesis and the kind of each error, one below the other in columns."""
-    counts = item.words
-    title = f"{item.id}: {counts.errors} errors in {counts.reference} words" if counts.errors else f"{item.id}: correct"
+    counts = utterance.words
+    title = f"{counts.errors} errors in {counts.reference} words" if counts.errors else "correct"
     lines = ["  ref", "  hyp", "     "]
-    for reference, hypothesis in item.alignment:
+    for reference, hypothesis in utterance.alignment:
         kind = "I" if reference is None else "D" if hypothesis is None else "" if reference == hypothesis else "S"
         cells = [reference or "*" * len(hypothesis or ""), hypothesis or "*" * len(reference or ""), kind]
         width = max(map(len, cells))
         lines = [f"{line}  {cell:<{width}}" for line, cell in zip(lines, cells, strict=True)]
     if not counts.errors:
         lines = lines[:1]
-    return "\n".join([title, *(line.rstrip() for line in lines if line.strip())]) + "\n"
+    return "\n".join([f"{utterance.id}: {title}", *(line.rstrip() for line in lines if line.strip())]) + "\n"

@@ -12,6 +12,7 @@ worker computes, writes or waits, however long; that one waits for ever is only 
 
 from __future__ import annotations
 
+import atexit
 import ctypes
 import os
 import signal
@@ -66,15 +67,21 @@ def check_count(count: int) -> None:
 
 
 def start_heartbeat() -> None:
-    """Tell `run_workers`, of which this process is a worker, every second that it runs."""
-    pipe = int(os.environ[_PIPE])
+    """Tell `run_workers`, of which this process is a worker, every second that it runs, until it begins to exit."""
+    pipe, exiting = int(os.environ[_PIPE]), threading.Event()
 
     def beat() -> None:
-        while True:
-            os.write(pipe, b".")
-            time.sleep(_BEAT_S)
+        with open(pipe, "wb", buffering=0) as beats:
+            while not exiting.wait(_BEAT_S):
+                beats.write(b".")
 
-    threading.Thread(target=beat, daemon=True).start()
+    def stop() -> None:  # Python stops its threads before it clears up, which may take long
+        exiting.set()
+        thread.join(_BEAT_S)
+
+    thread = threading.Thread(target=beat, daemon=True)
+    thread.start()
+    atexit.register(stop)
 
 
 class Worker:
@@ -92,13 +99,12 @@ class Worker:
         os.close(pipe)
         self.code: int | None = None
         self.silence_s: float | None = None
-        """Since the last heartbeat; None before the first one."""
+        """Since the last heartbeat; None before the first one and when the worker exits."""
 
     def look(self, seconds: float) -> None:
         """Take in what happened in the last `seconds`: heartbeats, the end."""
         try:
-            if os.read(self._pulse, 4096):
-                self.silence_s = 0.0
+            self.silence_s = 0.0 if os.read(self._pulse, 4096) else None
         except BlockingIOError:
             if self.silence_s is not None:
                 self.silence_s += seconds

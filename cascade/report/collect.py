@@ -30,7 +30,7 @@ Row = dict[str, Any]
 
 
 def describe_model(model: CascadedTransducer, model_dir: Path | None, config: Config) -> Row:
-    """What results.json says of a model itself.
+    """Properties of a model for results.json.
 
     `size_bytes` counts the float32 tensors decoding needs, tied matrices once; a checkpoint that also holds training
     heads is larger.
@@ -72,8 +72,8 @@ class Experiment:
 
     def find(self, model: str, mode: str, method: str, test_set: str | None = None) -> Row | None:
         """The row of this model, mode and method."""
-        wanted = (model, mode, method, test_set or (self.rows[0]["test_set"] if self.rows else None))
-        return next((row for row in self.rows if _key(row) == wanted), None)
+        key = (model, mode, method, test_set or (self.rows[0]["test_set"] if self.rows else None))
+        return next((row for row in self.rows if _key(row) == key), None)
 
 
 def collect(exp_dir: Path) -> Experiment:
@@ -99,10 +99,10 @@ def collect(exp_dir: Path) -> Experiment:
         else:
             latency[name] = timed
         losses[name] = _read_lines(model_dir / "losses.jsonl")
-        found = [_read_object(path) for path in sorted(model_dir.glob("decode/**/result.json"))]
-        found = [_complete(row, name, summary, timed) for row in found if row is not None]
-        rows.extend(found)
-        there = {(row["mode"], row["method"]) for row in found}
+        decoded = [_read_object(path) for path in sorted(model_dir.glob("decode/**/result.json"))]
+        decoded = [_complete(row, name, summary, timed) for row in decoded if row is not None]
+        rows.extend(decoded)
+        there = {(row["mode"], row["method"]) for row in decoded}
         absent = [f"{mode} {method}" for mode in MODES for method in METHODS if (mode, method) not in there]
         if absent:
             missing.append(f"{name} has not been decoded with {', '.join(absent)}: run stage {_DECODE_STAGE}")
@@ -147,14 +147,14 @@ def _complete(row: Row, model: str, summary: Row | None, timed: Row | None) -> R
 
 def _delays(row: Row, timed: Row) -> Row:
     """The delays of a row's mode, if they were measured with its contexts; the first pass tells how it is changed."""
-    about = timed["delays"]
+    delays = timed["delays"]
     if timed["chunk_ms"] != row["chunk_ms"] or row["look_ahead_ms"] not in (None, timed["look_ahead_ms"]):
         return {}
-    found = {key: value for key, value in about["modes"][row["mode"]].items() if not key.endswith("_quantiles")}
-    found["delay_reference"] = about["reference"]
+    values = {key: value for key, value in delays["modes"][row["mode"]].items() if not key.endswith("_quantiles")}
+    values["delay_reference"] = delays["reference"]
     if row["mode"] == "streaming":
-        found |= {key: about[key] for key in _FLICKER_KEYS}
-    return found
+        values |= {key: delays[key] for key in _FLICKER_KEYS}
+    return values
 
 
 def _key(row: Row) -> tuple:

@@ -41,29 +41,29 @@ def draw_delays(latency: Mapping[str, dict[str, Any]], colours: Mapping[str, str
         handles.append(pyplot.Rectangle((0, 0), 1, 1, color=colour, alpha=_ALPHAS[key]))
         names.append(f"until {text}" if key != "compute" else "until it is computed")
     figure.legend(handles, names, loc="outside lower center", ncols=len(names))
-    references = {about["reference"] for about in models.values()}
-    about = next(iter(models.values()))
+    references = {delays["reference"] for delays in models.values()}
+    delays = next(iter(models.values()))
     truth = "true ends of words" if references == {"true"} else f"ends of words: {', '.join(sorted(references))}"
-    silence = about["silence_at_end_ms_mean"]
+    silence = delays["silence_at_end_ms_mean"]
     figure.suptitle(
-        f"{about['num_utterances']} utterances, {truth}; recordings go on for {silence:.0f} ms after the last word",
+        f"{delays['num_utterances']} utterances, {truth}; recordings go on for {silence:.0f} ms after the last word",
         fontsize=10, color="#555555", x=0.01, ha="left",
     )
     return figure
 
 
-def _word_parts(found: dict[str, Any]) -> tuple[float, float, float] | None:
-    if found["word_delay_ms_mean"] is None:
+def _word_parts(delays: dict[str, Any]) -> tuple[float, float, float] | None:
+    if delays["word_delay_ms_mean"] is None:
         return None
-    compute = found.get("step_compute_ms_p50") or found.get("final_compute_ms_p50") or 0.0
-    return found["emission_delay_ms_mean"], found["word_delay_ms_mean"], compute
+    compute = delays.get("step_compute_ms_p50") or delays.get("final_compute_ms_p50") or 0.0
+    return delays["emission_delay_ms_mean"], delays["word_delay_ms_mean"], compute
 
 
-def _final_parts(found: dict[str, Any]) -> tuple[float, float, float] | None:
+def _final_parts(delays: dict[str, Any]) -> tuple[float, float, float] | None:
     """In one part: the last token's own delay is not of every pass's final text."""
-    if found["final_delay_ms_mean"] is None:
+    if delays["final_delay_ms_mean"] is None:
         return None
-    return 0.0, found["final_delay_ms_mean"], found.get("final_compute_ms_p50") or 0.0
+    return 0.0, delays["final_delay_ms_mean"], delays.get("final_compute_ms_p50") or 0.0
 
 
 def _bars(
@@ -72,11 +72,11 @@ def _bars(
     """A bar per mode and model, in the parts emission, wait and compute."""
     height = 0.8 / len(models)
     right, drawn = 0.0, False
-    for number, (name, about) in enumerate(models.items()):
+    for number, (name, measured) in enumerate(models.items()):
         colour = colours.get(name, "#777777")
         for row, mode in enumerate(modes):
-            found = about["modes"][mode]
-            parts = parts_of(found)
+            delays = measured["modes"][mode]
+            parts = parts_of(delays)
             if parts is None:
                 continue
             said, shown, compute = parts
@@ -87,7 +87,7 @@ def _bars(
             begin = max(said, 0.0)
             axis.barh(y, shown - begin, size, left=begin, color=colour, alpha=_ALPHAS["wait"], linewidth=0)
             axis.barh(y, compute, size, left=shown, color=_COMPUTE_COLOUR, linewidth=0)
-            tick = found[p90] + compute
+            tick = delays[p90] + compute
             axis.plot([tick, tick], [y - size / 2, y + size / 2], color=colour, linewidth=2)
             total = shown + compute
             right = max(right, tick, total)
@@ -108,9 +108,9 @@ def _bars(
 def _distribution(axis, models: Mapping[str, dict[str, Any]], colours: Mapping[str, str], pyplot) -> None:
     """Share of correct words on the screen by a time after their end; the last few of 100 may lie far to the right."""
     right, left = 0.0, 0.0
-    for name, about in models.items():
+    for name, delays in models.items():
         for mode, line in _LINES.items():
-            values = about["modes"][mode]["word_delay_ms_quantiles"]
+            values = delays["modes"][mode]["word_delay_ms_quantiles"]
             if values:
                 shares = np.linspace(0, 100, len(values))
                 left, right = min(left, values[1]), max(right, values[-2])  # 5th and 95th percentile

@@ -53,8 +53,8 @@ def _number(value: float | None, digits: int = 2) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
-def _bullets(items: Iterable[str]) -> str:
-    return "\n".join(f"- {item}" for item in items)
+def _bullets(sentences: Iterable[str]) -> str:
+    return "\n".join(f"- {sentence}" for sentence in sentences)
 
 
 def _first_rows(experiment: Experiment) -> dict[str, Row]:
@@ -72,7 +72,7 @@ def _pair(experiment: Experiment, key: str, mode: str, digits: int, scale: float
 
 
 def _against_the_paper(experiment: Experiment) -> str:
-    """What arXiv 2312.09842 says of its student and what is measured here, as ratios student / teacher."""
+    """Ratios student / teacher: those of arXiv 2312.09842 and those measured here."""
     lines = [
         ("Size: parameters for decoding, M", "0.50", "num_params", "full", 3, 1e-6),
         *(
@@ -107,7 +107,7 @@ def _against_the_paper(experiment: Experiment) -> str:
 
 
 def _has_character_tokens(experiment: Experiment) -> bool:
-    """Whether the character error rate is a number of its own to show: with character tokens, and without spaces."""
+    """True where the character error rate is a number of its own: with character tokens, and without spaces."""
     return any(row.get("token_kind") == "char" for row in experiment.rows)
 
 
@@ -117,8 +117,8 @@ def _rate_table(experiment: Experiment, test_set: str, rate: str) -> str:
     header = ["model", "params M", *(f"{mode} {short[method]}" for mode in MODES for method in METHODS)]
     rows = []
     for name, first in _first_rows(experiment).items():
-        found = [experiment.find(name, mode, method, test_set) for mode in MODES for method in METHODS]
-        cells = [_number(None if row is None else row[rate]) for row in found]
+        decoded = [experiment.find(name, mode, method, test_set) for mode in MODES for method in METHODS]
+        cells = [_number(None if row is None else row[rate]) for row in decoded]
         rows.append([name, _number(first["num_params"] / 1e6, 3), *cells])
     any_row = next(row for row in experiment.rows if row["test_set"] == test_set)
     unit, count = ("words", any_row["num_words"]) if rate == "wer" else ("characters", any_row.get("num_characters"))
@@ -169,7 +169,7 @@ def _share(models: dict[str, Row], counts: Sequence[int | None]) -> list[str]:
 def _latency_table(experiment: Experiment) -> str:
     timed = [experiment.latency[name] for name in MODELS if name in experiment.latency]
     blocks = []
-    for rows, what in ((timed, "Trained models"), (experiment.full_size, "Full size, random weights")):
+    for rows, title in ((timed, "Trained models"), (experiment.full_size, "Full size, random weights")):
         if not rows:
             continue
         cells = [
@@ -182,11 +182,11 @@ def _latency_table(experiment: Experiment) -> str:
             for row in rows
         ]
         header = ["model", "params M", "p50 ms", "p95 ms", "p99 ms", "RTF", f"p50 / {rows[0]['model']}", "memory MB"]
-        about = rows[0]
+        first = rows[0]
         blocks.append(
-            f"{what}: {about['num_chunks']} chunks of {about['chunk_ms']} ms each, left context "
-            f"{about['left_context_ms']} ms, {about['threads']} thread{'s' if about['threads'] > 1 else ''}, "
-            f"{about['features']} as input, about {about['symbols_per_second']:.1f} symbols a second.\n\n"
+            f"{title}: {first['num_chunks']} chunks of {first['chunk_ms']} ms each, left context "
+            f"{first['left_context_ms']} ms, {first['threads']} thread{'s' if first['threads'] > 1 else ''}, "
+            f"{first['features']} as input, about {first['symbols_per_second']:.1f} symbols a second.\n\n"
             + table(header, cells)
             + ("" if len({row["command"] for row in rows}) == 1 else "\n\nNot timed in one run: the ratios are rough.")
         )
@@ -200,30 +200,30 @@ def _latency_table(experiment: Experiment) -> str:
 
 
 def _delay_table(experiment: Experiment) -> str:
-    """When words come, per model and mode, and what later passes change."""
+    """Delays of words, per model and mode, and what later passes change."""
     measured = {name: experiment.latency[name] for name in MODELS if experiment.latency.get(name, {}).get("delays")}
     if not measured:
         return ""
     rows, notes = [], []
     for name, timed in measured.items():
-        about = timed["delays"]
+        delays = timed["delays"]
         for mode in STREAMING_MODES:
-            found = about["modes"][mode]
+            values = delays["modes"][mode]
             wait = "the utterance"
-            if found["algorithmic_delay_ms_max"] is not None:
-                ends = (found[f"algorithmic_delay_ms_{key}"] for key in ("mean", "max"))
+            if values["algorithmic_delay_ms_max"] is not None:
+                ends = (values[f"algorithmic_delay_ms_{key}"] for key in ("mean", "max"))
                 wait = " / ".join(_number(value, 0) for value in ends)
-            delays = (
-                " / ".join(_number(found[f"{kind}_delay_ms_{key}"], 0) for key in ("mean", "p50", "p90"))
+            cells = (
+                " / ".join(_number(values[f"{kind}_delay_ms_{key}"], 0) for key in ("mean", "p50", "p90"))
                 for kind in ("emission", "word", "final", "endpoint")
             )
-            rows.append([name, mode, wait, *delays, _number(found["final_compute_ms_p50"], 1)])
+            rows.append([name, mode, wait, *cells, _number(values["final_compute_ms_p50"], 1)])
         notes.append(
-            f"{name}: {about['num_utterances']} utterances ({about['num_left_out']} left out), "
-            f"{about['modes']['streaming']['num_correct_words']} of {about['num_reference_words']} words correct in "
-            f"the first pass; in two_pass, later ones change {about['num_changed_words']} of {about['num_words']} "
-            f"({_number(about['changed_words_percent'])} %; {about['changed_by_look_ahead']} by the look-ahead pass, "
-            f"{about['changed_by_full']} by the full one), {_number(about['flicker_per_minute'])} a minute"
+            f"{name}: {delays['num_utterances']} utterances ({delays['num_left_out']} left out), "
+            f"{delays['modes']['streaming']['num_correct_words']} of {delays['num_reference_words']} words correct in "
+            f"the first pass; in two_pass, later ones change {delays['num_changed_words']} of {delays['num_words']} "
+            f"({_number(delays['changed_words_percent'])} %; {delays['changed_by_look_ahead']} by the look-ahead pass, "
+            f"{delays['changed_by_full']} by the full one), {_number(delays['flicker_per_minute'])} a minute"
         )
     references = sorted({timed["delays"]["reference"] for timed in measured.values()})
     truth = {
@@ -231,7 +231,7 @@ def _delay_table(experiment: Experiment) -> str:
         "model-relative": "model-relative: words end where each model's own full pass, aligned with the reference, "
         "says them",
     }
-    about = next(iter(measured.values()))["delays"]
+    delays = next(iter(measured.values()))["delays"]
     header = ["model", "mode", "waits mean / max", "emission", "word on screen", "final text", "at an endpoint"]
     return (
         "## Delays, ms\n\nMean / median / 90th percentile after the true end of a word; "
@@ -239,7 +239,7 @@ def _delay_table(experiment: Experiment) -> str:
         + ". *Waits*: what a moment of audio waits for its chunk or block. *Emission*: the frame that says a correct "
         "word. *Word on screen*: the audio that had come in when the word stood there to stay. *Final text*: of the "
         "whole utterance, after its last word; the full pass has it when the stream is closed, here at the end of "
-        f"the recording, {_number(about['silence_at_end_ms_mean'], 0)} ms later on average. *At an endpoint*: "
+        f"the recording, {_number(delays['silence_at_end_ms_mean'], 0)} ms later on average. *At an endpoint*: "
         "when nobody closes the stream and the silence rule ends the segment. *Compute* comes on top: median of the "
         "last step, one thread.\n\n"
         + table([*header, "compute"], rows, left=2) + "\n\n" + _bullets(notes)
@@ -263,15 +263,15 @@ def _provenance(experiment: Experiment) -> str:
     """The commands, grouped by what they made."""
     lines = []
     for name, summary in experiment.summaries.items():
-        what = f"train {name} ({summary.get('train_minutes', '?')} min, seed {summary.get('seed', '?')})"
-        lines.append((what, summary))
+        title = f"train {name} ({summary.get('train_minutes', '?')} min, seed {summary.get('seed', '?')})"
+        lines.append((title, summary))
     lines += [(f"decode {row['model']}", row) for row in experiment.rows]
     lines += [(f"time {name}", row) for name, row in experiment.latency.items()]
     lines += [("time full size", row) for row in experiment.full_size]
     machines = list(dict.fromkeys(row.get("machine", "unknown machine") for _, row in lines))
     commands: dict[tuple[str, str], list[str]] = {}
-    for what, row in lines:
-        commands.setdefault((row.get("command", "unknown command"), row.get("commit", "unknown")), []).append(what)
+    for title, row in lines:
+        commands.setdefault((row.get("command", "unknown command"), row.get("commit", "unknown")), []).append(title)
     text = "## Commands\n\nMachine: " + "; ".join(machines) + ".\n"
     for (command, commit), whats in commands.items():
         text += f"\n- {'; '.join(dict.fromkeys(whats))}; commit {commit}\n  `{command}`"

@@ -1,4 +1,4 @@
-"""Where a model hears the words of a given text: the best path through its lattice (Viterbi alignment)."""
+"""Viterbi alignment of a given text: the best path through the lattice says where a model hears its words."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ def align_batch(
     bias = model.joiner.output_bias.clone()
     bias[0] -= options.blank_penalty
     inputs = JoinerInputs(encoder_out, model.predictor(symbols), model.joiner.output_weight, bias)
-    found = best_symbol_frames(inputs, symbols, boundary, rnnt_type)
+    best = best_symbol_frames(inputs, symbols, boundary, rnnt_type)
     context_size, hypotheses = predictor_context_size(model), []
-    rows = zip(tokens, found.frames.tolist(), found.log_probs.tolist(), found.scores.tolist(), strict=True)
+    rows = zip(tokens, best.frames.tolist(), best.log_probs.tolist(), best.scores.tolist(), strict=True)
     for sequence, frames, log_probs, score in rows:
         count = len(sequence)
         hypotheses.append(

@@ -58,7 +58,7 @@ def _numba_module(dtype: torch.dtype) -> ModuleType | None:
 
 
 class BeamState(NamedTuple):
-    """What a beam search remembers of N streams with B hypotheses; every tensor has the stream first."""
+    """State of a beam search over N streams with B hypotheses; every tensor has the stream first."""
 
     log_probs: Tensor
     """(N, B) float32 log-probabilities relative to log_prob_offset; -inf: no hypothesis in this place."""

@@ -56,18 +56,18 @@ _kernel = numba.njit(cache=True)
 
 @_kernel
 def _same_tokens(first, second, num_tokens, entries, old_tokens):
-    """Whether two chains of `num_tokens` tokens that end in these entries say the same."""
+    """Compare two chains of `num_tokens` tokens that end in these entries."""
     while num_tokens > 0 and first != second:
         num_tokens -= 1
         if first >= 0:
-            one, first = entries.token[first], entries.before[first]
+            token, first = entries.token[first], entries.before[first]
         else:
-            one = np.int64(old_tokens[-1 - first, num_tokens])
+            token = np.int64(old_tokens[-1 - first, num_tokens])
         if second >= 0:
-            two, second = entries.token[second], entries.before[second]
+            other, second = entries.token[second], entries.before[second]
         else:
-            two = np.int64(old_tokens[-1 - second, num_tokens])
-        if one != two:
+            other = np.int64(old_tokens[-1 - second, num_tokens])
+        if token != other:
             return False
     return True
 
@@ -225,11 +225,11 @@ def advance_frame(log_softmax, rows, places, new, entries, table, counts, old_to
                 else:
                     key[0] = slot
                 key[width - 1] = symbol
-                found = _find_slot(table, key, counts[1])
-                if found == counts[1]:
-                    table.parents[found], table.labels[found] = slot, symbol
-                    counts[1] = found + 1
-                new.slots[i] = found
+                place = _find_slot(table, key, counts[1])
+                if place == counts[1]:
+                    table.parents[place], table.labels[place] = slot, symbol
+                    counts[1] = place + 1
+                new.slots[i] = place
         places.log_probs[n] = new.log_probs
         for i in range(count):
             places.hashes[n, i], places.num_tokens[n, i] = new.hashes[i], new.num_tokens[i]

@@ -94,7 +94,7 @@ class _Block:
             self.slot_states = type(row_states)(torch.from_numpy(self.table.keys))
 
     def rows(self) -> tuple[Tensor, NamedTuple]:
-        """What the predictor says after each of the N * B hypotheses, and its states."""
+        """Output of the predictor after each of the N * B hypotheses, and its states."""
         slots = torch.from_numpy(self.places.slots.reshape(-1))
         return self.slot_out.index_select(0, slots), select_streams(self.slot_states, slots)
 

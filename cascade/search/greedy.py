@@ -29,7 +29,7 @@ _FRAMES_AT_ONCE = 4
 
 
 class GreedyState(NamedTuple):
-    """What a greedy search remembers of N streams; the stream is the first dimension of every tensor."""
+    """State of a greedy search over N streams; the stream is the first dimension of every tensor."""
 
     log_probs: Tensor
     """(N,) float64 log-probability of all that was decided, blanks included."""
@@ -132,11 +132,11 @@ class GreedySearch:
         )
 
     def choose(self, log_probs: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
-        """What to say: (N, W, V) at frames (N, W), counted from the stream's start -> log-probs and symbols (N, W)."""
+        """Symbols for (N, W, V) at frames (N, W) from the stream's start -> log-probs and symbols (N, W)."""
         return log_probs.max(dim=-1)
 
     def results(self, state: GreedyState) -> list[Hypothesis]:
-        """What was said so far in each stream."""
+        """The hypothesis of each stream so far."""
         counts, log_probs = state.num_tokens.tolist(), state.log_probs.tolist()
         return [
             hypothesis_from_history(history, count, log_prob, self.context_size)

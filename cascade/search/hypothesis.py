@@ -1,4 +1,4 @@
-"""What every search returns, and how hypotheses are ranked."""
+"""Hypotheses, which every search returns, and how they are ranked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How to decode: the pass, its contexts, the search. Whole utterances with the masks of streaming."""
+"""Options of decoding: the pass, its contexts, the search. Whole utterances with the masks of streaming."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class DecodingOptions:
     look_ahead_ms: int = DEFAULT_LOOK_AHEAD_MS
     """The block of modes look_ahead and two_pass."""
     left_context_ms: int = DEFAULT_CHUNK_MS * DEFAULT_LEFT_CHUNKS
-    """What a chunk or block sees before its start."""
+    """Context that a chunk or block sees before its start."""
     blank_penalty: float = 0.0
     """Subtracted from the blank's logit."""
 

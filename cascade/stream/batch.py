@@ -61,7 +61,7 @@ class Stream:
     closed: bool = False
     """All is decoded, and the stream has left the batch."""
     first_frame: int = 0
-    """Where the open segment begins."""
+    """Start of the open segment."""
     num_frames: int = 0
     """Frames of the open segment so far."""
     block: list[Tensor] = field(default_factory=list)
@@ -264,10 +264,10 @@ class StreamBatch:
             searched = [index for index, stream in enumerate(streams) if stream not in complete]
             if searched:
                 index = torch.tensor(searched, device=lens.device)
-                some = [streams[place] for place in searched]
-                states = [stream.state for stream in some]
-                states = self._search_on(some, states, causal_out.index_select(0, index), lens.index_select(0, index))
-                for stream, state in zip(some, states, strict=True):
+                group = [streams[place] for place in searched]
+                states = [stream.state for stream in group]
+                states = self._search_on(group, states, causal_out.index_select(0, index), lens.index_select(0, index))
+                for stream, state in zip(group, states, strict=True):
                     stream.state = state
         self._advance_blocks(complete)
         self._show(streams)

@@ -41,12 +41,12 @@ class Segment:
     hypotheses: tuple[Hypothesis, ...]
     """Of the last pass, best first (greedy search has one); the text is the first one's."""
     rule: str
-    """What ended it: silence_after_speech | late_pause | longest_segment | silence_from_start | end_of_stream."""
+    """Rule that ended it: silence_after_speech | late_pause | longest_segment | silence_from_start | end_of_stream."""
 
 
 @dataclass(frozen=True)
 class Partial:
-    """What is known now."""
+    """The text so far."""
 
     segments: tuple[Segment, ...]
     """Final, with this call; each is handed out once."""
@@ -129,7 +129,7 @@ class StreamingDecoder:
             self.batch.finish(self._stream)
 
     def partial(self) -> Partial:
-        """What is known now, as far as the batch has run."""
+        """The text so far, as far as the batch has run."""
         stream = self._stream
         new = self._fetch()
         if new or self._seen_steps != stream.num_steps:

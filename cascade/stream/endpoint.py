@@ -1,4 +1,4 @@
-"""Where a segment of speech ends: rules on decoded blanks, as sherpa-onnx and Kaldi have them.
+"""Endpoints of segments of speech: rules on decoded blanks, as sherpa-onnx and Kaldi have them.
 
 A frame after the last token is silence. A segment ends at the end of a decoding step (a chunk; in mode look_ahead a
 block), so that the same audio gives the same segments whatever packets it came in.
@@ -23,7 +23,7 @@ LONGEST_SEGMENT = 30.0
 
 @dataclass(frozen=True)
 class EndpointOptions:
-    """When a segment ends, in seconds.
+    """Limits of a segment, in seconds.
 
     Raises:
       ConfigError: a value that is not positive, longest_segment above 30 s or not above late_pause.
@@ -39,10 +39,10 @@ class EndpointOptions:
     """A segment never grows beyond this."""
 
     def __post_init__(self) -> None:
-        for item in fields(self):
-            value = getattr(self, item.name)
+        for option in fields(self):
+            value = getattr(self, option.name)
             if not value > 0:
-                raise ConfigError(f"{item.name} must be positive (seconds), got {value}")
+                raise ConfigError(f"{option.name} must be positive (seconds), got {value}")
         if not self.late_pause < self.longest_segment <= LONGEST_SEGMENT:
             raise ConfigError(
                 f"longest_segment must lie between late_pause ({self.late_pause:g} s) and {LONGEST_SEGMENT:g} s, "
@@ -75,7 +75,7 @@ def find_endpoint(options: EndpointOptions, num_frames: int, last_token: int | N
 
 
 def _last(num_frames: int, seconds: float) -> bool:
-    """Whether so many frames last so long."""
+    """True where so many frames last so long."""
     return num_frames * ENCODER_FRAME_MS >= 1000 * seconds
 
 

@@ -21,15 +21,15 @@ class Word:
     start: float
     """Seconds from the start of the stream: where the frame of its first token begins."""
     end: float
-    """Where the frame of its last token ends."""
+    """End of the frame of its last token."""
     confidence: float
     """The geometric mean of its tokens' probabilities, 0 to 1."""
     spaced: bool = True
-    """Whether a space stands before it, unless it is the first."""
+    """A space stands before it, unless it is the first."""
 
 
 def frame_seconds(frame: int) -> float:
-    """Where a 40 ms encoder frame begins."""
+    """Start of a 40 ms encoder frame, in seconds."""
     return frame * ENCODER_FRAME_MS / 1000
 
 
@@ -65,34 +65,34 @@ def _spans(tokens: Sequence[int], tokenizer: Tokenizer, complete: bool) -> list[
 
     A word begins with the word mark before it, if that is a token of its own.
     """
-    found: list[tuple[str, int, int, bool]] = []
+    words: list[tuple[str, int, int, bool]] = []
     mark, previous = -1, ""
     for character, first, last in tokenizer.characters(tokens, complete):
         if character == WORD_MARK or character.isspace():
             mark, previous = first, ""
         elif begins_word(previous, character):
-            spaced = not previous and not (tokenizer.kind != "word" and found and _idle(found[-1][0], character))
-            found.append((character, mark if mark >= 0 else first, last, spaced))
+            spaced = not previous and not (tokenizer.kind != "word" and words and _idle(words[-1][0], character))
+            words.append((character, mark if mark >= 0 else first, last, spaced))
             mark, previous = -1, character
         else:
-            word, start, _, spaced = found[-1]
-            found[-1] = (word + character, start, last, spaced)
+            word, start, _, spaced = words[-1]
+            words[-1] = (word + character, start, last, spaced)
             previous = character
-    return found
+    return words
 
 
 def _idle(word: str, character: str) -> bool:
-    """Whether a space between a word and the character that follows means nothing."""
+    """True where a space between a word and the character that follows means nothing."""
     return is_unspaced(word[-1]) and is_unspaced(character)
 
 
 def count_changed(shown: Hypothesis, now: Hypothesis, tokenizer: Tokenizer) -> int:
-    """How many of the words that were shown are changed or taken back; more tokens behind them change nothing."""
+    """Number of the words that were shown and are changed or taken back; more tokens behind them change nothing."""
     if now.tokens[: len(shown.tokens)] == shown.tokens:
         return 0
     old, new = ([word.word for word in words_of(hypothesis, tokenizer, complete=False)] for hypothesis in (shown, now))
     pairs = zip(old, new, strict=False)
-    same = next((place for place, (one, other) in enumerate(pairs) if one != other), min(len(old), len(new)))
+    same = next((place for place, (word, other) in enumerate(pairs) if word != other), min(len(old), len(new)))
     old, new = old[same:], new[same:]
     blocks = SequenceMatcher(None, old, new, autojunk=False).get_matching_blocks()
     return len(old) - sum(block.size for block in blocks)

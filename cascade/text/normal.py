@@ -1,4 +1,4 @@
-"""What a transcript is before it becomes tokens: one normal form for training and scoring, and what its words are.
+"""Transcripts before they become tokens: one normal form for training and scoring, and what its words are.
 
 Words are what white space separates. In scripts that are written without spaces (Chinese, Japanese, Thai, Lao, Khmer,
 Burmese) every character, with the marks that follow it, is a word of its own, so that a word error rate means something
@@ -97,7 +97,7 @@ def split_words(text: str) -> list[str]:
 
 
 def begins_word(previous: str, character: str) -> bool:
-    """Whether a word begins between two neighbours that no space separates; `previous` is empty at the beginning."""
+    """True where a word begins between two neighbours that no space separates; `previous` is empty at the beginning."""
     if not previous:
         return True
     if character.isascii() and previous.isascii():
@@ -108,7 +108,7 @@ def begins_word(previous: str, character: str) -> bool:
 
 
 def is_unspaced(character: str) -> bool:
-    """Whether a character belongs to a script that is written without spaces between words."""
+    """True where a character belongs to a script that is written without spaces between words."""
     return _UNSPACED.match(character) is not None
 
 

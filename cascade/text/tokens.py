@@ -74,9 +74,9 @@ class Tokenizer:
             if not (directory / name).is_file():
                 raise ValueError(f"{directory / name} not found: train the tokenizer or copy its whole folder")
         try:
-            about = json.loads((directory / "tokenizer.json").read_text(encoding="utf-8"))
-            kind, case = about["kind"], about["case"]
-            form = {name: about[name] for name in ("normal_form", "strip_punctuation") if name in about}
+            metadata = json.loads((directory / "tokenizer.json").read_text(encoding="utf-8"))
+            kind, case = metadata["kind"], metadata["case"]
+            form = {name: metadata[name] for name in ("normal_form", "strip_punctuation") if name in metadata}
         except (KeyError, TypeError, json.JSONDecodeError) as error:
             raise ValueError(f"{directory / 'tokenizer.json'} must hold kind and case ({error})") from error
         symbols = _read_symbols(directory / "tokens.txt")
@@ -122,13 +122,13 @@ class Tokenizer:
         Args:
           complete: False while more ids may come: the bytes of a last character that is not whole yet are left out.
         """
-        text = "".join(item.character for item in self.characters(ids, complete)).replace(WORD_MARK, " ")
+        text = "".join(piece.character for piece in self.characters(ids, complete)).replace(WORD_MARK, " ")
         text = " ".join(text.split())
         return text if self.kind == "word" else drop_idle_spaces(text)
 
     def characters(self, ids: Iterable[int], complete: bool = True) -> list[Character]:
-        """What `decode` makes its text of: every character, word marks included, with the tokens it comes from."""
-        found: list[Character] = []
+        """Characters of which `decode` makes its text, word marks included, with the tokens they come from."""
+        characters: list[Character] = []
         decoder = codecs.getincrementaldecoder("utf-8")("replace")
         started: int | None = None  # the place of the first byte of a character that is not whole yet
 
@@ -136,7 +136,8 @@ class Tokenizer:
             nonlocal started
             started = place if started is None else started
             text = decoder.decode(data, final)
-            found.extend(Character(character, started, place) for character in text if ord(character) not in INVISIBLE)
+            shown = (character for character in text if ord(character) not in INVISIBLE)
+            characters.extend(Character(character, started, place) for character in shown)
             if not decoder.getstate()[0]:
                 started = None
             elif text:
@@ -155,10 +156,10 @@ class Tokenizer:
             symbol = self._symbols[index]
             if index == UNKNOWN_ID:
                 symbol = f"{WORD_MARK}{UNKNOWN_SURFACE}" if self._processor is None else UNKNOWN_SURFACE
-            found.extend(Character(character, place, place) for character in symbol)
+            characters.extend(Character(character, place, place) for character in symbol)
         if started is not None and complete:
             take(b"", last, True)
-        return found
+        return characters
 
     def id_to_symbol(self, index: int) -> str:
         return self._symbols[index]
@@ -184,11 +185,11 @@ def train_tokenizer(texts: Iterable[str], config: TokenConfig, out_dir: str | Pa
             symbols = _train_sentencepiece(texts, config, temporary)
         lines = [f"{symbol} {index}\n" for index, symbol in enumerate(symbols)]
         (temporary / "tokens.txt").write_text("".join(lines), encoding="utf-8")
-        about = {
+        metadata = {
             "kind": config.kind, "case": config.case, "normal_form": config.normal_form,
             "strip_punctuation": config.strip_punctuation, "vocab_size": len(symbols),
         }
-        (temporary / "tokenizer.json").write_text(json.dumps(about) + "\n", encoding="utf-8")
+        (temporary / "tokenizer.json").write_text(json.dumps(metadata) + "\n", encoding="utf-8")
         for name in ("tokenizer.json", "tokens.model", "bpe.vocab"):
             (out_dir / name).unlink(missing_ok=True)  # of an earlier tokenizer, perhaps of another kind
         for name in ("tokens.txt", "tokens.model", "bpe.vocab", "tokenizer.json"):

@@ -129,7 +129,7 @@ class Trainer:
         self.clock = Clock()
 
     def _values(self) -> dict[str, Any]:
-        """What a resumable checkpoint holds, on every process."""
+        """The content of a resumable checkpoint, on every process."""
         metrics = self.metrics.over(self.processes)
         seconds, cpu_seconds = self.clock.take()
         self.state.seconds += seconds
@@ -335,7 +335,7 @@ class Trainer:
 
 
 def _weighted_mean(losses: Losses) -> tuple[float, float]:
-    """What is minimised, times tokens, and the tokens."""
+    """The loss that is minimised, times tokens, and the tokens."""
     num_tokens = max(term.count for term in losses.terms.values())
     mean = sum(term.weight * float(term.total) / max(term.count, 1e-10) for term in losses.terms.values())
     return mean * num_tokens, num_tokens
