@@ -28,7 +28,7 @@ from cascade.bin.cli import run_program  # noqa: E402
 from cascade.bin.model_arguments import (  # noqa: E402
     add_model_arguments,
     add_search_arguments,
-    check_at_least,
+    check_values,
     load_for_decoding,
 )
 from cascade.config.options import ENCODER_FRAME_MS, ConfigError  # noqa: E402
@@ -143,7 +143,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads (default 1)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the row here")
     arguments = parser.parse_args()
-    check_at_least(arguments, epoch=1, avg=1, threads=1)
+    check_values(arguments, epoch=1, avg=1, threads=1)
     if not arguments.minutes > 0:
         raise ConfigError(f"--minutes must be positive, got {arguments.minutes}")
     return arguments

@@ -29,7 +29,7 @@ from cascade.bin.cli import run_program  # noqa: E402
 from cascade.bin.model_arguments import (  # noqa: E402
     add_model_arguments,
     add_search_arguments,
-    check_at_least,
+    check_values,
     load_for_decoding,
 )
 from cascade.corpus.manifests import Utterance, read_manifest  # noqa: E402
@@ -185,7 +185,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads (default 1)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows here")
     arguments = parser.parse_args()
-    check_at_least(arguments, epoch=1, avg=1, num_streams=1, batch_size=1, threads=1)
+    check_values(arguments, epoch=1, avg=1, num_streams=1, batch_size=1, threads=1)
     return arguments
 
 

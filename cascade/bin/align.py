@@ -20,8 +20,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from cascade.bin.cli import run_program
-from cascade.bin.model_arguments import add_model_arguments, check_at_least, load_for_decoding
-from cascade.config.options import FRAME_SHIFT_MS, SUBSAMPLING, ConfigError
+from cascade.bin.model_arguments import add_model_arguments, check_values, load_for_decoding
+from cascade.config.options import FRAME_SHIFT_MS, SUBSAMPLING
 from cascade.corpus.quarantine import EMPTY_TEXT, MALFORMED, TOO_MANY_TOKENS, UNKNOWN_CHARACTERS, Problem
 from cascade.data.alignments import TimedWord, write_aligned_cuts, write_ctm
 from cascade.data.batches import Batch
@@ -49,11 +49,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the results go")
     arguments = parser.parse_args()
-    check_at_least(arguments, epoch=1, threads=1, avg=1)
-    if not arguments.max_seconds > 0:
-        raise ConfigError(f"--max-seconds must be positive, got {arguments.max_seconds}")
-    if not arguments.manifest.is_file():
-        raise FileNotFoundError(f"--manifest {arguments.manifest} not found")
+    check_values(arguments, epoch=1, threads=1, avg=1)
     return arguments
 
 

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from cascade.bin.cli import run_program
-from cascade.bin.model_arguments import add_model_arguments, add_search_arguments, check_at_least, load_for_decoding
+from cascade.bin.model_arguments import add_model_arguments, add_search_arguments, check_values, load_for_decoding
 from cascade.config.options import ENCODER_FRAME_MS, ConfigError
 from cascade.corpus.quarantine import Problem
 from cascade.data.decode_batches import decode_batches
@@ -66,15 +66,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the results go")
     arguments = parser.parse_args()
-    check_at_least(arguments, epoch=1, threads=1, avg=1, nbest=1)
+    check_values(arguments, epoch=1, threads=1, avg=1, nbest=1)
     if arguments.nbest is not None and arguments.method != "modified_beam_search":
         raise ConfigError("--nbest needs --method modified_beam_search: greedy search has one hypothesis")
     if arguments.nbest is not None and arguments.nbest > arguments.beam:
         raise ConfigError(f"--nbest must be at most --beam ({arguments.beam}), got {arguments.nbest}")
-    if not arguments.max_seconds > 0:
-        raise ConfigError(f"--max-seconds must be positive, got {arguments.max_seconds}")
-    if not arguments.manifest.is_file():
-        raise FileNotFoundError(f"--manifest {arguments.manifest} not found")
     return arguments
 
 

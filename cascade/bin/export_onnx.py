@@ -22,7 +22,7 @@ import torch
 
 from cascade.audio.io import read_audio
 from cascade.bin.cli import run_program
-from cascade.bin.model_arguments import add_model_arguments, check_at_least, load_for_decoding
+from cascade.bin.model_arguments import add_model_arguments, check_values, load_for_decoding
 from cascade.config.options import Config
 from cascade.corpus.cuts import load_samples, read_cuts
 from cascade.corpus.manifests import Utterance, read_manifest
@@ -49,9 +49,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--no-check", action="store_true", help="write the files without comparing them to PyTorch")
     arguments = parser.parse_args()
-    check_at_least(arguments, epoch=1, avg=1)
-    if arguments.manifest is not None and not arguments.manifest.is_file():
-        raise FileNotFoundError(f"--manifest {arguments.manifest} not found")
+    check_values(arguments, epoch=1, avg=1)
     return arguments
 
 

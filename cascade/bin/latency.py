@@ -21,7 +21,7 @@ import torch
 
 from cascade.bin.cli import run_program
 from cascade.bin.device_arguments import add_device_argument, open_device
-from cascade.bin.model_arguments import add_blank_penalty
+from cascade.bin.model_arguments import add_blank_penalty, check_values
 from cascade.config.options import Config, ConfigError
 from cascade.data.alignments import read_alignments, read_ctm
 from cascade.data.decode_batches import decode_batches
@@ -31,7 +31,6 @@ from cascade.measure.memory import measure_memory
 from cascade.provenance import command_line, git_commit, machine
 from cascade.report.collect import describe_model
 from cascade.report.latency_table import print_compute, print_delays
-from cascade.report.plots import draw_latency
 from cascade.search.methods import (
     DEFAULT_CHUNK_MS,
     DEFAULT_LOOK_AHEAD_MS,
@@ -67,21 +66,13 @@ def parse_arguments() -> argparse.Namespace:
     add_device_argument(parser, cpu_only=True)
     parser.add_argument("--no-memory", action="store_true", help="leave out memory, which takes a process per model")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write all rows here too, as a JSON list")
-    parser.add_argument("--plot", type=Path, metavar="PNG", help="draw the delays (report does so too)")
     arguments = parser.parse_args()
     if not arguments.exp_dir and not arguments.config:
         raise ConfigError("name at least one model: --exp-dir DIR or --config YAML")
-    for name, least in (("num_chunks", 1), ("threads", 1), ("num_utterances", 0)):
-        if getattr(arguments, name) < least:
-            raise ConfigError(f"--{name.replace('_', '-')} must be at least {least}, got {getattr(arguments, name)}")
-    for name in ("manifest", "alignment"):
-        path = getattr(arguments, name)
-        if path is not None and not path.is_file():
-            raise FileNotFoundError(f"--{name} {path} not found")
+    check_values(arguments, num_chunks=1, threads=1, num_utterances=0)
     has_delays = arguments.manifest is not None and arguments.exp_dir and arguments.num_utterances
-    for name in ("alignment", "plot"):
-        if getattr(arguments, name) is not None and not has_delays:
-            raise ConfigError(f"--{name} needs --exp-dir, --manifest and --num-utterances above 0")
+    if arguments.alignment is not None and not has_delays:
+        raise ConfigError("--alignment needs --exp-dir, --manifest and --num-utterances above 0")
     return arguments
 
 
@@ -157,8 +148,6 @@ def main() -> None:
     if arguments.out is not None:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         arguments.out.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
-    if arguments.plot is not None:
-        draw_latency({row["model"]: row for row in rows}, arguments.plot)
     print_compute(rows)
     logging.info("%d chunks of %d ms per model, in turns", arguments.num_chunks, arguments.chunk_ms)
     print_delays([row for row in rows if row.get("delays")])

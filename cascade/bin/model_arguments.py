@@ -53,14 +53,24 @@ def add_blank_penalty(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def check_at_least(arguments: argparse.Namespace, **minimum: int) -> None:
-    """Raise a ConfigError for an option that is given and below its minimum, or for --avg without --epoch."""
+def check_values(arguments: argparse.Namespace, **minimum: int) -> None:
+    """Check what programs have in common: minimal values, --avg with --epoch only, --max-seconds, files to read.
+
+    Raises:
+      ConfigError, FileNotFoundError: the option, its value, and what it must be.
+    """
     for name, least in minimum.items():
         value = getattr(arguments, name)
         if value is not None and value < least:
             raise ConfigError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
-    if arguments.epoch is None and arguments.avg != 1:
+    if "avg" in arguments and arguments.epoch is None and arguments.avg != 1:
         raise ConfigError(f"--avg {arguments.avg} needs --epoch N")
+    if "max_seconds" in arguments and not arguments.max_seconds > 0:
+        raise ConfigError(f"--max-seconds must be positive, got {arguments.max_seconds}")
+    for name in ("manifest", "alignment"):
+        path = getattr(arguments, name, None)
+        if path is not None and not path.is_file():
+            raise FileNotFoundError(f"--{name} {path} not found")
 
 
 def check_onnx_arguments(arguments: argparse.Namespace, times: dict[str, int]) -> None:

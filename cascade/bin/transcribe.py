@@ -29,8 +29,8 @@ from cascade.bin.device_arguments import open_device
 from cascade.bin.model_arguments import (
     add_model_arguments,
     add_search_arguments,
-    check_at_least,
     check_onnx_arguments,
+    check_values,
     load_for_decoding,
 )
 from cascade.config.options import Config, ConfigError
@@ -75,7 +75,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def check_arguments(arguments: argparse.Namespace) -> None:
-    check_at_least(arguments, num_streams=1, threads=1, epoch=1, avg=1, sampling_rate=1000)
+    check_values(arguments, num_streams=1, threads=1, epoch=1, avg=1, sampling_rate=1000)
     if arguments.files.count(PIPE) > 1:
         raise ConfigError("standard input can be read once: name - once")
     if arguments.sampling_rate is not None and PIPE not in arguments.files:

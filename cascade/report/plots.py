@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from cascade.models.transducer import MODES
@@ -45,22 +45,6 @@ def draw_plots(experiment: Experiment, out_dir: Path) -> list[tuple[str, str]]:
                 pyplot.close(figure)
                 drawn.append((caption, f"plots/{name}"))
     return drawn
-
-
-def draw_latency(latency: Mapping[str, Row], path: Path) -> None:
-    """Draw the delays of models, by name what latency.json says of each, into a PNG file.
-
-    Raises:
-      ImportError: matplotlib is not installed; ValueError: there are no delays.
-    """
-    pyplot = _pyplot()
-    with pyplot.rc_context(STYLE):
-        figure = draw_delays(latency, _COLOURS, _LABELS, pyplot)
-        if figure is None:
-            raise ValueError(f"no delays were measured, nothing to draw into {path}")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, format="png", metadata={"Software": None})
-        pyplot.close(figure)
 
 
 def _pyplot():
