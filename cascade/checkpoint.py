@@ -113,7 +113,7 @@ def load_resumable(
 
 
 def num_non_finite(weights: dict[str, Tensor]) -> int:
-    """How many weights are not finite numbers."""
+    """Number of the weights that are not finite."""
     return sum(int((~torch.isfinite(tensor)).sum()) for tensor in weights.values() if tensor.is_floating_point())
 
 
@@ -163,7 +163,7 @@ def _from_format_1(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def model_values(model: CascadedTransducer, config: Config, epoch: int) -> dict[str, Any]:
-    """What an epoch's checkpoint holds."""
+    """The content of an epoch's checkpoint."""
     return {
         "format": FORMAT, "config": config_to_dict(config), "vocab_size": model.vocab_size, "epoch": epoch,
         "model": model.state_dict(),

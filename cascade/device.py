@@ -1,4 +1,4 @@
-"""Where a model runs: what --device means, and what a user is told when that cannot be."""
+"""Devices: what --device means, and what a user is told when that cannot be."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def hypothesis_fields(hypothesis: Hypothesis, tokenizer: Tokenizer) -> dict[str, Any]:
-    """What hyps.jsonl and nbest.jsonl say of one hypothesis; times in seconds."""
+    """Fields of one hypothesis in hyps.jsonl and nbest.jsonl; times in seconds."""
     return {
         "hyp": tokenizer.decode(hypothesis.tokens),
         "tokens": [tokenizer.id_to_symbol(token) for token in hypothesis.tokens],

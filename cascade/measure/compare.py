@@ -20,7 +20,7 @@ _DRAWS_AT_ONCE = 500
 
 @dataclass(frozen=True)
 class Hypotheses:
-    """What one system said: errors and reference words of every utterance."""
+    """Output of one system: errors and reference words of every utterance."""
 
     errors: dict[str, int]
     references: dict[str, str]

@@ -1,4 +1,4 @@
-"""What a training would need and how long it would take, without starting it: nothing is written.
+"""Needs and hours of a training, without starting it: nothing is written.
 
 Everything is checked that can fail later, all problems are collected instead of the first one, then some real steps
 are measured. Hours are the measured seconds per second of audio (padding included) times the audio of the run: an
@@ -33,14 +33,14 @@ DISK_MARGIN = 1.1
 
 @dataclass
 class Report:
-    """What a dry run found."""
+    """Result of a dry run."""
 
     rows: list[tuple[str, str]] = field(default_factory=list)
     """(heading, text) in the order of printing; an empty heading continues the one above."""
     problems: list[str] = field(default_factory=list)
-    """What would make the training fail."""
+    """Problems that would make the training fail."""
     notes: list[str] = field(default_factory=list)
-    """What is worth knowing."""
+    """Facts that are worth knowing."""
 
     def add(self, heading: str, *texts: str) -> None:
         self.rows += [(heading if index == 0 else "", text) for index, text in enumerate(texts)]
@@ -108,9 +108,9 @@ def _build(
 
 def _check_tokens(config: Config, tokenizer: Tokenizer, report: Report) -> None:
     for name in ("kind", "case", "normal_form", "strip_punctuation"):
-        found, wanted = getattr(tokenizer, name), getattr(config.tokens, name)
-        if found != wanted:
-            report.problems.append(f"the tokenizer's {name} is {found}, tokens.{name}={wanted}: run stage 2 again")
+        own, wanted = getattr(tokenizer, name), getattr(config.tokens, name)
+        if own != wanted:
+            report.problems.append(f"the tokenizer's {name} is {own}, tokens.{name}={wanted}: run stage 2 again")
 
 
 def _check_data(trainer: Trainer, paths: RunPaths, report: Report) -> None:
@@ -233,7 +233,7 @@ def _report_disk(trainer: Trainer, report: Report) -> None:
 
 
 def _check_exp_dir(config: Config, paths: RunPaths, complete: bool, force: bool, report: Report) -> None:
-    """What the real run would do with what --exp-dir holds; complete: its inputs can be read, to compare them."""
+    """Check what the real run would do with --exp-dir; complete: its inputs can be read, to compare them."""
     folder = _existing(paths.exp_dir)
     if paths.exp_dir.exists() and not paths.exp_dir.is_dir():
         report.problems.append(f"--exp-dir {paths.exp_dir} is a file: name a folder")

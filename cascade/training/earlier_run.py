@@ -1,4 +1,4 @@
-"""What a training does with the run that --exp-dir holds: go on, average its epochs anew, or start over beside it.
+"""Plan for the run that --exp-dir holds already: go on, average its epochs anew, or start over beside it.
 
 It starts over where other numbers would come out: with another input file, or another value of an option whose field is
 not marked as `goes_on`. The checkpoint carries its config and the hashes of its files by name; what it does
@@ -28,15 +28,15 @@ from cascade.training.run_inputs import Inputs
 
 
 class Plan(NamedTuple):
-    """What to do, and with which config."""
+    """Action and config of a training."""
 
     action: Literal["begin", "start over", "go on", "average", "nothing"]
     config: Config
     """The one asked for; training.num_epochs is not less than the epochs that are done."""
     summary: str
-    """What the action means, in one line."""
+    """The action in one line."""
     lines: tuple[str, ...] = ()
-    """What differs from the earlier run and matters, one line for each."""
+    """Differences from the earlier run that matter, one line for each."""
     values: dict[str, Any] | None = None
     """The checkpoint to go on with, with this config; None = it needs no change."""
     new_decoding: bool = False
@@ -70,8 +70,8 @@ def plan_run(config: Config, exp_dir: Path, inputs: Inputs, force: bool) -> Plan
 
 def _start_over(config: Config, exp_dir: Path, lines: list[str]) -> Plan:
     name = previous_dir(exp_dir).name
-    found = "another run" if lines else "a run"
-    return Plan("start over", config, f"{found} is there: starting over, it is kept as {name}", tuple(lines))
+    earlier = "another run" if lines else "a run"
+    return Plan("start over", config, f"{earlier} is there: starting over, it is kept as {name}", tuple(lines))
 
 
 def _changed_inputs(old: Inputs, new: Inputs) -> list[str]:

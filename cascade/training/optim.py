@@ -99,7 +99,7 @@ class Muon(torch.optim.Optimizer):
 
 
 class Optimizer:
-    """What trains a model: one optimizer or two, with one schedule; looks like one to who saves and resumes it."""
+    """Optimizer of a model: one or two, with one schedule; looks like one to who saves and resumes it."""
 
     def __init__(self, parts: list[torch.optim.Optimizer]) -> None:
         self.parts = parts

@@ -1,4 +1,4 @@
-"""What a training run is made from: its folders, what is read from them, whether the parts fit together."""
+"""Inputs of a training run: its folders, what is read from them, whether the parts fit together."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from cascade.training.start import Source, checkpoint_file, read_source, start_m
 from cascade.training.trainer import Trainer
 
 Inputs = dict[str, str | None]
-"""What a run was made from, by name: a hash or a value; None = it has no such thing."""
+"""Inputs of a run by name: a hash or a value; None = it has no such thing."""
 
 
 class RunPaths(NamedTuple):
@@ -33,7 +33,7 @@ class RunPaths(NamedTuple):
     tokens: Path
     """The tokenizer, what stage 2 wrote."""
     exp_dir: Path
-    """Where the model goes."""
+    """Folder of the model."""
     teacher: Path | None = None
     """The teacher's model directory, for distillation."""
     init_from: Path | None = None
@@ -41,7 +41,7 @@ class RunPaths(NamedTuple):
 
 
 class RunInputs(NamedTuple):
-    """What was read from the folders of a run."""
+    """Content of the folders of a run."""
 
     tokenizer: Tokenizer
     stats: dict[str, torch.Tensor]
@@ -105,7 +105,7 @@ def read_inputs(paths: RunPaths, config: Config) -> RunInputs:
 
 
 def describe_inputs(config: Config, paths: RunPaths) -> Inputs:
-    """What a run depends on besides its config: its files, by name. Of models only the weights count.
+    """Files by name that a run depends on besides its config. Of models only the weights count.
 
     Raises:
       ValueError, OSError: a file is missing or damaged.

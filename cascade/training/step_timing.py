@@ -21,7 +21,7 @@ SECONDS_FOR_STEPS = 120.0
 
 
 class Measured(NamedTuple):
-    """What the steps took."""
+    """Time of the steps."""
 
     seconds: np.ndarray
     """(num_steps,) of the steps that count."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import runpy
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -69,15 +68,11 @@ PREPARE = "egs/commands/local/prepare.py"
 
 def prepare(out: Path, *options: str) -> None:
     """The program egs/commands/local/prepare.py in this process; what speaks is a process of its own."""
-    before = signal.getsignal(signal.SIGTERM)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["prepare.py", "--out", str(out), *options])
         patch.setenv("PYTHONPATH", str(ROOT))
         patch.chdir(ROOT)
-        try:
-            runpy.run_path(PREPARE, run_name="__main__")
-        finally:
-            signal.signal(signal.SIGTERM, before)
+        runpy.run_path(PREPARE, run_name="__main__")
 
 
 def read_corpus(folder: Path) -> dict[str, list[Utterance]]:
