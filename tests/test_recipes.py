@@ -7,8 +7,8 @@ import importlib
 import json
 import os
 import re
-import shutil
 import subprocess
+from functools import lru_cache
 from itertools import product
 from pathlib import Path
 
@@ -17,7 +17,7 @@ import pytest
 from cascade.config.load import load_config
 from cascade.config.options import Config
 from cascade.models.build import build_model, count_params
-from tests.corpus.test_librispeech import FAKE_PYTHON
+from tests.recipe_commands import commands_of
 from tests.report.test_report import result
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,10 +38,27 @@ def script(recipe: Path) -> str:
     return (recipe / "run.sh").read_text(encoding="utf-8")
 
 
-def steps(recipe: Path) -> list[str]:
-    """The commands of run.sh, one line each, comments left out."""
-    text = re.sub(r"\\\n\s*", " ", script(recipe))
-    return [line.strip() for line in text.splitlines() if re.match(r"\s*(step|python)\b", line)]
+OPTIONS = {
+    "an4": [], "commands": [], "tsv": ["--large", "--num-processes=3"],
+    "librispeech": ["--small", "--musan", "--epochs=1", "--num-processes=3"],
+}
+"""Own options of recipes that reach their programs or choose other files; --tsv is given wherever there is one."""
+
+
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory):
+    """commands(RECIPE): the words of every command that it runs, without and with all its options."""
+
+    @lru_cache
+    def collect(recipe: str) -> list[list[str]]:
+        folder = tmp_path_factory.mktemp(recipe)
+        (folder / "data.tsv").touch()
+        table = [f"--tsv={folder}/data.tsv"] if "tsv=" in script(ROOT / "egs" / recipe) else []
+        every = [*table, *OPTIONS.get(recipe, []), "--quick", "--force", "--corpus-dir=.", "--rir-dir=."]
+        lines = commands_of(recipe, folder / "plain", *table) + commands_of(recipe, folder / "every", *every)
+        return [line.split() for line in lines]
+
+    return collect
 
 
 def test_there_is_a_recipe():
@@ -103,37 +120,38 @@ def parser_of(module: str, monkeypatch: pytest.MonkeyPatch) -> argparse.Argument
     return seen.value.args[0]
 
 
-PROGRAMS = sorted({name for recipe in RECIPES for name in re.findall(r"python -m (\S+)", script(recipe))})
-
-
-@pytest.mark.parametrize("program", PROGRAMS)
-def test_programs_exist_and_know_the_options_that_recipes_give_them(program, monkeypatch):
-    parser = parser_of(program, monkeypatch)
-    assert parser.description and parser.format_help()
-    known = {option for action in parser._actions for option in action.option_strings}
-    required = {action.option_strings[-1] for action in parser._actions if action.required and action.option_strings}
-    for recipe in RECIPES:
-        for step in steps(recipe):
-            if f"python -m {program} " in step:
-                given = set(re.findall(r"(?<=[\s+])--[a-z][a-z-]*", step.split(f"python -m {program}", 1)[1]))
-                assert given <= known, f"{recipe.name}: {program} does not know {given - known}"
-                assert required <= given, f"{recipe.name}: {program} also wants {required - given}"
+@each_recipe
+def test_programs_exist_and_know_the_words_that_recipes_give_them(recipe, commands, monkeypatch):
+    programs = {}
+    for words in commands(recipe.name):
+        if words[0] == "-m":
+            name = words[1]
+            programs[name] = programs.get(name) or parser_of(name, monkeypatch)
+            monkeypatch.undo()
+            programs[name].parse_args(words[2:])
+        else:
+            assert words[0].endswith("local/prepare.py") and words[0].startswith("egs/books/")
+    assert {name.rpartition(".")[2] for name in programs} == {
+        "prepare_data", "compute_features", "train_tokens", "train", "decode", "latency", "export_onnx", "report"
+    }
 
 
 @each_recipe
-def test_every_step_names_what_it_makes(recipe):
-    names = []
-    for step in steps(recipe):
-        match = re.match(r'step ("[^"]+"|\S+) .*--outputs .* --\s+python ', step)
-        assert match, f"step NAME [--after STEP...] --outputs PATH... -- python ...: {step}"
-        names.append(match[1])
-    assert len(names) == len(set(names)) > 5
+def test_a_recipe_shows_every_stage_with_its_command(recipe):
+    stages = re.split(r"^if stage ", script(recipe), flags=re.MULTILINE)[1:]
+    shown = ("prepare_data", "compute_features", "train_tokens", "train teacher", "train student_alone",
+             'train student --teacher "$exp/teacher"', "decode", "latency", "export_onnx student", "report")
+    for stage, command in zip(stages, shown, strict=True):
+        assert re.search(rf"^ +{re.escape(command)}", stage, re.MULTILINE), stage
 
 
-@each_recipe
-def test_a_report_needs_no_particular_model(recipe):
-    (report,) = [step for step in steps(recipe) if step.startswith("step report ")]
-    assert "--optional " in report and "--inputs" not in report and "--after" not in report
+def test_every_step_names_what_it_makes():
+    texts = [(ROOT / "tools" / "recipe.sh").read_text(), *map(script, RECIPES)]
+    text = re.sub(r"\\\n\s*", " ", "\n".join(texts))
+    steps = re.findall(r"^ +step (.*)$", text, re.MULTILINE)
+    assert len(steps) > 10
+    for step in steps:
+        assert re.match(r'("[^"]+"|\S+) .*--outputs .* --\s+python ', step), f"step NAME ... --outputs ...: {step}"
 
 
 def test_stage_9_reports_what_is_there(tmp_path):
@@ -152,7 +170,7 @@ def configs(recipe: Path) -> dict[str, list[Path]]:
     found = {"data": [conf / "data.yaml"]}
     for model in ("teacher", "student"):
         found[model] = [conf / "data.yaml", conf / f"{model}.yaml"]
-    return found | {f"{name} quick": [*files, conf / "quick.yaml"] for name, files in found.items()}
+    return found | {f"{name} quick": [*files, ROOT / "egs" / "quick.yaml"] for name, files in found.items()}
 
 
 @pytest.mark.parametrize(
@@ -168,10 +186,11 @@ def test_configs_load_and_their_models_can_be_built(recipe, name):
 
 
 @each_recipe
-def test_every_config_file_is_used_and_documented(recipe):
-    for file in sorted((recipe / "conf").rglob("*.yaml")):
-        name = file.relative_to(recipe / "conf").as_posix()
-        assert f'"$conf/{name}"' in script(recipe), f"{file} is used by no stage"
+def test_every_config_file_is_used_and_documented(recipe, commands):
+    used = {word for words in commands(recipe.name) for word in words if word.endswith(".yaml")}
+    files = sorted((recipe / "conf").rglob("*.yaml"))
+    assert used == {"egs/quick.yaml", *(f"egs/books/{file.relative_to(recipe).as_posix()}" for file in files)}
+    for file in [*files, ROOT / "egs" / "quick.yaml"]:
         assert file.read_text().startswith("#"), f"{file}: begin with a comment that says what it is for"
         load_config([file])
 
@@ -191,39 +210,21 @@ def test_recipe_has_its_readme_and_nothing_but_thin_parts(recipe):
     assert set(python) <= {"local/prepare.py"}, "Python belongs into cascade/, a recipe has local/prepare.py"
 
 
-@pytest.mark.parametrize(("recipe", "options", "training", "decoding"), [
-    *((name, options, "--device cpu --num-processes 2 ", "--device cpu ")
+@pytest.mark.parametrize(("recipe", "options", "training"), [
+    *((name, options, "--device cpu --num-processes 2 ")
       for name in ("an4", "commands") for options in ([], ["--device", "cpu"])),
-    ("commands", ["--device=auto"], "--device auto --force", "--device auto "),
-    ("an4", ["--device", "cuda"], "--device cuda --force", "--device cuda "),
-    ("tsv", ["--device", "cuda", "--num-processes", "3"], "--device cuda --num-processes 3 ", "--device cuda "),
-    ("tsv", [], "", ""),
+    ("commands", ["--device=auto"], "--device auto "),
+    ("an4", ["--device", "cuda"], "--device cuda "),
+    ("tsv", ["--device", "cuda", "--num-processes", "3"], "--device cuda --num-processes 3 "),
+    ("tsv", [], "--device auto "),
 ])
-def test_recipes_of_cpu_results_train_on_the_cpu_and_device_changes_that(
-    recipe, options, training, decoding, tmp_path
-):
-    for name in ("tools/recipe.sh", f"egs/{recipe}/run.sh"):
-        (tmp_path / name).parent.mkdir(parents=True)
-        shutil.copy(ROOT / name, tmp_path / name)
-    for name, text in (("tools/setup.sh", '#!/bin/sh\necho "$FAKE"\n'), ("python", FAKE_PYTHON)):
-        (tmp_path / name).write_text(text)
-        (tmp_path / name).chmod(0o755)
-    for stamp in ("data", "fbank", "tokens"):
-        (tmp_path / "exp" / "stamps").mkdir(parents=True, exist_ok=True)
-        (tmp_path / "exp" / "stamps" / stamp).touch()
-    command = [tmp_path / "egs" / recipe / "run.sh", "--exp-dir", "exp", "--force", *options]
-    environment = {**os.environ, "LOG": str(tmp_path / "log"), "FAKE": str(tmp_path / "python")}
-    done = subprocess.run(
-        [*command, "--stage", "3", "--stop-stage", "6"], cwd=tmp_path, capture_output=True, text=True, timeout=60,
-        env=environment,
-    )
-    assert done.returncode == 0, done.stderr
-    commands = (tmp_path / "log").read_text().splitlines()
-    for program, count, words in (("train", 3, training), ("decode", 18, decoding)):
-        found = [line for line in commands if f"cascade.bin.{program} " in line]
-        assert len(found) == count
-        for line in found:
-            assert words in line and ("--device" in line) == bool(words), line
+def test_recipes_of_cpu_results_train_on_the_cpu_and_device_changes_that(recipe, options, training, tmp_path):
+    lines = commands_of(recipe, tmp_path, "--stage", "3", "--stop-stage", "6", *options)
+    device = " ".join(training.split()[:2])
+    for program, words in (("train", training), ("decode", f"{device} ")):
+        chosen = [line for line in lines if f"cascade.bin.{program} " in line]
+        assert len(chosen) == 3 and all(words in line for line in chosen), chosen
+        assert all(("--num-processes" in line) == ("--num-processes" in words) for line in chosen), chosen
 
 
 @pytest.mark.slow

@@ -12,8 +12,14 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN = f"""#!/usr/bin/env bash
-own_options=("--voice-dir DIR|a folder of voices" "--table FILE|a table" "--mini|a small part" "--num-parts N|parts"
-    "--word TEXT|any text")
+voice_dir=  # DIR a folder of voices
+table=      # FILE a table
+mini=       # a small part
+num_parts=  # N parts
+word=       # TEXT any text
+pace=7      # N how fast
+device=cpu  # NAME a device
+hidden=8
 . "{ROOT}/tools/recipe.sh"
 log="$exp/log"
 if stage 0 "data"; then
@@ -24,16 +30,23 @@ if stage 3 "train"; then
 fi
 if stage 9 "report"; then
     step report --after data teacher --outputs "$log" -- python "$recipe/note.py" "$log" \\
-        "report $voice_dir|$table|${{mini:+small}}|$num_parts|$word"
+        "report $voice_dir|$table|${{mini:+small}}|$num_parts|$word|$pace"
 fi
 recipe_end
 """
-NOTE = """import os, sys, time
+NOTE = """import os, signal, sys, time
 with open(sys.argv[1], "a") as file:
     file.write(sys.argv[2] + "\\n")
 name = sys.argv[2].split()[0]
 if os.environ.get("SLEEP_IN") == name:
     time.sleep(60)
+if os.environ.get("COUNT_IN") == name:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: print("heard", file=sys.stderr, flush=True))
+    print("ready", file=sys.stderr, flush=True)
+    signal.pause()
+    time.sleep(1)
+    sys.exit(75)
 sys.exit(int(os.environ.get("CODE", 5)) if os.environ.get("FAIL_IN") == name else 0)
 """
 
@@ -64,10 +77,11 @@ def log(recipe: Path, exp: str = "exp") -> list[str]:
     ("options", "named"),
     [
         ("--speed 3", "--speed"), ("3", "'3'"), ("--stage", "--stage"), ("--stage x", "'x'"), ("--stage=", "--stage"),
-        ("--stage -1", "'-1'"), ("--stage 1.5", "'1.5'"), ("--stage 10", "'10'"), ("--stop-stage three", "'three'"),
+        ("--stage -1", "'-1'"), ("--stage 1.5", "'1.5'"), ("--stage 10", "10"), ("--stop-stage three", "'three'"),
         ("--stage 3 --stop-stage 2", "--stop-stage 2"), ("--corpus-dir", "--corpus-dir"), ("--exp-dir=", "--exp-dir"),
         ("--corpus-dir no/such/folder", "'no/such/folder'"), ("--exp-dir my\0recipe/note.py", "note.py"),
-        ("--stage 99999999999999999999", "--stage"), ("--quick=1", "--quick takes no value"), ("--stag 1", "'--stag'"),
+        ("--stage 99999999999999999999", "--stage"), ("--hidden 9", "'--hidden'"),
+        ("--quick=1", "--quick takes no value"), ("--stag 1", "'--stag'"),
         ("--voice-dir", "--voice-dir"), ("--voice-dir no/folder", "'no/folder'"), ("--voice-dir=", "--voice-dir"),
         ("--table my\0recipe", "'my recipe'"), ("--table=no.tsv", "'no.tsv'"), ("--mini=yes", "--mini takes no value"),
         ("--num-parts 1.5", "'1.5'"), ("--device gpu", "'gpu'"), ("--device", "--device"), ("--word=", "--word"),
@@ -84,7 +98,8 @@ def test_help_lists_every_option_and_stage_and_runs_nothing(recipe):
     done = run(recipe, "--help")
     assert done.returncode == 0 and done.stderr == ""
     options = ("--stage N", "--stop-stage N", "--corpus-dir DIR", "--exp-dir DIR", "--quick", "--force", "--help")
-    own = ("--voice-dir DIR    a folder of voices\n", "--mini             a small part\n")
+    own = ("--voice-dir DIR    a folder of voices\n", "--mini             a small part\n",
+           "--pace N           how fast (otherwise: 7)\n")
     for text in (*options, *own, "  0  data\n", "  3  train\n", "  9  report\n"):
         assert text in done.stdout
     assert done.stdout.index("--help ") < done.stdout.index("--voice-dir DIR  ") < done.stdout.index("  0  data")
@@ -142,17 +157,17 @@ def test_folders_are_relative_to_where_the_user_stands(recipe):
 def test_own_options_become_variables_and_paths_absolute(recipe, form):
     (recipe.parent / "the noises").mkdir()
     (recipe.parent / "a table.tsv").write_text("")
-    values = {"voice-dir": "the noises", "table": "a table.tsv", "num-parts": "3", "word": "--a b=c"}
+    values = {"voice-dir": "the noises", "table": "a table.tsv", "num-parts": "3", "word": "--a b=c", "pace": "09"}
     options = [word for item in values.items() for word in form.format(*item).split("\0")]
     done = run(recipe, *options, "--mini")
     assert done.returncode == 0, done.stderr
     last = (recipe / "exp" / "log").read_text().splitlines()[-1]
-    assert last == f"report {recipe.parent}/the noises|{recipe.parent}/a table.tsv|small|3|--a b=c"
+    assert last == f"report {recipe.parent}/the noises|{recipe.parent}/a table.tsv|small|3|--a b=c|9"
 
 
 def test_own_options_not_given_are_empty_whatever_the_environment_says(recipe):
-    assert run(recipe, mini="1", voice_dir="/", own_options="x").returncode == 0
-    assert (recipe / "exp" / "log").read_text().splitlines()[-1] == "report ||||"
+    assert run(recipe, mini="1", voice_dir="/", pace="1").returncode == 0
+    assert (recipe / "exp" / "log").read_text().splitlines()[-1] == "report |||||7"
 
 
 def test_quick_run_stays_away_from_the_results_of_the_real_one(recipe):
@@ -204,6 +219,22 @@ def test_signal_stops_the_recipe_with_75_and_the_same_command_goes_on(recipe, nu
     assert "run the same command again" in said
     assert run(recipe).returncode == 0
     assert log(recipe) == ["data", "teacher", "teacher", "report"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_a_step_hears_a_signal_once_although_terminal_and_shell_both_send_it(recipe, number):
+    process = subprocess.Popen(
+        [str(recipe / "run.sh")], env={**os.environ, "COUNT_IN": "teacher"}, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )
+    for line in process.stderr:
+        if line == "ready\n":
+            break
+    for send in (os.killpg, os.kill):
+        send(process.pid, number)
+        time.sleep(0.1)
+    said = process.communicate(timeout=30)[1]
+    assert process.returncode == 75 and said.count("heard") == 1, said
 
 
 def test_an_exit_code_that_bash_loses_while_a_signal_comes_is_that_of_an_interruption(recipe):
