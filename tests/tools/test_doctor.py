@@ -24,7 +24,7 @@ def tree(tmp_path):
     root = tmp_path / "my checkout"
     (root / "tools").mkdir(parents=True)
     (root / "cascade").mkdir()
-    for name in ("tools/doctor", "tools/doctor.py", "tools/check_environment.py", "requirements.txt",
+    for name in ("tools/doctor", "tools/doctor.py", "tools/environment.py", "requirements.txt",
                  "cascade/__init__.py", "cascade/nvidia.py"):
         shutil.copy(ROOT / name, root / name)
     return root
@@ -153,7 +153,7 @@ def test_a_gpu_that_a_cpu_build_cannot_use_is_a_problem_that_set_up_mends(tree, 
 def test_disk_is_judged_by_the_build_that_set_up_will_install(monkeypatch, build, wants, needed):
     monkeypatch.syspath_prepend(str(ROOT / "tools"))
     module = importlib.import_module("doctor")
-    monkeypatch.setattr(module.check_environment, "wants_cuda", lambda: wants)
+    monkeypatch.setattr(module.environment, "wants_cuda", lambda: wants)
     for free, status in ((needed - 0.1, "PROBLEM"), (needed, "ok")):
         disk = SimpleNamespace(free=free * 1e9, total=1e12)
         monkeypatch.setattr(module.shutil, "disk_usage", lambda path, disk=disk: disk)

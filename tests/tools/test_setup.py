@@ -29,7 +29,7 @@ case "$*" in
         printf 'Metadata-Version: 2.1\\nName: torch\\nVersion: 2.13.0\\n' >"$PYTHONPATH/torch-2.13.0.dist-info/METADATA"
         echo pip >"$PYTHONPATH/torch-2.13.0.dist-info/INSTALLER"
         ;;
-    "- https://"*) exit "$INDEX_CODE" ;;
+    "-c "*https://*) exit "$INDEX_CODE" ;;
     "-c import pip" | *--imports*) exit 0 ;;
     *) exec {sys.executable} -B -S "$@" ;;  # -S: none of the packages here
 esac
@@ -46,10 +46,10 @@ def setup(tmp_path):
     root, fakes = tmp_path / "my checkout", tmp_path / "bin"
     for folder in (root / "tools", root / "cascade", fakes, tmp_path / "packages"):
         folder.mkdir(parents=True)
-    for name in ("tools/setup.sh", "tools/check_environment.py", "cascade/__init__.py", "cascade/nvidia.py"):
+    for name in ("tools/setup.sh", "tools/environment.py", "cascade/__init__.py", "cascade/nvidia.py"):
         shutil.copy(ROOT / name, root / name)
-    checks = (root / "tools" / "check_environment.py").read_text()
-    (root / "tools" / "check_environment.py").write_text(checks.split("COMPILED = (")[0] + "COMPILED = ()\n" + checks[
+    checks = (root / "tools" / "environment.py").read_text()
+    (root / "tools" / "environment.py").write_text(checks.split("COMPILED = (")[0] + "COMPILED = ()\n" + checks[
         checks.index("\n)\n", checks.index("COMPILED = (")) + 3:])  # fmt: skip
     (root / "requirements.txt").write_text("torch==2.13.0\n")
     scripts = {
