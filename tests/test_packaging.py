@@ -44,7 +44,7 @@ def test_every_import_of_the_package_is_a_dependency_or_an_extra():
 def test_one_top_level_package_is_installed_with_everything_in_it():
     assert PROJECT["tool"]["setuptools"]["packages"]["find"] == {"include": ["cascade", "cascade.*"]}
     files = [path for path in (ROOT / "cascade").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
-    assert {path.suffix for path in files} == {".py", ".md"}, "other files than Python need [tool.setuptools.package-data]"
+    assert {path.suffix for path in files} == {".py", ".md"}, "other files need package-data in pyproject.toml"
 
 
 def test_the_citation_agrees_with_the_project():
