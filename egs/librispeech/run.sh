@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # LibriSpeech: read English, 960 h (--full, the default), 100 h or 5 h. A teacher, a student alone and a student
 # distilled from the teacher, decoded in three modes and timed. --help lists options and stages.
+
 full=           # 960 h, dev-clean and dev-other, test-clean and test-other: 63 GB to download (the default)
 clean_100=      # train-clean-100, dev-clean, test-clean: 7 GB to download
 mini=           # train-clean-5 and dev-clean-2, which is the test set too: 0.5 GB to download

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # A table of recordings and transcripts, in any language: ./egs/tsv/run.sh --tsv data.tsv trains a teacher, a student
 # alone and a student distilled from the teacher, decodes them in three modes and times them. --help lists options.
+
 tsv=            # FILE path text [split] [speaker] [start] [end], tab-separated; paths are relative to its folder
 large=          # models of 41 and 21 M parameters, for hundreds of hours and GPUs, instead of 5.0 and 2.4 M
 device=auto     # NAME train and decode on cpu, cuda (a GPU) or auto (a GPU where there is one)
