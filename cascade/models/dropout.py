@@ -10,9 +10,9 @@ from torch.nn import functional
 class Dropout(nn.Module):
     """Inverted dropout whose mask takes one random byte per element, eight from each 64-bit draw.
 
-    torch's own draws a full number per element, which on a CPU costs a sixth of a small conformer's training step; on
-    other devices that is the one used. The rate is rounded to a multiple of 1 / 256. Deterministic under torch's
-    global generator.
+    torch's own draws a full number per element, which on a CPU costs about a tenth of a small conformer's training
+    step; on other devices that is the one used. The rate is rounded to a multiple of 1 / 256. Deterministic under
+    torch's global generator.
     """
 
     def __init__(self, rate: float) -> None:
