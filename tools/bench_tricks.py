@@ -24,30 +24,10 @@ from cascade.bin.cli import run_program  # noqa: E402
 from cascade.config.load import load_config  # noqa: E402
 from cascade.models.build import build_model  # noqa: E402
 from cascade.models.dropout import Dropout  # noqa: E402
-from cascade.models.prepack import prepack  # noqa: E402
 from cascade.provenance import command_line, git_commit, machine  # noqa: E402
 
 Pair = tuple[str, Callable[[], object], Callable[[], object]]
 """What is timed, its plain form, its form with the trick."""
-
-
-def prepacked_weights() -> Pair:
-    """models/prepack.py: oneDNN's layout of large weights, in a chunk of the full-size streaming encoder."""
-    plain = build_model(load_config([], []), 500).eval()
-    packed = prepack(copy.deepcopy(plain))
-    features = torch.randn(1, 32, 80)
-
-    def step(model) -> Callable[[], object]:
-        state = model.encoder.initial_state(1, 128)
-
-        @torch.inference_mode()
-        def run() -> None:
-            for _ in range(5):
-                model.encoder.forward_chunk(features, state)
-
-        return run
-
-    return "five chunks of 8 frames, 12 layers of 256", step(plain), step(packed)
 
 
 def byte_dropout() -> Pair:
@@ -67,7 +47,7 @@ def byte_dropout() -> Pair:
     return "forward and backward, 16 x 3.6 s, 4 layers of 144", step(plain), step(own)
 
 
-TRICKS = {"prepack": prepacked_weights, "dropout": byte_dropout}
+TRICKS = {"dropout": byte_dropout}
 
 
 def time_pair(plain: Callable[[], object], trick: Callable[[], object], repeats: int) -> tuple[float, float]:

@@ -76,7 +76,7 @@ def timed_words(hypothesis: Hypothesis, tokenizer: Tokenizer, duration: float) -
 
 def align(arguments: argparse.Namespace) -> tuple[dict[str, list[TimedWord]], list[Problem], dict]:
     """The words of every utterance by id, what was set aside, and what the summary says of how."""
-    model, config, tokenizer, options = load_for_decoding(arguments, arguments.mode, prepacked=False)
+    model, config, tokenizer, options = load_for_decoding(arguments, arguments.mode)
     rnnt_type, split = config.loss.rnnt_type, arguments.manifest.name.split(".")[0]
     batches = decode_batches(arguments.manifest, config, arguments.max_seconds)
     alignments: dict[str, list[TimedWord]] = {}

@@ -185,7 +185,7 @@ def main() -> None:
     modes = MODES if arguments.mode == ALL else (arguments.mode,)
     methods = METHODS if arguments.method == ALL else (arguments.method,)
     strictest = "look_ahead" if "look_ahead" in modes else modes[0]  # wrong contexts are told before the model is read
-    model, config, tokenizer, options = load_for_decoding(arguments, strictest, prepacked=False, beam=arguments.beam)
+    model, config, tokenizer, options = load_for_decoding(arguments, strictest, beam=arguments.beam)
     decodings = []
     for mode, method in product(modes, methods):
         chosen = replace(options, mode=mode, method=method)

@@ -110,7 +110,7 @@ def log_sizes(sizes: dict[str, int], tied_bytes: int) -> None:
 def main() -> None:
     arguments = parse_arguments()
     model, config, tokenizer, options = load_for_decoding(
-        arguments, "look_ahead", prepacked=False, why_cpu="graphs are traced and compared in onnxruntime on the CPU"
+        arguments, "look_ahead", why_cpu="graphs are traced and compared in onnxruntime on the CPU"
     )
     times = {
         "chunk_ms": options.chunk_ms, "look_ahead_ms": options.look_ahead_ms,

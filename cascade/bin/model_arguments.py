@@ -9,7 +9,6 @@ from pathlib import Path
 from cascade.bin.device_arguments import add_device_argument, open_device
 from cascade.checkpoint import load_model
 from cascade.config.options import Config, ConfigError
-from cascade.models.prepack import prepack
 from cascade.models.transducer import CascadedTransducer
 from cascade.search.methods import (
     DEFAULT_CHUNK_MS,
@@ -92,13 +91,12 @@ def check_onnx_arguments(arguments: argparse.Namespace, times: dict[str, int]) -
 
 
 def load_for_decoding(
-    arguments: argparse.Namespace, mode: str, *, prepacked: bool = True, why_cpu: str | None = None, **search: object
+    arguments: argparse.Namespace, mode: str, *, why_cpu: str | None = None, **search: object
 ) -> tuple[CascadedTransducer, Config, Tokenizer, DecodingOptions]:
     """The model that the options name, on its device, and how to decode with it.
 
     Args:
       mode: the pass.
-      prepacked: the model will only be run, chunk by chunk (`prepack`).
       why_cpu: see `open_device`.
       search: `method` and `beam` of DecodingOptions, where they matter.
     Raises:
@@ -114,8 +112,6 @@ def load_for_decoding(
     device = open_device(arguments, why_cpu)
     model, config, tokenizer = load_model(arguments.exp_dir, arguments.epoch, arguments.avg)
     model.to(device)
-    if prepacked:
-        prepack(model)
     if left_context_ms is None:
         options = replace(options, left_context_ms=default_left_context_ms(config, arguments.chunk_ms))
     if blank_penalty is None:

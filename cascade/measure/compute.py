@@ -21,7 +21,6 @@ from cascade.checkpoint import load_model
 from cascade.config.load import load_config
 from cascade.config.options import ENCODER_FRAME_MS, SUBSAMPLING, Config
 from cascade.models.build import build_model
-from cascade.models.prepack import prepack
 from cascade.models.transducer import CascadedTransducer
 from cascade.search.greedy import GreedySearch
 from cascade.search.methods import DecodingOptions
@@ -80,7 +79,7 @@ class TimedModel:
 
 
 def open_model(source: ModelSource) -> TimedModel:
-    """The model, prepacked, and noise with the mean and spread of its training data for it to hear."""
+    """The model, and noise with the mean and spread of its training data for it to hear."""
     if source.folder is not None:
         folder, name = Path(source.folder), Path(source.folder).resolve().name
         model, config, tokenizer = load_model(folder)
@@ -93,7 +92,7 @@ def open_model(source: ModelSource) -> TimedModel:
     noise = torch.randn(NOISE_FRAMES, config.features.num_mel_bins, generator=generator)
     features = model.encoder.feature_mean + noise / model.encoder.feature_scale
     penalty = DecodingOptions.for_model(config, blank_penalty=source.blank_penalty).blank_penalty
-    return TimedModel(name, prepack(model), config, penalty, features, tokenizer, folder)
+    return TimedModel(name, model, config, penalty, features, tokenizer, folder)
 
 
 @torch.inference_mode()
