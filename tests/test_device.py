@@ -157,7 +157,7 @@ def test_the_device_is_the_first_line_of_the_log(run_dir, tmp_path, monkeypatch,
 @pytest.mark.parametrize(("program", "words", "why"), [
     (latency, [], "latency is the compute of CPU threads"),
     (export_onnx, ["--out", "x"], "onnxruntime on the CPU"),
-    (check_long_audio, ["--manifest", "x"], "memory of this process"),
+    (check_long_audio, ["--manifest", __file__], "memory of this process"),
     (transcribe, ["--onnx-dir", "x", "x.wav"], "onnxruntime runs the files of --onnx-dir on the CPU"),
 ])
 def test_what_runs_on_the_cpu_alone_refuses_cuda_and_takes_the_cpu_by_itself(

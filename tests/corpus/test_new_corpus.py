@@ -39,7 +39,7 @@ def prepare(script: Path, *words: object) -> None:
 def run_stages(exp: Path, conf: Path, *overrides: str) -> list[dict]:
     """Stages 0 to 6 and 9 after local/prepare.py, with --quick's options and a smaller model; results.json."""
     data, teacher, student = (
-        [*(conf / f"{name}.yaml" for name in ("data", *model, "quick")), *TINY, *overrides]
+        [*(conf / f"{name}.yaml" for name in ("data", *model)), ROOT / "egs" / "quick.yaml", *TINY, *overrides]
         for model in ((), ("teacher",), ("student",))
     )
     run("prepare_data", "--manifest-dir", exp / "manifests", "--out", exp / "data", "--config", *data)
