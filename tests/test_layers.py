@@ -40,8 +40,10 @@ MAY_IMPORT = {
     "data": FRONT | {"corpus"},
     "training": CORPUS,
     "export": CORPUS,
-    "server": CORPUS | {"export"},
-    "bin": CORPUS | {"training", "export", "server"},
+    "recognizer": RUNTIME | {"export"},
+    "server": BASE | {"audio", "text", "stream", "recognizer"},
+    "bin": CORPUS | {"training", "export", "recognizer", "server"},
+    "__init__": {"recognizer"},
 }
 
 # Package from outside -> the only places of cascade/ that may import it.
@@ -106,7 +108,7 @@ def test_there_is_something_to_check():
     assert {"config", "models.transducer", "bin.train"} <= set(MODULES)
 
 
-@pytest.mark.parametrize("name", [name for name in MODULES if name != "__init__"])
+@pytest.mark.parametrize("name", MODULES)
 def test_imports_go_downwards_only(name):
     room = name.split(".")[0]
     assert room in MAY_IMPORT, f"cascade/{room} is a new room: say in MAY_IMPORT what it may import"
@@ -147,7 +149,7 @@ def test_no_import_cycles():
 
 def test_packages_are_marked_by_empty_files_and_nothing_is_called_utils():
     for name, file in MODULES.items():
-        if file.name == "__init__.py":
+        if file.name == "__init__.py" and name != "__init__":  # cascade/__init__.py leads to the Recognizer
             assert not file.read_text().strip(), f"{file} must be empty"
         assert "util" not in name.split(".")[-1], f"{file}: name it after what it does"
     folders = {file.parent for file in MODULES.values()}

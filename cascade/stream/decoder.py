@@ -11,7 +11,7 @@ What comes out depends on the audio alone, not on its packets. Decoders that sha
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from torch import Tensor
@@ -56,6 +56,8 @@ class Partial:
     """The beginning of `text` that only the full pass can still change; the last word of it may grow."""
     words: tuple[Word, ...]
     """Of `text`."""
+    decoded: float = 0.0
+    """Seconds of the stream that were decoded."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,11 @@ class Final:
     """Seconds of audio."""
     num_changed_words: int
     """Words that were shown and then changed or taken back, by the same pass (beam search) or a later one: flicker."""
+
+    @property
+    def words(self) -> tuple[Word, ...]:
+        """Of these segments."""
+        return tuple(word for segment in self.segments for word in segment.words)
 
 
 class StreamingDecoder:
@@ -138,8 +145,9 @@ class StreamingDecoder:
                 stream.shown, self._tokenizer, stream.first_frame, self._audio.duration, complete=False
             )
             stable = self._tokenizer.decode(self.batch.stable_tokens(stream), complete=False) if words else ""
-            self._open = Partial((), join_words(words), stable, words)
-        return Partial(new, self._open.text, self._open.stable_text, self._open.words) if new else self._open
+            decoded = frame_seconds(stream.first_frame + stream.num_frames)
+            self._open = Partial((), join_words(words), stable, words, decoded)
+        return replace(self._open, segments=new) if new else self._open
 
     def final(self) -> Final:
         """The whole stream, after `end` and a run of the batch."""

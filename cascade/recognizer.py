@@ -1,0 +1,169 @@
+"""From a folder to text, in a few lines:
+
+    recognizer = Recognizer("egs/an4/exp/student")      # a model directory, or a folder that export_onnx wrote
+    stream = recognizer.stream()
+    for samples in packets:                             # int16 or float32, of any size, at any one rate
+        print(stream.accept(samples, 48000).text)
+    print(stream.finish().text)
+
+Many streams share their computation: `push` what each has heard, `advance` once, read every `partial`. What comes out
+depends on a stream's audio alone, not on its packets and not on other streams. A recogniser and its streams belong to
+one thread, the one that made it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cascade.config.options import ConfigError
+from cascade.search.methods import DecodingOptions, default_left_context_ms
+from cascade.stream.batch import StreamBatch
+from cascade.stream.decoder import Final, Partial, StreamingDecoder
+from cascade.stream.endpoint import EndpointOptions
+
+EXPORTED = "export.json"
+"""The file by which a folder is known as an exported one."""
+PAUSES = EndpointOptions()
+
+
+class Recognizer:
+    """A trained model, ready to hear.
+
+    Args:
+      folder: what training called --exp-dir, or what export_onnx wrote.
+      endpoint: rules that cut streams into segments; None: a stream is one segment, and memory grows with it.
+      device: auto | cpu | cuda, for a model directory; exported files run on the CPU.
+      threads: CPU threads of PyTorch; None: as many as there are cores.
+      epoch, average: use the average of so many epochs up to this one; None: the final model.
+      options: how to decode, by the names of DecodingOptions: mode (default two_pass), method, beam, chunk_ms,
+        look_ahead_ms, left_context_ms, blank_penalty. Exported files have their contexts built in.
+    Raises:
+      FileNotFoundError, ValueError: the folder is not one of these, or damaged.
+      ConfigError: an option that does not exist or does not fit.
+    """
+
+    def __init__(
+        self, folder: str | Path, *, endpoint: EndpointOptions | None = PAUSES, device: str = "auto",
+        threads: int | None = None, epoch: int | None = None, average: int = 1, **options: Any,
+    ) -> None:  # fmt: skip
+        folder = Path(folder)
+        unknown = sorted(set(options) - set(DecodingOptions.__dataclass_fields__))
+        if unknown:
+            raise ConfigError(f"a Recognizer has no option {', '.join(unknown)}")
+        options = {"mode": "two_pass", **options}
+        DecodingOptions(**options)  # a wrong option is said before the model is read
+        if (folder / EXPORTED).is_file():
+            if device == "cuda" or epoch is not None:
+                raise ConfigError(f"{folder} holds exported files: they run on the CPU, and have no epochs")
+            kind, model, config, tokenizer, options = _open_exported(folder, options, threads)
+        else:
+            kind, model, config, tokenizer, options = _open_model(folder, options, device, threads, epoch, average)
+        self._batch = StreamBatch(model, tokenizer, DecodingOptions.for_model(config, **options), endpoint)
+        self._new_decoder = partial(kind, model, config, tokenizer, batch=self._batch)
+        self.name = folder.resolve().name
+        self.sampling_rate = config.features.sampling_rate
+        """Hz of the model; audio of other rates is resampled to it."""
+        self.chunk_seconds = self._batch.options.chunk_ms / 1000
+        """The text can change once in so much audio."""
+        self.endpoint = endpoint
+
+    def stream(self, hotwords: Sequence[str] | None = None, *, keep_segments: bool = True) -> Stream:
+        """A new stream, which has heard nothing.
+
+        Args:
+          keep_segments: False for endless streams: a segment is handed out once, and forgotten.
+        """
+        if hotwords:
+            raise ValueError("hotwords are not supported yet: call stream() without them")
+        return Stream(self, self._new_decoder(keep_segments=keep_segments))
+
+    def advance(self) -> None:
+        """Decode what all streams have heard, as far as their chunks are complete."""
+        self._batch.run()
+
+
+class Stream:
+    """One stream of a Recognizer; `Recognizer.stream` makes it."""
+
+    def __init__(self, recognizer: Recognizer, decoder: StreamingDecoder) -> None:
+        self._recognizer, self._decoder = recognizer, decoder
+
+    def accept(self, samples: np.ndarray, sampling_rate: int) -> Partial:
+        """Hear samples, decode what is complete (of all streams), say what is known now. Raises: as `push`."""
+        self.push(samples, sampling_rate)
+        self._recognizer.advance()
+        return self.partial()
+
+    def finish(self) -> Final:
+        """Decode what is left, to the last frame; again, and it says the same."""
+        self.end()
+        self._recognizer.advance()
+        return self.final()
+
+    def push(self, samples: np.ndarray, sampling_rate: int) -> None:
+        """Hear (num_samples,) int16 samples, or floating-point ones in [-1, 1]; `advance` decodes them.
+
+        Raises:
+          ValueError: samples of another kind, no possible rate or not the stream's, or the stream has ended.
+        """
+        samples = np.asarray(samples)
+        if samples.dtype == np.int16:
+            samples = samples.astype(np.float32) / 32768
+        self._decoder.push(samples, sampling_rate)
+
+    def end(self) -> None:
+        """No more audio will come: the next `advance` decodes the rest."""
+        self._decoder.end()
+
+    def partial(self) -> Partial:
+        """What is known now; segments that became final are handed out once."""
+        return self._decoder.partial()
+
+    def final(self) -> Final:
+        """The whole stream, after `end` and `advance`."""
+        return self._decoder.final()
+
+    def leave(self) -> None:
+        """Break the stream off: what was not final is lost."""
+        self._decoder.leave()
+
+
+def _open_model(
+    folder: Path, options: dict[str, Any], device: str, threads: int | None, epoch: int | None, average: int
+) -> tuple[Any, ...]:
+    """PyTorch's model: the kind of decoder, what it is made from, and the options."""
+    import torch
+
+    from cascade.checkpoint import load_model
+    from cascade.device import choose_device
+    from cascade.models.prepack import prepack
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    torch.set_flush_denormal(True)  # before the first parallel region: its threads inherit it
+    model, config, tokenizer = load_model(folder, epoch, average)
+    prepack(model.to(choose_device(device)))
+    if options.get("left_context_ms") is None:
+        chunk_ms = options.get("chunk_ms", DecodingOptions.chunk_ms)
+        options = {**options, "left_context_ms": default_left_context_ms(config, chunk_ms)}
+    return StreamingDecoder, model, config, tokenizer, options
+
+
+def _open_exported(folder: Path, options: dict[str, Any], threads: int | None) -> tuple[Any, ...]:
+    """Exported files, by onnxruntime: as `_open_model`."""
+    import torch
+
+    from cascade.export.onnx_model import OnnxDecoder, OnnxModel
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    model = OnnxModel(folder)
+    for name, built_in in model.times.items():
+        if options.get(name, built_in) != built_in:
+            raise ConfigError(f"{name}={options[name]} needs other files: {folder} was exported with {built_in}")
+    return OnnxDecoder, model, model.config, model.tokenizer, {**options, **model.times}

@@ -1,0 +1,321 @@
+"""The web application: who is let in, how long a connection may last, and how everything ends.
+
+Every connection has a slot, a `Session` of the worker, from before its upgrade (or before its upload is read) until it
+is gone, whatever happened to it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterable, Iterator
+from pathlib import Path
+
+from aiohttp import BodyPartReader, ClientPayloadError, WSMsgType, web
+from aiohttp.http_exceptions import HttpProcessingError
+
+from cascade.audio.io import read_audio_blocks
+from cascade.recognizer import Recognizer
+from cascade.server.metrics import Metrics
+from cascade.server.realtime import Realtime
+from cascade.server.security import HEADERS, Handler, error_response, guard
+from cascade.server.sherpa import Sherpa
+from cascade.server.transcriptions import BadRequest, Request
+from cascade.server.worker import Failure, Full, Overloaded, Session, TooLong, Worker
+from cascade.stream.decoder import Final, Segment
+
+WEB = Path(__file__).parent / "web"
+PAGE = {"/": "index.html", "/page.js": "page.js", "/microphone.js": "microphone.js", "/page.css": "page.css"}
+MESSAGE_BYTES = 4 << 20
+FIELD_BYTES = 16 << 10
+MOST_FIELDS = 32
+SEND_SECONDS = 20.0
+"""A client that takes nothing for so long has gone."""
+UPLOAD_SECONDS = 600.0
+DRAIN_SECONDS = 30.0
+"""What is left of all streams is decoded in this time, at the end."""
+BYE_SECONDS = 2.0
+BLOCK_SECONDS = 1.0
+GOING_AWAY, TOO_MUCH, TRY_AGAIN = 1001, 1008, 1013
+"""Close codes of RFC 6455 and its registry."""
+
+
+class Server:
+    """All endpoints on one worker.
+
+    Args:
+      keys: API keys, see `guard`.
+      idle: seconds without a message after which a connection ends.
+      upload_bytes: the largest recording that POST takes.
+    """
+
+    def __init__(self, worker: Worker, keys: list[bytes], idle: float = 60.0, upload_bytes: int = 64 << 20) -> None:
+        self._worker, self._idle, self._upload_bytes = worker, idle, upload_bytes
+        self._files = {path: (WEB / name).read_bytes() for path, name in PAGE.items()}
+        self._types = {".html": "text/html", ".js": "text/javascript", ".css": "text/css"}
+        self._stopping = asyncio.Event()
+        self.metrics = Metrics(worker)
+        self.app = web.Application(middlewares=[self._answer_errors, guard(keys, set(PAGE))])
+        self.app.on_response_prepare.append(_add_headers)
+        self.app.router.add_get("/", self._page_or_sherpa)
+        for path in PAGE:
+            if path != "/":
+                self.app.router.add_get(path, self._page)
+        self.app.router.add_get("/health", self._health)
+        self.app.router.add_get("/ready", self._ready)
+        self.app.router.add_get("/metrics", self._metrics)
+        self.app.router.add_get("/v1/realtime", self._realtime)
+        self.app.router.add_post("/v1/audio/transcriptions", self._transcribe)
+
+    async def start(self) -> Recognizer:
+        """Make the recogniser; connections may come then."""
+        self._recognizer = await self._worker.start()
+        return self._recognizer
+
+    @property
+    def num_streams(self) -> int:
+        return self._worker.num_sessions
+
+    @property
+    def max_streams(self) -> int:
+        return self._worker.max_streams
+
+    async def drain(self) -> None:
+        """Let nobody in any more, decode what was heard to its end, send it, and say goodbye."""
+        self._stopping.set()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(DRAIN_SECONDS):
+                while self.num_streams:
+                    await asyncio.sleep(0.02)
+        self._worker.stop()
+
+    @contextlib.contextmanager
+    def _slot(self, what: str) -> Iterator[Session]:
+        """A session, counted and logged.
+
+        Raises:
+          Full: the server has no slot, or is going down.
+        """
+        if self._stopping.is_set():
+            raise Full
+        start = time.monotonic()
+        with self._worker.session() as session:
+            self.metrics.num_streams += 1
+            try:
+                yield session
+            finally:
+                logging.info("%s: %.1f s of audio in %.1f s", what, session.seconds, time.monotonic() - start)
+
+    @web.middleware
+    async def _answer_errors(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Errors in words: a client never sees a traceback."""
+        try:
+            return await handler(request)
+        except Full:
+            self.metrics.num_rejected += 1
+            message = f"all {self.max_streams} streams are in use, or the server is going down: try again later"
+            return error_response(503, message, "overloaded", headers={"Retry-After": "5"})
+        except web.HTTPException as error:
+            return error_response(error.status, error.reason, "http_error")
+        except (HttpProcessingError, ClientPayloadError):
+            return error_response(400, "the request is malformed", "malformed_request")
+        except (ConnectionError, asyncio.CancelledError):
+            raise
+        except Exception:
+            logging.exception("%s failed", request.path)
+            return error_response(500, "the server failed, its log says why", "internal_error")
+
+    async def _page_or_sherpa(self, request: web.Request) -> web.StreamResponse:
+        if request.headers.get("Upgrade", "").lower() == "websocket":
+            return await self._converse(request, Sherpa)
+        return await self._page(request)
+
+    async def _page(self, request: web.Request) -> web.Response:
+        kind = self._types[Path(PAGE[request.path]).suffix]
+        return web.Response(body=self._files[request.path], content_type=kind, charset="utf-8")
+
+    async def _health(self, request: web.Request) -> web.Response:
+        return web.json_response({"status": "ok"})
+
+    async def _ready(self, request: web.Request) -> web.Response:
+        is_ready = self._worker.is_alive and not self._stopping.is_set()
+        state = {"ready": is_ready, "streams": self.num_streams, "max_streams": self.max_streams}
+        return web.json_response(state, status=200 if is_ready else 503)
+
+    async def _metrics(self, request: web.Request) -> web.Response:
+        return web.Response(text=self.metrics.text(), content_type="text/plain", charset="utf-8")
+
+    async def _realtime(self, request: web.Request) -> web.StreamResponse:
+        return await self._converse(request, Realtime)
+
+    async def _converse(self, request: web.Request, kind: type[Realtime] | type[Sherpa]) -> web.StreamResponse:
+        """A WebSocket from its upgrade to its end, in one of the protocols."""
+        socket = web.WebSocketResponse(
+            max_msg_size=MESSAGE_BYTES, compress=False, timeout=BYE_SECONDS, protocols=("realtime",)
+        )
+        if not socket.can_prepare(request).ok:
+            return error_response(426, "this is a WebSocket: connect with an upgrade", "upgrade_required")
+        code, reason = 1000, ""
+        with self._slot(kind.__name__.lower()) as session:
+            await socket.prepare(request)
+            protocol = kind(session, self._recognizer)
+            reader = asyncio.create_task(self._read(socket, protocol))
+            writer = asyncio.create_task(self._write(socket, protocol, session))
+            stopping = asyncio.create_task(self._stopping.wait())
+            try:
+                await asyncio.wait({reader, writer, stopping}, return_when=asyncio.FIRST_COMPLETED)
+                if reader.done() and not reader.cancelled() and reader.exception() is None:
+                    code, reason = reader.result()
+                elif stopping.done():
+                    code, reason = GOING_AWAY, "the server is going down"
+                if code != 1000 and not writer.done():  # nobody's last words are lost
+                    reader.cancel()
+                    session.end(is_last=True)
+                    await asyncio.wait({writer}, timeout=DRAIN_SECONDS)
+                elif writer.done() and not writer.exception():  # the client has all, and closes
+                    await asyncio.wait({reader}, timeout=BYE_SECONDS)
+            finally:
+                await _end_tasks(reader, writer, stopping)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(2 * BYE_SECONDS):
+                await socket.close(code=code, message=reason.encode())
+        return socket
+
+    async def _read(self, socket: web.WebSocketResponse, protocol: Realtime | Sherpa) -> tuple[int, str]:
+        """Hear a client until it closes; returns the close code and the reason why it ends."""
+        await _send(socket, protocol.greeting())
+        while True:
+            try:
+                async with asyncio.timeout(self._idle):  # pings do not count
+                    message = await socket.receive()
+            except TimeoutError:
+                return TOO_MUCH, f"nothing came for {self._idle:g} s"
+            if message.type not in (WSMsgType.TEXT, WSMsgType.BINARY):
+                return 1000, ""
+            try:
+                answers = await protocol.hear(message.data)
+            except TooLong:
+                return TOO_MUCH, "the longest stream ends here: connect again"
+            except Overloaded:
+                return TRY_AGAIN, "the server does not keep up: try again later"
+            await _send(socket, answers)
+
+    async def _write(self, socket: web.WebSocketResponse, protocol: Realtime | Sherpa, session: Session) -> None:
+        async for result in session.results():
+            self.metrics.count(result)
+            await _send(socket, protocol.tell(result))
+
+    async def _transcribe(self, request: web.Request) -> web.Response:
+        """A recording to text."""
+        if not request.content_type.startswith("multipart/"):
+            return error_response(415, "send multipart/form-data with a field `file`", "invalid_content_type")
+        with self._slot("transcription") as session, tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "recording"
+            try:
+                async with asyncio.timeout(UPLOAD_SECONDS):
+                    wanted = await self._read_form(request, path)
+                segments, duration = await self._decode(path, session)
+            except BadRequest as error:
+                return error_response(400, str(error), "invalid_value", error.param)
+            except (ValueError, OSError) as error:
+                if isinstance(error, (ConnectionError, TimeoutError)):
+                    return error_response(408, "the recording did not arrive in time", "timeout")
+                message = str(error).replace(str(path), "the recording")
+                return error_response(400, message, "invalid_audio", "file")
+            except TooLong:
+                return error_response(413, "the recording is longer than a stream may be", "too_long", "file")
+            except Overloaded:
+                raise Full from None
+            body, kind = wanted.answer(segments, duration)
+            return web.Response(text=body, content_type=kind, charset="utf-8")
+
+    async def _read_form(self, request: web.Request, path: Path) -> Request:
+        """The form's fields; its file goes to `path`, whatever name it has."""
+        wanted, has_file, num_fields = Request(), False, 0
+        form = await request.multipart()
+        while (part := await form.next()) is not None:
+            num_fields += 1
+            if not isinstance(part, BodyPartReader) or num_fields > MOST_FIELDS:
+                raise BadRequest("the form has parts in parts, or too many fields")
+            if part.name == "file":
+                has_file = True
+                with open(path, "wb") as file:
+                    async for data in _limited(part, self._upload_bytes):
+                        file.write(data)
+            else:
+                value = b"".join([data async for data in _limited(part, FIELD_BYTES)])
+                wanted.set(part.name or "", value.decode("utf-8", "replace"))
+        if not has_file:
+            raise BadRequest("the field `file` is missing: the recording", "file")
+        wanted.check()
+        return wanted
+
+    async def _decode(self, path: Path, session: Session) -> tuple[list[Segment], float]:
+        """All segments of a recording, and its seconds.
+
+        Raises:
+          ValueError, TooLong, Overloaded: it cannot be read, or not be decoded.
+        """
+        reader = asyncio.create_task(self._hear_file(path, session))
+        segments: list[Segment] = []
+        error, duration = None, 0.0
+        try:
+            async for result in session.results():
+                self.metrics.count(result)
+                if isinstance(result, Failure):
+                    error = ValueError(result.message)
+                else:
+                    segments += result.segments
+                    duration = result.duration if isinstance(result, Final) else 0.0
+            error = await reader or error
+        finally:
+            await _end_tasks(reader)
+        if error is not None:
+            raise error
+        return segments, duration
+
+    async def _hear_file(self, path: Path, session: Session) -> Exception | None:
+        """Push a recording, read block by block outside of the event loop; returns what was wrong with it."""
+        blocks = read_audio_blocks(path, self._recognizer.sampling_rate, BLOCK_SECONDS)
+        try:
+            while (block := await asyncio.to_thread(next, blocks, None)) is not None:
+                samples, rate, _ = block
+                await session.push(samples, rate)
+        except Exception as error:
+            return error
+        finally:
+            session.end(is_last=True)
+        return None
+
+
+async def _limited(part: BodyPartReader, most: int) -> AsyncIterator[bytes]:
+    """A part's data, as it comes; beyond `most` bytes an error 413."""
+    count = 0
+    while data := await part.read_chunk():
+        count += len(data)
+        if count > most:
+            raise web.HTTPRequestEntityTooLarge(most, count)
+        yield data
+
+
+async def _send(socket: web.WebSocketResponse, messages: Iterable[str]) -> None:
+    for message in messages:
+        async with asyncio.timeout(SEND_SECONDS):
+            await socket.send_str(message)
+
+
+async def _end_tasks(*tasks: asyncio.Task) -> None:
+    """Cancel what still runs; what a lost connection cannot explain goes to the log."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    for error in (task.exception() for task in tasks if not task.cancelled()):
+        if error is not None and not isinstance(error, (ConnectionError, TimeoutError)):
+            logging.error("a connection failed", exc_info=error)
+
+
+async def _add_headers(request: web.Request, response: web.StreamResponse) -> None:
+    response.headers.update(HEADERS)
