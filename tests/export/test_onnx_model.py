@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from cascade import Recognizer
 from cascade.audio.fbank import StreamingFbank
 from cascade.bin import transcribe
 from cascade.config.options import ENCODER_FRAME_MS, ConfigError
@@ -107,6 +108,22 @@ def test_transcribe_runs_on_the_files(exported, onnx_model, tmp_path, monkeypatc
         call("--chunk-ms", 640)
     with pytest.raises(ConfigError, match="--epoch chooses weights of --exp-dir"):
         call("--epoch", 3)
+
+
+def test_a_recogniser_opens_the_files(exported, onnx_model):
+    samples = synthetic_recordings((1.7,), 16000, seed=6).popitem()[1]
+    recognizer = Recognizer(exported.folder)
+    options = DecodingOptions(mode="two_pass", **TIMES)
+    decoder = OnnxDecoder(onnx_model, onnx_model.config, onnx_model.tokenizer, options, EndpointOptions())
+    decoder.accept(samples, 16000)
+    assert recognizer.chunk_seconds == 0.08
+    stream = recognizer.stream()
+    stream.accept(samples, 16000)
+    assert stream.finish().text == decoder.finish().text != ""
+    with pytest.raises(ConfigError, match="chunk_ms=640 needs other files: .* was exported with 80"):
+        Recognizer(exported.folder, chunk_ms=640)
+    with pytest.raises(ConfigError, match="holds exported files: they run on the CPU"):
+        Recognizer(exported.folder, device="cuda")
 
 
 def test_a_folder_that_is_no_export_is_named(exported, onnx_model, tmp_path):

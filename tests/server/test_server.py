@@ -1,6 +1,7 @@
 """Who is let in, what clients may cost, and how connections end."""
 
 import asyncio
+import contextlib
 import json
 import logging
 
@@ -166,8 +167,11 @@ def test_pings_do_not_keep_a_silent_connection():
 def test_a_message_that_is_too_large_ends_its_connection_only():
     async def test(client, server):
         other, socket = await open_realtime(client), await open_realtime(client)
-        await socket.send_bytes(bytes(app.MESSAGE_BYTES + 2))
-        assert (await end_of(socket))[0] == 1009
+        with contextlib.suppress(ConnectionError):  # it ends before all of it is sent
+            await socket.send_bytes(bytes(app.MESSAGE_BYTES + 2))
+        assert (await end_of(socket))[0] in (1006, 1009)
+        while server.num_streams == 2:
+            await asyncio.sleep(0.01)
         await other.send_bytes(speech(1).tobytes())
         await other.send_json(COMMIT)
         assert (await until(other, ".completed"))[-1]["transcript"] == "w1"
