@@ -41,10 +41,13 @@ class BadEvent(ValueError):
 
 def stable_words(partial: Partial) -> tuple[Word, ...]:
     """The words that lie in the stable text; the last of them may still grow."""
-    count = 0
-    while count < len(partial.words) and partial.stable_text.startswith(join_words(partial.words[: count + 1])):
-        count += 1
-    return partial.words[:count]
+    position = 0
+    for count, word in enumerate(partial.words):
+        piece = f" {word.word}" if word.spaced and position else word.word
+        if not partial.stable_text.startswith(piece, position):
+            return partial.words[:count]
+        position += len(piece)
+    return partial.words
 
 
 def settled_text(partial: Partial) -> str:

@@ -279,8 +279,8 @@ class Worker:
     def _run(self) -> None:
         try:
             recognizer = self._make_recognizer()
-            if self.max_streams is None:
-                self.max_streams = measure_capacity(recognizer)
+            capacity = measure_capacity(recognizer)  # in any case: what is loaded late is loaded now
+            self.max_streams = self.max_streams or capacity
         except Exception as error:
             self._loop.call_soon_threadsafe(self._made.set_exception, error)
             return
@@ -317,9 +317,10 @@ class Worker:
 def measure_capacity(recognizer: Recognizer, num_streams: int = 4, seconds: float = 2.0) -> int:
     """How many streams of speech this machine follows in real time, half of its time kept free for bursts.
 
-    Streams of noise are decoded together to their end; the best of three trials counts, the first one warms up.
+    Streams of noise, at a browser's rate, are decoded together to their end; the best of three trials counts, the first
+    one warms up.
     """
-    rate = recognizer.sampling_rate
+    rate = 3 * recognizer.sampling_rate
     noise = np.random.default_rng(0).normal(0.0, 0.1, (num_streams, round(seconds * rate))).astype(np.float32)
     step = round(recognizer.chunk_seconds * rate)
     elapsed = []

@@ -266,7 +266,8 @@ addEventListener("drop", (event) => {
 
 // ---- Subtitles --------------------------------------------------------------------------------------------------
 
-// At most 80 characters, 6 s and no pause of a second in one cue, as the program `transcribe --srt` has it.
+// As the program `transcribe --srt` has it: at most 80 characters, 6 s and no pause of a second in one cue, which stays
+// for a second if the next one lets it.
 function cues() {
   const groups = [];
   for (const { words, isFinal } of items.values()) {
@@ -279,6 +280,10 @@ function cues() {
       else groups.push((group = { start: word.start, end: word.end, text: word.word }));
     }
   }
+  groups.forEach((group, i) => {
+    const next = groups[i + 1]?.start ?? Infinity;
+    group.end = Math.max(Math.min(Math.max(group.end, group.start + 1), next), group.end);
+  });
   return groups;
 }
 
