@@ -23,7 +23,7 @@ TOOLS_ALONE = {"espeakng-loader"}
 def test_dependencies_and_extras_are_the_pinned_packages_without_versions():
     project = PROJECT["project"]
     names = [*project["dependencies"], *(name for names in project["optional-dependencies"].values() for name in names)]
-    names.remove(f"{project['name']}[train,export]")
+    names.remove(f"{project['name']}[train,export,server]")
     assert all(re.fullmatch(r"[a-z0-9-]+", name) for name in names) and len(names) == len(set(names))
     pins = re.findall(r"(?m)^([A-Za-z0-9._-]+)==", (ROOT / "requirements.txt").read_text())
     assert sorted(names) == sorted(set(pins) - TOOLS_ALONE)
@@ -31,8 +31,8 @@ def test_dependencies_and_extras_are_the_pinned_packages_without_versions():
 
 def test_every_import_of_the_package_is_a_dependency_or_an_extra():
     project = PROJECT["project"]
-    declared = {*project["dependencies"], *project["optional-dependencies"]["train"],
-                *project["optional-dependencies"]["export"]}
+    extras = (project["optional-dependencies"][name] for name in ("train", "export", "server"))
+    declared = {*project["dependencies"], *(name for names in extras for name in names)}
     for file in (ROOT / "cascade").rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
@@ -44,7 +44,10 @@ def test_every_import_of_the_package_is_a_dependency_or_an_extra():
 def test_one_top_level_package_is_installed_with_everything_in_it():
     assert PROJECT["tool"]["setuptools"]["packages"]["find"] == {"include": ["cascade", "cascade.*"]}
     files = [path for path in (ROOT / "cascade").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
-    assert {path.suffix for path in files} == {".py", ".md"}, "other files need package-data in pyproject.toml"
+    web = [path for path in files if path.parent == ROOT / "cascade" / "server" / "web"]
+    assert web and PROJECT["tool"]["setuptools"]["package-data"] == {"cascade.server": ["web/*"]}
+    suffixes = {path.suffix for path in files if path not in web}
+    assert suffixes == {".py", ".md"}, "other files need package-data in pyproject.toml"
 
 
 def test_the_citation_agrees_with_the_project():

@@ -144,7 +144,7 @@ def test_a_recording_is_read_on_a_phone_and_a_full_server_says_so(run_dir):
             await page.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": "dark"}])
             await picture(page, "full, dark")
         await page.run("document.getElementById('record').click()")
-        await page.until("parseFloat(document.getElementById('heard').textContent) > 0")
+        await page.until("document.getElementById('status').textContent === 'Listening.'")
         await server.drain()
         await page.until("document.getElementById('problem').textContent.includes('going down')")
         assert await page.run("document.getElementById('record').textContent") == "Start microphone"
