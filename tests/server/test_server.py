@@ -154,8 +154,8 @@ def test_idle_and_long_connections_end_with_their_last_words():
         await idle.send_bytes(speech(1, 2).tobytes())
         await long.send_bytes(speech(3, 4, 5).tobytes())
         await long.send_bytes(speech(6, 7, 8).tobytes())
-        for socket, text in ((idle, "w1 w2"), (long, "w3 w4 w5")):
-            code, events = await end_of(socket)
+        ends = await asyncio.gather(end_of(idle), end_of(long))
+        for (code, events), text in zip(ends, ("w1 w2", "w3 w4 w5"), strict=True):
             assert code == app.TOO_MUCH and of_kind(events, ".completed")[-1]["transcript"] == text
 
     run(test, idle=2.0, longest=0.5)

@@ -23,7 +23,7 @@ def wav(*values: int, rate: int = RATE) -> bytes:
 
 
 async def post(client, data: bytes | None, **fields):
-    form = FormData()
+    form = FormData(default_to_multipart=True)
     for name, value in fields.items():
         for part in value if isinstance(value, list) else [value]:
             form.add_field(name.replace("granularities", "granularities[]"), part)
