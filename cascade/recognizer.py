@@ -141,13 +141,12 @@ def _open_model(
 
     from cascade.checkpoint import load_model
     from cascade.device import choose_device
-    from cascade.models.prepack import prepack
 
     if threads is not None:
         torch.set_num_threads(threads)
     torch.set_flush_denormal(True)  # before the first parallel region: its threads inherit it
     model, config, tokenizer = load_model(folder, epoch, average)
-    prepack(model.to(choose_device(device)))
+    model.to(choose_device(device))
     if options.get("left_context_ms") is None:
         chunk_ms = options.get("chunk_ms", DecodingOptions.chunk_ms)
         options = {**options, "left_context_ms": default_left_context_ms(config, chunk_ms)}

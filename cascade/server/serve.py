@@ -29,13 +29,12 @@ async def serve(server: Server, host: str, port: int, tls: ssl.SSLContext | None
       Whatever making the recogniser raises.
     """
     stopped = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stopped.set)
     runner = web.AppRunner(server.app, access_log=None, handle_signals=False, shutdown_timeout=5.0)
     await runner.setup()
     try:
         recognizer = await server.start()
+        for number in (signal.SIGTERM, signal.SIGINT):  # until here they interrupt
+            asyncio.get_running_loop().add_signal_handler(number, stopped.set)
         site = web.TCPSite(runner, host, port, ssl_context=tls)
         await site.start()
         port = runner.addresses[0][1]
