@@ -14,7 +14,7 @@ import asyncio
 from pathlib import Path
 
 from cascade.bin.cli import run_program
-from cascade.bin.model_arguments import add_model_arguments, add_search_arguments, check_at_least
+from cascade.bin.model_arguments import add_model_arguments, add_search_arguments, check_values
 from cascade.config.options import ConfigError
 from cascade.recognizer import EXPORTED, Recognizer
 from cascade.search.methods import METHODS, DecodingOptions
@@ -43,7 +43,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--max-minutes", type=float, default=120.0, metavar="M", help="of audio, a connection (120)")
     parser.add_argument("--max-upload-mb", type=int, default=64, metavar="MB", help="of a recording (64)")
     arguments = parser.parse_args()
-    check_at_least(arguments, max_streams=1, threads=1, epoch=1, avg=1, max_upload_mb=1)
+    check_values(arguments, max_streams=1, threads=1, epoch=1, avg=1, max_upload_mb=1)
     if not 0 <= arguments.port < 1 << 16:
         raise ConfigError(f"--port must be 0 to 65535, got {arguments.port}")
     for name in ("idle", "max_minutes"):
