@@ -21,6 +21,7 @@ class Connection {
       this.socket.onopen = resolve;
       this.socket.onclose = (event) => {
         reject(new Error(event.reason || "The server does not let this page in: it is full or gone, or wants a key."));
+        this.finish();
         if (!this.isOver) stopWith(event.reason || "The connection to the server is lost.");
       };
     });
@@ -50,7 +51,7 @@ class Connection {
     base = this.base + this.sent;
     if (this.sent) {
       this.say({ type: "input_audio_buffer.commit" });
-      await Promise.race([this.finished, new Promise((resolve) => setTimeout(resolve, 20000))]);
+      await this.finished;  // or the connection's end, which the server brings if we are silent for long
     }
     this.isOver = true;
     this.socket.close(1000);
