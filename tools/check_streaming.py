@@ -35,9 +35,10 @@ from cascade.bin.model_arguments import (  # noqa: E402
 from cascade.corpus.manifests import Utterance, read_manifest  # noqa: E402
 from cascade.data.batches import collate  # noqa: E402
 from cascade.measure.wer import Score, score  # noqa: E402
+from cascade.models.torch_engine import TorchEngine, decode_batch  # noqa: E402
 from cascade.models.transducer import CascadedTransducer  # noqa: E402
 from cascade.provenance import command_line, git_commit, machine  # noqa: E402
-from cascade.search.methods import METHODS, STREAMING_MODES, DecodingOptions, build_search, decode_batch  # noqa: E402
+from cascade.search.methods import METHODS, STREAMING_MODES, DecodingOptions, build_search  # noqa: E402
 from cascade.stream.batch import StreamBatch  # noqa: E402
 from cascade.stream.decoder import Final, StreamingDecoder  # noqa: E402
 from cascade.text.tokens import Tokenizer  # noqa: E402
@@ -125,7 +126,7 @@ def simulate_all(
     batch_size: int,
 ) -> list[Said]:
     """Whole utterances (T_i, F), padded into batches of similar length, as `decode` does."""
-    search = build_search(model, options, tokenizer.unk_id)
+    search = build_search(TorchEngine(model), options, tokenizer.unk_id)
     order = np.argsort([len(item) for item in features], kind="stable")
     found: list[Said] = [[] for _ in features]
     for start in range(0, len(order), batch_size):
