@@ -41,10 +41,12 @@ name = sys.argv[2].split()[0]
 if os.environ.get("SLEEP_IN") == name:
     time.sleep(60)
 if os.environ.get("COUNT_IN") == name:
+    heard = []
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: print("heard", file=sys.stderr, flush=True))
+        signal.signal(number, lambda *_: heard.append(print("heard", file=sys.stderr, flush=True)))
     print("ready", file=sys.stderr, flush=True)
-    signal.pause()
+    while not heard:  # not signal.pause(): the signal may come before it
+        time.sleep(0.02)
     time.sleep(1)
     sys.exit(75)
 sys.exit(int(os.environ.get("CODE", 5)) if os.environ.get("FAIL_IN") == name else 0)
