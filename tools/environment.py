@@ -16,6 +16,7 @@ import platform
 import re
 import subprocess
 import sys
+from functools import cache
 from importlib import metadata, util
 from pathlib import Path
 
@@ -132,6 +133,7 @@ def check(python, *words):
     return done.stdout.splitlines() or (["its Python does not run"] if done.returncode else [])
 
 
+@cache
 def index_options():
     """pip's options that give the wanted build of PyTorch.
 
@@ -215,7 +217,8 @@ def make_ready():
         problems = check(python)
         if not problems:
             return python
-        say(f"{VENV}: {problems[0]}")
+        if VENV.exists():
+            say(f"{VENV}: {problems[0]}")
         if not python.exists() or subprocess.run([str(python), "-c", "import pip"], capture_output=True).returncode:
             say(f"making {VENV} with {base_python()}")
             index_options()  # is there room?

@@ -89,6 +89,11 @@ def test_where_no_gpu_is_the_cpu_build_comes_and_a_second_call_installs_nothing(
     assert again.returncode == 0 and again.pip == [] and again.stderr == ""
 
 
+def test_a_first_set_up_says_each_thing_once_and_nothing_of_an_environment_that_never_was(setup):
+    done = setup(index=False)
+    assert done.stderr.count("does not answer") == 1 and "has no Python" not in done.stderr, done.stderr
+
+
 def test_where_a_gpu_is_the_cuda_build_comes(setup):
     done = setup(gpu=True)
     assert done.returncode == 0 and done.build == "13.0" and "--extra-index-url" not in done.pip[0], done.stderr
