@@ -34,8 +34,8 @@ def main() -> None:
     config = config_from_arguments(arguments)
     paths = RunPaths(arguments.data, arguments.tokens, Path(os.devnull), arguments.teacher)
     check_options(config, paths)
-    set_backend(config.loss.backend)
     processes = Processes(device=open_device(arguments))
+    set_backend(config.loss.backend, processes.device)
     trainer = build_trainer(config, paths, read_inputs(paths, config), {}, processes)
     best = largest_batch(trainer)
     print(f"data.batch_duration={math.floor(10 * best.batch_duration) / 10:.15g}")  # never more than what was tried

@@ -95,7 +95,6 @@ def main() -> None:
     paths = RunPaths(arguments.data, arguments.tokens, exp_dir, arguments.teacher, arguments.init_from)
     check_count(arguments.num_processes)
     check_options(config, paths)
-    set_backend(config.loss.backend)
     if arguments.num_processes > 1 and arguments.dry_run:
         raise ConfigError("--dry-run measures one process: leave --num-processes out")
     if arguments.num_processes > 1 and not is_worker():
@@ -105,6 +104,7 @@ def main() -> None:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     processes = Processes.from_environment(arguments.device)
+    set_backend(config.loss.backend, processes.device)
     if not processes.is_first:
         logging.getLogger().setLevel(logging.WARNING)
     if arguments.dry_run:

@@ -2,7 +2,7 @@
 
     auto    numba on the CPU where it is installed and works, else torch; torch on other devices
     torch   plain torch, any device, the readable reference
-    numba   CPU only; an error where it cannot be had
+    numba   CPU only; an error elsewhere, and where it cannot be had
     k2      the real k2 (its own float32 arithmetic), never chosen silently
 """
 
@@ -15,17 +15,20 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
+from cascade.config.options import ConfigError
 from cascade.losses import recursion_torch
 from cascade.losses.recursion_torch import Lattice
 
 BACKENDS = ("auto", "torch", "numba", "k2")
+_CPU = torch.device("cpu")
 _chosen = "auto"
 
 
-def set_backend(name: str) -> None:
-    """Choose the backend of all losses of this process.
+def set_backend(name: str, device: torch.device = _CPU) -> None:
+    """Choose the backend of all losses of this process, which will be computed on `device`.
 
     Raises:
+      ConfigError: a backend that the device has not.
       ValueError: unknown name, or a backend whose package is missing (the message says what to install).
     """
     global _chosen
@@ -33,6 +36,7 @@ def set_backend(name: str) -> None:
         raise ValueError(f"loss backend must be one of {', '.join(BACKENDS)}, got {name!r}")
     if name == "numba" and _numba_module() is None:
         raise ValueError("loss.backend=numba needs the package numba: pip install numba, or set loss.backend=auto")
+    _check_device(name, device)
     if name == "k2":
         from cascade.losses import rnnt_k2
 
@@ -56,6 +60,11 @@ def use_backend(name: str) -> Iterator[None]:
         set_backend(before)
 
 
+def _check_device(name: str, device: torch.device) -> None:
+    if name == "numba" and device.type != "cpu":
+        raise ConfigError(f"loss.backend=numba computes on the CPU, not on {device}: set loss.backend=auto")
+
+
 @cache
 def _numba_module() -> ModuleType | None:
     """recursion_numba after a trial run, or None (with one warning) where numba is missing or cannot compile."""
@@ -76,6 +85,7 @@ def _numba_module() -> ModuleType | None:
 
 
 def _fast_module(device: torch.device) -> ModuleType | None:
+    _check_device(_chosen, device)
     if device.type != "cpu" or _chosen not in ("auto", "numba"):
         return None
     return _numba_module()

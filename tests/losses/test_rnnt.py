@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from cascade.config.options import ConfigError
 from cascade.losses import backends, rnnt
 
 TYPES = ("regular", "modified", "constrained")
@@ -167,6 +168,15 @@ def test_pruned_api_equals_full_when_the_band_covers_all_symbols(rnnt_type):
     pruned = rnnt.rnnt_loss_pruned(logits, symbols, ranges, 0, boundary, rnnt_type, 0.02, "none")
     full = rnnt.rnnt_loss(logits, symbols, 0, boundary, rnnt_type, 0.02, "none")
     torch.testing.assert_close(pruned, full, rtol=1e-12, atol=1e-12)
+
+
+def test_numba_is_refused_on_a_gpu_instead_of_replaced_in_silence():
+    with pytest.raises(ConfigError, match="loss.backend=numba computes on the CPU, not on cuda"):
+        backends.set_backend("numba", torch.device("cuda"))
+    px, boundary = torch.zeros(1, 2, 1, device="meta"), torch.tensor([[0, 0, 2, 2]], device="meta")
+    with backends.use_backend("numba"), pytest.raises(ConfigError, match="not on meta"):
+        backends.forward_backward(px, px, boundary)
+    assert backends.get_backend() == "auto"
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
