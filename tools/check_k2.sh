@@ -49,13 +49,13 @@ if ! "$k2_python" -c 'import k2' 2> /dev/null; then
   fi
 fi
 
-python=python3
-[ -x .venv/bin/python ] && python=.venv/bin/python
 rm -rf "$dir/cases" && mkdir -p "$dir/cases"
-"$python" tools/check_k2.py inputs "$dir/cases" --cases "$cases" "${seed[@]}"
+python="$(tools/setup.sh)"
+record=tests/losses/golden/record.py
+"$python" "$record" --folder "$dir/cases" --new "$cases" "${seed[@]}"
 # k2 warns of its own about utterances without a path
-if ! "$k2_python" tools/check_k2.py k2 "$dir/cases" > "$dir/k2.log" 2>&1; then
+if ! "$k2_python" "$record" --folder "$dir/cases" > "$dir/k2.log" 2>&1; then
   tail -n 5 "$dir/k2.log" >&2
   exit 1
 fi
-"$python" tools/check_k2.py compare "$dir/cases"
+CASCADE_GOLDEN="$dir/cases" "$python" -m pytest -q tests/losses/test_golden.py -k equals_k2_loss

@@ -1,5 +1,6 @@
 """The losses against recorded outputs of the real k2 (golden/README.md): every case, every key."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -7,10 +8,10 @@ import pytest
 import torch
 
 from cascade.losses import backends, rnnt
-from tests.losses.golden.record import Case, is_input, load, rewrite
+from tests.losses.golden.record import Case, is_input, load, make_inputs, rewrite
 
 HERE = Path(__file__).resolve().parent / "golden"
-MORE = Path(__file__).resolve().parents[3] / "shared" / "golden"
+MORE = Path(os.environ.get("CASCADE_GOLDEN") or Path(__file__).resolve().parents[3] / "shared" / "golden")
 CASES = {path.stem: path for folder in (MORE, HERE) for path in sorted(folder.glob("case*.npz"))}
 TOLERANCE = {"float64": 1e-9, "float32": 1e-4}
 
@@ -74,3 +75,13 @@ def test_a_file_recorded_anew_holds_the_same_keys_and_values(tmp_path):
     assert meta == again and before.keys() == after.keys()
     for key, array in before.items():
         assert_equal(key, torch.from_numpy(after[key]), torch.from_numpy(array), 1e-4)
+
+
+def test_new_cases_can_be_recorded_and_a_wrong_value_among_them_is_found(tmp_path):
+    make_inputs(tmp_path, 6, seed=1)
+    for path in tmp_path.iterdir():
+        rewrite(rnnt, path)
+        meta, arrays = load(path)
+        check(meta, arrays)
+        with pytest.raises(AssertionError, match="logits"):
+            check(meta, {**arrays, "in_W": 1.1 * arrays["in_W"]})

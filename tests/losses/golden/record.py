@@ -1,11 +1,14 @@
-"""What the golden files hold, computed by any module with k2's functions; run with k2, it writes them anew.
+"""What the golden files hold, computed by any module with k2's functions.
 
-    python tests/losses/golden/record.py     # in k2's own Python (3.9), see README.md: needs numpy, torch, k2
+    python tests/losses/golden/record.py [--folder DIR]      # k2's own Python (3.9), see README.md: outputs anew
+    python tests/losses/golden/record.py --folder DIR --new 24 [--seed N]     # any Python: cases with random inputs
 """
 
 from __future__ import annotations  # k2's side runs in Python 3.9
 
+import argparse
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -120,14 +123,59 @@ def rewrite(module, path):
     """Replace the outputs in one file by what `module` computes from its inputs."""
     meta, arrays = load(path)
     results = Case(module, meta, arrays).compute()
-    outputs = {key: results[key].numpy() for key in arrays if not is_input(key)}
+    keys = [key for key in arrays if not is_input(key)] or list(results)
+    outputs = {key: results[key].numpy() for key in keys}
     np.savez_compressed(path, meta=json.dumps(meta), **{**arrays, **outputs})
 
 
+def make_inputs(folder, num_cases, seed):
+    """Write random cases: sizes, topology, boundaries (also with begin offsets or no path), penalty, scales, type."""
+    rng = np.random.default_rng(seed)
+    for number in range(num_cases):
+        n, t, s, v = (int(rng.integers(low, high)) for low, high in ((1, 5), (4, 40), (1, 12), (3, 30)))
+        t = max(t, s)  # k2 refuses batches with T < S
+        rnnt_type = ("regular", "modified", "constrained")[number % 3]
+        dtype = "float64" if number % 2 else "float32"
+        shortest = 1 if number % 5 == 4 else min(s + 1, t)  # some without a path
+        t_end, s_end = rng.integers(shortest, t + 1, n), rng.integers(1, s + 1, n)
+        begin = np.zeros((2, n), int)
+        if number % 4 == 3:
+            begin = rng.integers(0, s_end), rng.integers(0, np.maximum(1, t_end - s_end))
+        meta = {
+            "rnnt_type": rnnt_type, "dtype": dtype, "boundary_passed": True, "grad_reduction": "sum",
+            "delay_penalty": float(rng.choice([0.0, 0.01])), "lm_only_scale": float(rng.choice([0.0, 0.25])),
+            "am_only_scale": float(rng.choice([0.0, 0.1])), "s_ranges": [int(rng.integers(2, 7))],
+            "termination_symbol": int(rng.choice([0, v - 1])),
+        }
+        width = t + 1 if rnnt_type == "regular" else t
+        scores, pairs = (0, 2), (-1, 1)  # mean, deviation
+        arrays = {
+            "in_am": (scores, n, t, v), "in_lm": (scores, n, s + 1, v), "in_logits": (scores, n, t, s + 1, v),
+            "in_am_d": ((0, 1), n, t, 6), "in_lm_d": ((0, 1), n, s + 1, 6), "in_W": ((0, 1), 6, v),
+            "mi_px": (pairs, n, s, width), "mi_py": (pairs, n, s + 1, t), "mi_w": ((0, 1), n),
+            "jmi_px2": (pairs, n, s, width), "jmi_py2": (pairs, n, s + 1, t),
+        }
+        np.savez(
+            folder / f"case{number:03d}.npz", meta=json.dumps(meta), in_symbols=rng.integers(0, v, (n, s)),
+            in_boundary=np.stack([*begin, s_end, t_end], axis=1).astype(np.int64),
+            **{key: rng.normal(*values, shape).astype(dtype) for key, (values, *shape) in arrays.items()},
+        )
+
+
 def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, default=Path(__file__).parent)
+    parser.add_argument("--new", type=int, metavar="N", help="make so many cases without outputs")
+    parser.add_argument("--seed", type=int, help="default: a new one, printed")
+    arguments = parser.parse_args()
+    if arguments.new:
+        seed = int.from_bytes(os.urandom(4), "little") if arguments.seed is None else arguments.seed
+        print(f"{arguments.new} cases with seed {seed}")
+        make_inputs(arguments.folder, arguments.new, seed)
+        return
     import k2
 
-    for path in sorted(Path(__file__).parent.glob("case*.npz")):
+    for path in sorted(arguments.folder.glob("case*.npz")):
         rewrite(k2, path)
         print(path.name)
 
