@@ -14,7 +14,7 @@ import argparse
 import json
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
@@ -54,7 +54,7 @@ class Decoding:
     seconds: float = 0.0
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_model_arguments(parser)
     parser.add_argument("--manifest", type=Path, required=True, metavar="FILE", help="CUTS.jsonl.gz or MANIFEST.jsonl")
@@ -65,7 +65,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--max-seconds", type=float, default=200.0, metavar="S", help="audio per batch (default 200)")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where the results go")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(words)
     check_values(arguments, epoch=1, threads=1, avg=1, nbest=1)
     if arguments.nbest is not None and arguments.method != "modified_beam_search":
         raise ConfigError("--nbest needs --method modified_beam_search: greedy search has one hypothesis")
@@ -180,8 +180,8 @@ def write_results(
     )
 
 
-def main() -> None:
-    arguments = parse_arguments()
+def main(words: Sequence[str] | None = None) -> None:
+    arguments = parse_arguments(words)
     modes = MODES if arguments.mode == ALL else (arguments.mode,)
     methods = METHODS if arguments.method == ALL else (arguments.method,)
     strictest = "look_ahead" if "look_ahead" in modes else modes[0]  # wrong contexts are told before the model is read

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import soundfile
@@ -18,7 +20,7 @@ from cascade.audio.io import MARGIN_SECONDS, read_audio
 from cascade.audio.resample import resample
 from cascade.config.options import SUBSAMPLING, Config
 from cascade.corpus.cut_checks import Cut, parse_cut
-from cascade.corpus.manifests import Utterance
+from cascade.corpus.manifests import Utterance, read_manifest
 from cascade.corpus.quarantine import DURATION, EMPTY_TEXT, UNREADABLE, Problem
 from cascade.files import read_lines, replacing
 from cascade.text.normal import normalizer
@@ -153,3 +155,32 @@ def read_cuts(path: str | Path) -> Iterator[Cut]:
             except ValueError as error:
                 raise ValueError(f"{path} line {number}: {error}; run the stage that makes it again") from error
             yield cut
+
+
+class Speech(NamedTuple):
+    """One utterance; samples (num_samples,) float32."""
+
+    id: str
+    text: str
+    samples: np.ndarray
+
+
+def read_speech(manifest: Path, sampling_rate: int, at_most: int | None = None) -> list[Speech]:
+    """The first utterances of a CUTS.jsonl.gz or MANIFEST.jsonl, `at_most` so many.
+
+    Raises:
+      ValueError: one of them is unusable, or there is none.
+    """
+    speech = []
+    if manifest.suffix == ".jsonl":
+        for line in islice(read_manifest(manifest), at_most):
+            if not isinstance(line, Utterance):
+                raise ValueError(f"{manifest}: {line.id}: {line.reason}")
+            speech.append(Speech(line.id, line.text, read_audio(line.path, sampling_rate, line.start, line.end)[0]))
+    else:
+        for cut in islice(read_cuts(manifest), at_most):
+            text = " ".join(supervision.text or "" for supervision in cut.supervisions)
+            speech.append(Speech(cut.id, text, load_samples(cut, sampling_rate)))
+    if not speech:
+        raise ValueError(f"{manifest} holds no recording")
+    return speech

@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 
+from cascade.corpus.cuts import Speech
 from cascade.stream.words import Word
 from tests.tiny_run import make_manifest, make_model_dir
 from tools import check_long_audio, check_streaming
@@ -33,16 +34,15 @@ def test_the_check_of_streams_writes_a_row_for_every_mode_and_search(run_dir, tm
     rows = json.loads((tmp_path / "rows.json").read_text())
     assert len({(row["mode"], row["method"]) for row in rows}) == 8
     for row in rows:
-        assert row["num_identical"] == row["num_same_tokens"] == row["num_utterances"] == 4
-        assert row["wer_streamed"] == row["wer_simulated"] and row["num_tokens"] > 50
+        assert row["num_identical"] == row["num_utterances"] == 4 and row["num_tokens"] > 50
 
 
 def test_the_check_of_streams_fails_when_a_frame_is_lost(run_dir, monkeypatch, capsys):
-    features = check_streaming.compute_fbank
-    monkeypatch.setattr(check_streaming, "compute_fbank", lambda *arguments: features(*arguments)[:-8])
+    packets = check_streaming.packets
+    monkeypatch.setattr(check_streaming, "packets", lambda samples, rng: packets(samples[:-1280], rng))
     with pytest.raises(SystemExit) as end:
         call(monkeypatch, check_streaming, run_dir, "--modes", "streaming", "--methods", "greedy_search")
-    assert end.value.code == 1 and "what was streamed differs from what was simulated" in capsys.readouterr().err
+    assert end.value.code == 1 and "what was streamed differs from what was decoded at once" in capsys.readouterr().err
 
 
 def test_two_minutes_of_audio_keep_their_times_and_their_memory(run_dir, tmp_path, monkeypatch):
@@ -62,9 +62,9 @@ def test_drift_is_measured_between_cycles():
 
 
 def test_cycles_are_whole_blocks_and_hold_every_utterance():
-    recordings = [check_streaming.Recording(str(size), "", np.full(size, 0.1, np.float32)) for size in (7001, 15999)]
-    cycle = check_long_audio.make_cycle(recordings, 16000, 640, seed=1)
+    speech = [Speech(str(size), "", np.full(size, 0.1, np.float32)) for size in (7001, 15999)]
+    cycle = check_long_audio.make_cycle(speech, 16000, 640, seed=1)
     assert len(cycle.samples) % (640 * 16) == 0
-    for recording, start in zip(recordings, cycle.starts, strict=True):
-        part = cycle.samples[start : start + len(recording.samples)]
+    for utterance, start in zip(speech, cycle.starts, strict=True):
+        part = cycle.samples[start : start + len(utterance.samples)]
         assert abs(part - 0.1).max() < 0.01 > abs(cycle.samples[start - 6000 : start]).max()
