@@ -18,9 +18,10 @@ from __future__ import annotations  # the measuring part also runs in the old Py
 import argparse
 import ctypes
 import gc
+import itertools
 import json
+import math
 import os
-import platform
 import subprocess
 import sys
 import time
@@ -31,7 +32,7 @@ SHAPES = {
 }
 NAMES = ("ours", "plain", "k2", "fast_rnnt", "torchaudio")
 FULL_LIMIT_MB = 1000  # the full lattice of larger shapes is not measured
-MARKS = "<!-- bench_loss -->", "<!-- end of bench_loss -->"
+KINDS = ("pruned", "collapsed", "one_best")
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
@@ -155,6 +156,16 @@ def measure_peak(step):
     return resident_mb("VmHWM") - before
 
 
+def measure_step(step, steps):
+    """Fastest (total, parts...) in ms of step(), which returns the marks that it took, and its peak in MB."""
+    step()  # warms up
+    peak_mb = measure_peak(step)
+    runs = [step() for _ in range(steps)]
+    pairs = [[(marks[0], marks[-1]), *zip(marks, marks[1:])] for marks in runs]  # noqa: B905  (Python 3.9)
+    times = [[1e3 * (end - begin) for begin, end in row] for row in pairs]
+    return [round(value, 2) for value in min(times)], round(peak_mb, 1)
+
+
 def measure(name, shape, threads, steps, full):
     """One row; runs in a process of its own."""
     import torch
@@ -166,99 +177,43 @@ def measure(name, shape, threads, steps, full):
     package = load(name, torch, inputs, sizes["r"])
     leaves = [x for x in inputs.values() if x.requires_grad]
 
-    def clear():
-        for leaf in leaves:
-            leaf.grad = None
+    def timed(*functions):
+        """A step that leaves no gradients behind: each function takes what the one before returned."""
 
-    def step():
-        clear()
-        begin = time.perf_counter()
-        loss = package.forward()
-        middle = time.perf_counter()
+        def step():
+            value, marks = None, [time.perf_counter()]
+            for function in functions:
+                value = function(value)
+                marks.append(time.perf_counter())
+            for leaf in leaves:
+                leaf.grad = None
+            return marks
+
+        return step
+
+    def backward(loss):
         loss.backward()
-        end = time.perf_counter()
-        return (end - begin) * 1e3, (middle - begin) * 1e3, (end - middle) * 1e3
 
-    def simple_step():
-        clear()
-        begin = time.perf_counter()
-        package.simple()
-        return (time.perf_counter() - begin) * 1e3
-
-    simple_step()
-    step()
-    clear()
-    peak_mb = measure_peak(step)
-    total_ms, forward_ms, backward_ms = min(step() for _ in range(steps))
-    parts = {"forward_ms": round(forward_ms, 2), "backward_ms": round(backward_ms, 2)}
+    (simple_ms, *_), _ = measure_step(timed(lambda _: package.simple()), steps)
+    (total_ms, forward_ms, backward_ms), peak_mb = measure_step(timed(lambda _: package.forward(), backward), steps)
+    parts = {"forward_ms": forward_ms, "backward_ms": backward_ms}
     if name != "torchaudio":
-        parts["simple_ms"] = round(min(simple_step() for _ in range(steps)), 2)
-    clear()
+        parts["simple_ms"] = simple_ms
     if name == "ours":
-        parts.update(measure_distillation(torch, package, sizes, steps, clear))
-    logits_mb = sizes["n"] * sizes["t"] * (sizes["s"] + 1) * sizes["v"] * 4 / 1e6
-    if full and logits_mb <= FULL_LIMIT_MB:
-        parts.update(measure_full(torch, package, sizes, steps))
-    return {"name": name, "shape": shape, "threads": threads, "total_ms": round(total_ms, 2), "parts": parts,
-            "peak_mb": round(peak_mb, 1)}
-
-
-def measure_distillation(torch, package, sizes, steps, clear):
-    """kd_KIND_ms and kd_KIND_peak_mb, against a teacher of the same sizes."""
-    gen = torch.Generator().manual_seed(2)
-    n, t, s, v, d = (sizes[key] for key in "ntsvd")
-    shapes = (n, t, d), (n, s + 1, d), (v, d), (v,)
-    teacher = [torch.randn(*shape, generator=gen) * (0.05 if shape == (v, d) else 1.0) for shape in shapes]
-    parts = {}
-    for kind in ("pruned", "collapsed", "one_best"):
-
-        def step(kind=kind):
-            clear()
-            begin = time.perf_counter()
-            package.distil(kind, teacher).backward()
-            return (time.perf_counter() - begin) * 1e3
-
-        step()
-        clear()
-        parts[f"kd_{kind}_peak_mb"] = round(measure_peak(step), 1)
-        parts[f"kd_{kind}_ms"] = round(min(step() for _ in range(max(2, steps // 4))), 2)
-    clear()
-    return parts
-
-
-def measure_full(torch, package, sizes, steps):
-    """full_ms and full_peak_mb: the full-lattice loss and the gradient of its logits."""
-    gen = torch.Generator().manual_seed(1)
-    shape = sizes["n"], sizes["t"], sizes["s"] + 1, sizes["v"]
-    logits = torch.randn(*shape, generator=gen).requires_grad_()
-
-    def step():
-        logits.grad = None
-        begin = time.perf_counter()
-        package.full(logits).backward()
-        return (time.perf_counter() - begin) * 1e3
-
-    step()
-    logits.grad = None
-    peak_mb = measure_peak(step)
-    fastest = min(step() for _ in range(max(3, steps // 4)))
-    return {"full_ms": round(fastest, 2), "full_peak_mb": round(peak_mb, 1)}
-
-
-def git_commit():
-    try:
-        return subprocess.run(["git", "-C", ROOT, "rev-parse", "--short", "HEAD"], capture_output=True, text=True,
-                              check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-
-
-def processor():
-    try:
-        with open("/proc/cpuinfo") as info:
-            return next(line.split(":")[1].strip() for line in info if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+        gen = torch.Generator().manual_seed(2)
+        teacher = [torch.randn(*inputs[key].shape, generator=gen) * (0.05 if key == "weight" else 1.0)
+                   for key in ("encoder", "predictor", "weight", "bias")]
+        for kind in KINDS:
+            step = timed(lambda _, kind=kind: package.distil(kind, teacher), backward)
+            (parts[f"kd_{kind}_ms"], *_), parts[f"kd_{kind}_peak_mb"] = measure_step(step, max(2, steps // 4))
+    shape_of_logits = sizes["n"], sizes["t"], sizes["s"] + 1, sizes["v"]
+    if full and math.prod(shape_of_logits) * 4 / 1e6 <= FULL_LIMIT_MB:
+        logits = torch.randn(*shape_of_logits, generator=torch.Generator().manual_seed(1)).requires_grad_()
+        leaves.append(logits)
+        step = timed(lambda _: package.full(logits), backward)
+        (parts["full_ms"], *_), parts["full_peak_mb"] = measure_step(step, max(3, steps // 4))
+    return {"name": name, "shape": shape, "threads": threads, "total_ms": total_ms, "parts": parts,
+            "peak_mb": peak_mb}
 
 
 def run_row(python, name, shape, threads, steps, full):
@@ -282,7 +237,6 @@ def parse_arguments():
     parser.add_argument("--steps", type=int, default=10, help="steps per process, the fastest counts")
     parser.add_argument("--rounds", type=int, default=1, help="measure all rows this many times in turn, keep the best")
     parser.add_argument("--peer-python", nargs="+", default=[], metavar="NAME=PYTHON", help="interpreter of a package")
-    parser.add_argument("--readme", help="file whose part between the bench_loss marks becomes the table")
     parser.add_argument("--skip-full", action="store_true", help="leave the full-lattice loss out")
     parser.add_argument("--measure", choices=NAMES, help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -291,78 +245,50 @@ def parse_arguments():
 def collect(args, pythons):
     """Measure every row, all of them once per round, and keep the fastest; writes --json after each."""
     best, missing = {}, set()
-    for _ in range(args.rounds):
-        for shape in args.shapes:
-            for threads in args.threads:
-                for name in args.names:
-                    if name in missing:
-                        continue
-                    row = run_row(pythons.get(name, sys.executable), name, shape, threads, args.steps,
-                                  not args.skip_full)
-                    if isinstance(row, str):
-                        if "ModuleNotFoundError" in row or "ImportError" in row:
-                            missing.add(name)
-                        print(f"skipped {name} {shape}, {threads} threads: {row}", file=sys.stderr)
-                        continue
-                    key = (shape, threads, name)
-                    if key not in best or row["total_ms"] < best[key]["total_ms"]:
-                        best[key] = row
-                    if args.json:
-                        with open(args.json, "w") as out:
-                            json.dump(list(best.values()), out, indent=1)
+    for _, *key in itertools.product(range(args.rounds), args.shapes, args.threads, args.names):
+        shape, threads, name = key = tuple(key)
+        if name in missing:
+            continue
+        row = run_row(pythons.get(name, sys.executable), name, shape, threads, args.steps, not args.skip_full)
+        if isinstance(row, str):
+            if "ModuleNotFoundError" in row or "ImportError" in row:
+                missing.add(name)
+            print(f"skipped {name} {shape}, {threads} threads: {row}", file=sys.stderr)
+            continue
+        if key not in best or row["total_ms"] < best[key]["total_ms"]:
+            best[key] = row
+        if args.json:
+            with open(args.json, "w") as out:
+                json.dump(list(best.values()), out, indent=1)
     return list(best.values())
 
 
-def markdown(rows, command):
-    """The rows as a table, with command, machine and commit; ratios are to fast_rnnt at the same shape and threads."""
+def print_tables(rows):
+    """Command, machine, commit and two Markdown tables: all packages, ratios to fast_rnnt at the same shape and
+    threads; the distillation losses of ours."""
+    from cascade.provenance import command_line, git_commit, machine
+    from cascade.report.markdown import table
+
     base = {(row["shape"], row["threads"]): row for row in rows if row["name"] == "fast_rnnt"}
-    lines = [
-        f"`{command}`, {processor()}, {os.cpu_count()} cores, commit {git_commit()}. Fastest step of each process; "
-        "ratios to fast_rnnt in the same run.",
-        "",
-        "| shape | threads | name | pruned step ms | ratio | peak MB | simple ms | full lattice ms | ratio | peak MB |",
-        "|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for row in sorted(rows, key=lambda row: (row["shape"], row["threads"], NAMES.index(row["name"]))):
-        parts, other = row["parts"], base.get((row["shape"], row["threads"]))
-
-        def ratio(mine, theirs):
-            return f"{mine / theirs:.2f}" if mine and theirs else ""
-
-        cells = [
-            row["shape"], row["threads"], row["name"], row["total_ms"],
-            ratio(row["total_ms"], other and other["total_ms"]), row["peak_mb"], parts.get("simple_ms", ""),
-            parts.get("full_ms", ""), ratio(parts.get("full_ms"), other and other["parts"].get("full_ms")),
-            parts.get("full_peak_mb", ""),
-        ]
-        lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
-    lines += distillation_table(rows)
-    return "\n".join(lines) + "\n"
-
-
-def distillation_table(rows):
-    """Lines of a second table: the distillation losses of ours beside its pruned step."""
-    ours = [row for row in rows if row["name"] == "ours"]
-    if not ours:
-        return []
-    kinds = ("pruned", "collapsed", "one_best")
-    header = "".join(f" KL {kind} ms | peak MB |" for kind in kinds)
-    lines = ["", f"| shape | threads | pruned step ms | peak MB |{header}", "|---" * (4 + 2 * len(kinds)) + "|"]
-    for row in sorted(ours, key=lambda row: (row["shape"], row["threads"])):
-        cells = [row["shape"], row["threads"], row["total_ms"], row["peak_mb"]]
-        for kind in kinds:
-            cells += [row["parts"][f"kd_{kind}_ms"], row["parts"][f"kd_{kind}_peak_mb"]]
-        lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
-    return lines
-
-
-def update_readme(path, table):
-    """Put the table between the two marks in `path`."""
-    with open(path) as file:
-        before, rest = file.read().split(MARKS[0], 1)
-    after = rest.split(MARKS[1], 1)[1]
-    with open(path, "w") as file:
-        file.write(before + MARKS[0] + "\n" + table + MARKS[1] + after)
+    rows.sort(key=lambda row: (row["shape"], row["threads"], NAMES.index(row["name"])))
+    cells, kd_cells = [], []
+    for row in rows:
+        key, parts = (row["shape"], str(row["threads"])), row["parts"]
+        other = base.get(key, {"total_ms": None, "parts": {}})
+        pairs = (row["total_ms"], other["total_ms"]), (parts.get("full_ms"), other["parts"].get("full_ms"))
+        ratio, full_ratio = (f"{mine / theirs:.2f}" if mine and theirs else "" for mine, theirs in pairs)
+        full = [str(parts.get(name, "")) for name in ("simple_ms", "full_ms", "full_peak_mb")]
+        step = [str(row["total_ms"]), str(row["peak_mb"])]
+        cells.append([*key, row["name"], step[0], ratio, step[1], *full[:2], full_ratio, full[2]])
+        if row["name"] == "ours":
+            kd_cells.append([*key, *step, *(str(parts[f"kd_{kind}_{what}"]) for kind in KINDS
+                                            for what in ("ms", "peak_mb"))])  # fmt: skip
+    print(f"`{command_line()}`, {machine()}, commit {git_commit()}. Fastest step of each process.\n")
+    print(table(["shape", "threads", "name", "pruned step ms", "ratio", "peak MB", "simple ms", "full lattice ms",
+                 "ratio", "peak MB"], cells))  # fmt: skip
+    if kd_cells:
+        header = [word for kind in KINDS for word in (f"KL {kind} ms", "peak MB")]
+        print("\n" + table(["shape", "threads", "pruned step ms", "peak MB", *header], kd_cells))
 
 
 def main():
@@ -370,14 +296,8 @@ def main():
     if args.measure:
         print(json.dumps(measure(args.measure, args.shapes[0], args.threads[0], args.steps, not args.skip_full)))
         return
-    rows = collect(args, dict(pair.split("=", 1) for pair in args.peer_python))
-    peers = [pair.split("=", 1)[0] + "=PYTHON" for pair in args.peer_python]
-    words = [word for word in sys.argv[1:] if word not in args.peer_python and word != "--peer-python"]
-    command = " ".join(["python tools/bench_loss.py", *words, *(["--peer-python", *peers] if peers else [])])
-    table = markdown(rows, command)
-    print(table)
-    if args.readme:
-        update_readme(args.readme, table)
+    sys.path.insert(0, ROOT)
+    print_tables(collect(args, dict(pair.split("=", 1) for pair in args.peer_python)))
 
 
 if __name__ == "__main__":

@@ -19,26 +19,24 @@ import json
 import logging
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from cascade.bin import decode  # noqa: E402
 from cascade.bin.cli import run_program  # noqa: E402
 from cascade.bin.device_arguments import add_device_argument, open_device  # noqa: E402
-from cascade.bin.latency import read_speech  # noqa: E402
+from cascade.bin.latency import read_spoken  # noqa: E402
 from cascade.bin.model_arguments import add_blank_penalty  # noqa: E402
 from cascade.checkpoint import load_model  # noqa: E402
 from cascade.config.load import save_config  # noqa: E402
 from cascade.data.alignments import read_alignments, read_ctm  # noqa: E402
-from cascade.measure.compute import Spoken  # noqa: E402
-from cascade.measure.delay import measure_delays, usable_words, watch_streams  # noqa: E402
-from cascade.measure.wer import score  # noqa: E402
+from cascade.measure.compute import ModelSource, open_model  # noqa: E402
+from cascade.measure.latency import Alignments, delay_summary  # noqa: E402
 from cascade.provenance import command_line, git_commit, machine  # noqa: E402
-from cascade.search.methods import DEFAULT_CHUNK_MS, DecodingOptions, default_left_context_ms  # noqa: E402
+from cascade.report.markdown import table  # noqa: E402
+from cascade.search.methods import DEFAULT_CHUNK_MS, default_left_context_ms  # noqa: E402
 
 _FINE_TUNING = (
     "training.num_epochs=2", "training.average_last=1", "training.learning_rate=5e-4",
@@ -85,34 +83,24 @@ def fine_tune(arguments: argparse.Namespace, penalty: float) -> Path:
     return directory
 
 
-def measure(
-    directory: Path, ends: dict[str, list[Any]], arguments: argparse.Namespace, device: torch.device,
-    blank_penalty: float,
-) -> dict[str, Any]:
-    """WER of the streaming and the full pass, and the streaming pass's delays, over utterances with an alignment."""
-    model, config, tokenizer = load_model(directory)
-    model.to(device)
-    speech: Sequence[Spoken] = read_speech(arguments.manifest, config, arguments.num_utterances)
-    true_ends = {one.id: usable_words(ends[one.id], one.text, tokenizer) for one in speech if one.id in ends}
-    speech = [one for one in speech if true_ends.get(one.id)]
-    if not speech:
+def measure(directory: Path, given: Alignments, arguments: argparse.Namespace, **about: Any) -> dict[str, Any]:
+    """WER of the streaming and the full pass, and the streaming pass's delays."""
+    timed = open_model(ModelSource(str(directory), blank_penalty=arguments.blank_penalty))
+    timed.speech = read_spoken(arguments.manifest, timed.config, arguments.num_utterances)
+    contexts = {"left_context_ms": default_left_context_ms(timed.config, DEFAULT_CHUNK_MS)}
+    delays = delay_summary(timed, given, arguments.num_utterances, arguments.source, contexts)
+    if delays is None or delays["reference"] != arguments.source:
         raise ValueError(f"no utterance of {arguments.manifest} has an alignment: give --reference DIR")
-    row: dict[str, Any] = {"model": directory.name, "num_utterances": len(speech), "blank_penalty": blank_penalty}
-    left = default_left_context_ms(config, DEFAULT_CHUNK_MS)
+    words = ["--exp-dir", directory, "--manifest", arguments.manifest, "--blank-penalty", timed.blank_penalty]
+    words += ["--device", arguments.device, "--threads", arguments.threads, "--method", "greedy_search"]
+    row = {"model": directory.name, "num_utterances": delays["num_utterances"], "blank_penalty": timed.blank_penalty}
     for mode in ("streaming", "full"):
-        options = DecodingOptions(mode=mode, left_context_ms=left, blank_penalty=blank_penalty)
-        watched = watch_streams(model, tokenizer, options, [one.features for one in speech])
-        texts = [" ".join(word.word for word in item.words) for item in watched]
-        scored = score((one.id, " ".join(one.text), text) for one, text in zip(speech, texts, strict=True))
-        row[f"wer_{mode}"] = round(scored.words.percent, 2)
-        if mode == "streaming":
-            last_frames = [item.last_frame for item in watched]
-            delays = measure_delays(
-                watched, [one.text for one in speech], [true_ends[one.id] for one in speech], options, last_frames
-            )
-            row |= {key: value for key, value in delays.row().items() if not key.endswith("quantiles")}
-            row |= {"num_words": scored.words.reference, "chunk_ms": options.chunk_ms}
-    return row
+        out = arguments.out / "decode" / f"{directory.name}-{mode}"
+        decode.main(list(map(str, [*words, "--mode", mode, "--out", out])))
+        row[f"wer_{mode}"] = json.loads((out / "result.json").read_text())["wer"]
+    streaming = delays["modes"]["streaming"]
+    row |= {key: value for key, value in streaming.items() if not key.endswith("quantiles")}
+    return row | {"num_words": delays["num_reference_words"], "chunk_ms": DEFAULT_CHUNK_MS, **about}
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
@@ -136,48 +124,43 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
-def table(rows: list[dict[str, Any]]) -> str:
+def write_table(rows: list[dict[str, Any]]) -> str:
     """The rows in Markdown."""
-    lines = [
-        f"Blank penalty {rows[0]['blank_penalty']:g}, greedy search.", "",
-        "| delay_penalty | WER streaming | WER full | emission delay mean | p50 | p90 | word delay | correct words |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        name = "(start)" if row["delay_penalty"] is None else f"{row['delay_penalty']:g}"
-        cells = (f"{row[f'emission_delay_ms_{key}']:.0f} ms" for key in ("mean", "p50", "p90"))
-        lines.append(
-            f"| {name} | {row['wer_streaming']:.2f} % | {row['wer_full']:.2f} % | {' | '.join(cells)} "
-            f"| {row['word_delay_ms_mean']:.0f} ms | {row['num_correct_words']} / {row['num_words']} |"
-        )
-    return "\n".join(lines) + "\n"
+    header = ["delay_penalty", "WER streaming", "WER full", "emission delay mean", "p50", "p90", "word delay"]
+    header.append("correct words")
+    keys = [*(f"emission_delay_ms_{key}" for key in ("mean", "p50", "p90")), "word_delay_ms_mean"]
+    cells = [
+        ["(start)" if row["delay_penalty"] is None else f"{row['delay_penalty']:g}",
+         *(f"{row[f'wer_{mode}']:.2f} %" for mode in ("streaming", "full")), *(f"{row[key]:.0f} ms" for key in keys),
+         f"{row['num_correct_words']} / {row['num_words']}"] for row in rows
+    ]  # fmt: skip
+    return f"Blank penalty {rows[0]['blank_penalty']:g}, greedy search.\n\n{table(header, cells)}\n"
 
 
 def main() -> None:
     arguments = parse_arguments()
     device = open_device(arguments)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    config = load_model(arguments.start)[1]
-    save_config(config, arguments.out / "start.yaml")  # with the decoding section in force, which --start may override
-    blank_penalty = DecodingOptions.for_model(config, blank_penalty=arguments.blank_penalty).blank_penalty
+    # with the decoding section in force, which --start may override
+    save_config(load_model(arguments.start)[1], arguments.out / "start.yaml")
     if arguments.reference is None:
-        ends = read_alignments(arguments.manifest)
+        arguments.source, given = "true", read_alignments(arguments.manifest)
     else:
+        arguments.source = str(arguments.reference)
         call("align", "--exp-dir", arguments.reference, "--manifest", arguments.manifest, "--out",
              arguments.out / "align", "--threads", str(arguments.threads), "--device", arguments.device)  # fmt: skip
-        ends = read_ctm(arguments.out / "align" / "alignment.ctm")
+        given = read_ctm(arguments.out / "align" / "alignment.ctm")
     about = {
-        "reference": "true" if arguments.reference is None else str(arguments.reference), "threads": arguments.threads,
-        "device": device.type, "commit": git_commit(), "command": command_line(), "machine": machine(device),
+        "reference": arguments.source, "threads": arguments.threads, "device": device.type, "commit": git_commit(),
+        "command": command_line(), "machine": machine(device),
     }
-    rows = [measure(arguments.start, ends, arguments, device, blank_penalty) | {"delay_penalty": None} | about]
+    rows = [measure(arguments.start, given, arguments, delay_penalty=None, **about)]
     for penalty in arguments.penalties:
-        row = measure(fine_tune(arguments, penalty), ends, arguments, device, blank_penalty)
-        rows.append(row | {"delay_penalty": penalty} | about)
+        rows.append(measure(fine_tune(arguments, penalty), given, arguments, delay_penalty=penalty, **about))
         (arguments.out / "delay_curve.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
-        (arguments.out / "delay_curve.md").write_text(table(rows), encoding="utf-8")
+        (arguments.out / "delay_curve.md").write_text(write_table(rows), encoding="utf-8")
     draw(rows[1:], arguments.out / "delay_curve.png")
-    print(table(rows), end="")
+    print(write_table(rows), end="")
 
 
 if __name__ == "__main__":

@@ -76,7 +76,7 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
-def read_speech(manifest: Path, config: Config, max_utterances: int) -> list[Spoken]:
+def read_spoken(manifest: Path, config: Config, max_utterances: int) -> list[Spoken]:
     """Evenly spaced utterances of a manifest, in the order of their ids."""
     speech = []
     for batch in decode_batches(manifest, config, 30.0, max_utterances):
@@ -99,7 +99,7 @@ def load_models(arguments: argparse.Namespace) -> tuple[list[ModelSource], list[
     models = [open_model(source) for source in sources]
     for model in models[: len(arguments.exp_dir) if arguments.manifest is not None else 0]:
         count = max(arguments.num_utterances, FEWEST_UTTERANCES)
-        model.speech = read_speech(arguments.manifest, model.config, count)
+        model.speech = read_spoken(arguments.manifest, model.config, count)
         model.features = torch.cat([spoken.features for spoken in model.speech])[: 4 * NOISE_FRAMES]
     return sources, models
 

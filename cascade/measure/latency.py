@@ -67,11 +67,16 @@ def true_ends(
     return usable(own_alignment(timed, speech, options)), False
 
 
+def options_by_mode(timed: TimedModel, contexts: Mapping[str, int]) -> dict[str, DecodingOptions]:
+    modes = STREAMING_MODES
+    return {mode: DecodingOptions(mode=mode, blank_penalty=timed.blank_penalty, **contexts) for mode in modes}
+
+
 def delay_summary(
-    timed: TimedModel, given: Alignments, options: Mapping[str, DecodingOptions], num_utterances: int, source: str
+    timed: TimedModel, given: Alignments, num_utterances: int, source: str, contexts: Mapping[str, int]
 ) -> dict[str, Any] | None:
-    """The delays of one model for latency.json; None where no utterance has an alignment."""
-    start = time.perf_counter()
+    """The delays of one model for latency.json; None where no utterance has an alignment. See `measure_latency`."""
+    start, options = time.perf_counter(), options_by_mode(timed, contexts)
     step = max(1, len(timed.speech) // num_utterances)
     chosen = timed.speech[::step][:num_utterances]
     ends, is_given = true_ends(timed, chosen, given, options["full"])
@@ -114,13 +119,10 @@ def measure_latency(
     summaries = []
     timed_by_mode: dict[str, list] = {mode: [] for mode in STREAMING_MODES}
     for timed in models:
-        options = {
-            mode: DecodingOptions(mode=mode, blank_penalty=timed.blank_penalty, **contexts) for mode in STREAMING_MODES
-        }
-        summaries.append(delay_summary(timed, given, options, num_utterances, source))
+        summaries.append(delay_summary(timed, given, num_utterances, source, contexts))
         speech = timed.speech[:: _TIMED_SHARE if len(timed.speech) >= FEWEST_UTTERANCES else 1]
         features = [spoken.features for spoken in speech]
-        for mode, mode_options in options.items():
+        for mode, mode_options in options_by_mode(timed, contexts).items():
             timed_by_mode[mode].append((timed.model, timed.tokenizer, mode_options, features))
     for mode in STREAMING_MODES:
         for times, delays in zip(time_mode(timed_by_mode[mode]), summaries, strict=True):
