@@ -10,7 +10,7 @@ num_processes=2
 [ "$device" = cpu ] || num_processes=""
 data=("$conf/data.yaml" "${quick_conf[@]}")
 teacher=("$conf/data.yaml" "$conf/teacher.yaml" "${quick_conf[@]}")
-student=("$conf/data.yaml" "$conf/student.yaml" "${quick_conf[@]}")
+student=("$conf/data.yaml" "$conf/teacher.yaml" "$conf/student.yaml" "${quick_conf[@]}")
 
 if stage 0 "data: download or --corpus-dir, manifests, validation"; then
     step manifests --inputs ${corpus_dir:+"$corpus_dir"} --outputs "$exp/manifests" -- \
@@ -46,8 +46,10 @@ fi
 
 if stage 7 "latency: compute on one thread, memory, delays of words; compute of the pair in full size"; then
     latency test ${quick:+--num-chunks 50}
+    full_size=egs/librispeech/conf
     step latency-full-size --outputs "$exp/latency_full_size.json" -- \
-        python -m cascade.bin.latency --config "$conf/full_size/teacher.yaml" --config "$conf/full_size/student.yaml" \
+        python -m cascade.bin.latency --config "$full_size/teacher.yaml" \
+        --config "$full_size/teacher.yaml" "$full_size/student.yaml" \
         --out "$exp/latency_full_size.json" ${quick:+--num-chunks 10}
 fi
 

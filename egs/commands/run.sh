@@ -10,7 +10,7 @@ num_processes=2
 [ "$device" = cpu ] || num_processes=""
 data=("$conf/data.yaml" "${quick_conf[@]}")
 teacher=("$conf/data.yaml" "$conf/teacher.yaml" "${quick_conf[@]}")
-student=("$conf/data.yaml" "$conf/student.yaml" "${quick_conf[@]}")
+student=("$conf/data.yaml" "$conf/teacher.yaml" "$conf/student.yaml" "${quick_conf[@]}")
 
 if stage 0 "data: sentences, voices and noise, spoken by eSpeak NG; validation"; then
     step manifests --inputs "$recipe/local" tools/synthesise.py --outputs "$exp/manifests" -- \

@@ -21,7 +21,7 @@ models="$conf${small:+/small}"
 last=("${quick_conf[@]}" ${quick:+tokens.vocab_size=60} ${epochs:+"training.num_epochs=$epochs"})
 data=("$conf/data.yaml" ${small:+"$conf/small/data.yaml"})
 teacher=("${data[@]}" "$models/teacher.yaml" "${last[@]}")
-student=("${data[@]}" "$models/student.yaml" "${last[@]}")
+student=("${data[@]}" "$models/teacher.yaml" "$models/student.yaml" "${last[@]}")
 data+=("${quick_conf[@]}" ${quick:+tokens.vocab_size=60})
 
 if stage 0 "data: download or --corpus-dir, manifests, validation"; then

@@ -8,10 +8,11 @@ device=auto     # NAME train and decode on cpu, cuda (a GPU) or auto (a GPU wher
 num_processes=  # N train with so many processes on this machine, one for each GPU or CPU core
 . "$(dirname "${BASH_SOURCE[0]}")/../../tools/recipe.sh"
 
-models="$conf${large:+/large}"
+models="${large:+egs/librispeech/conf}"
+models="${models:-$conf}"
 data=("$conf/data.yaml" ${large:+"$conf/large/data.yaml"})
 teacher=("${data[@]}" "$models/teacher.yaml" "${quick_conf[@]}")
-student=("${data[@]}" "$models/student.yaml" "${quick_conf[@]}")
+student=("${data[@]}" "$models/teacher.yaml" "$models/student.yaml" "${quick_conf[@]}")
 data+=("${quick_conf[@]}")
 
 if stage 0 "data: the table, manifests, validation"; then

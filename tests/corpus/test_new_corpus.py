@@ -40,7 +40,7 @@ def run_stages(exp: Path, conf: Path, *overrides: str) -> list[dict]:
     """Stages 0 to 6 and 9 after local/prepare.py, with --quick's options and a smaller model; results.json."""
     data, teacher, student = (
         [*(conf / f"{name}.yaml" for name in ("data", *model)), ROOT / "egs" / "quick.yaml", *TINY, *overrides]
-        for model in ((), ("teacher",), ("student",))
+        for model in ((), ("teacher",), ("teacher", "student"))
     )
     run("prepare_data", "--manifest-dir", exp / "manifests", "--out", exp / "data", "--config", *data)
     run("compute_features", "--data", exp / "data", "--out", exp / "fbank", "--num-jobs", 1, "--config", *data)
