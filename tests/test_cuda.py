@@ -10,6 +10,7 @@ from cascade.losses.distillation import KINDS, distillation_loss
 from cascade.losses.joiner_cells import JoinerInputs
 from cascade.losses.transducer import transducer_loss
 from cascade.models.state import state_tensors
+from cascade.models.torch_engine import TorchEngine
 from cascade.search.beam import ModifiedBeamSearch
 from cascade.search.greedy import GreedySearch
 from cascade.training.objective import PASSES, Context, Objective
@@ -149,14 +150,16 @@ def test_search_with_a_model_on_a_gpu_finds_what_it_finds_on_the_cpu(kind, predi
     found = []
     for device in (torch.device("cpu"), DEVICE):
         own = copy.deepcopy(model).to(device)
-        search = GreedySearch(own) if kind == "greedy" else ModifiedBeamSearch(own, beam=4)
+        engine = TorchEngine(own)
+        search = GreedySearch(engine) if kind == "greedy" else ModifiedBeamSearch(engine, beam=4)
         with torch.inference_mode():
             out, out_lens = own.encode(features.to(device), lens.to(device), "full", 4, 8)
-            state = search.init(3)
+            rows = [search.join() for _ in range(3)]
             for start in range(0, out.shape[1], 8):  # from chunk to chunk, as in a stream
                 piece = out[:, start : start + 8]
-                state = search.advance(state, piece, (out_lens - start).clamp(0, piece.shape[1]))
-            found.append(search.results(state))
+                piece_lens = (out_lens - start).clamp(0, piece.shape[1])
+                search.advance(rows, piece.cpu().numpy(), piece_lens.cpu().numpy())
+            found.append(search.results(rows))
     assert any(hypothesis.tokens for hypothesis in found[0])
     for one, other in zip(*found, strict=True):
         assert (one.tokens, one.timestamps) == (other.tokens, other.timestamps)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import subprocess
 import sys
 import tomllib
 from graphlib import CycleError, TopologicalSorter
@@ -32,7 +33,7 @@ MAY_IMPORT = {
     "models": BASE,
     "losses": BASE,
     "checkpoint": NETWORKS,
-    "search": NETWORKS,
+    "search": FRONT,
     "stream": RUNTIME,
     "measure": RUNTIME,
     "report": RESULTS,
@@ -56,7 +57,7 @@ DOORS = {
     "sentencepiece": ("text.tokens",),
     "omegaconf": ("config.load",),
     "yaml": ("config.load",),
-    "numba": ("losses.recursion_numba", "search.beam_kernels"),
+    "numba": ("losses.recursion_numba", "search.beam_numba"),
     "k2": ("losses.rnnt_k2",),
     "tensorboard": ("training",),
     "matplotlib": ("report.plots", "corpus.statistics_plot"),
@@ -146,6 +147,15 @@ def test_no_import_cycles():
         TopologicalSorter(graph).prepare()
     except CycleError as error:
         pytest.fail(f"modules import each other in a circle: {' <- '.join(error.args[1])}")
+
+
+def test_searches_load_neither_torch_nor_onnxruntime():
+    names = [name for name in MODULES if name.startswith("search.")]
+    assert {"search.greedy", "search.beam"} <= set(names)
+    code = "; ".join(f"import cascade.{name}" for name in names)
+    code += "; import sys; sys.exit(' '.join({'torch', 'onnxruntime'} & set(sys.modules)) or 0)"
+    loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert loaded.returncode == 0, loaded.stderr
 
 
 def test_packages_are_marked_by_empty_files_and_nothing_is_called_utils():

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -22,8 +23,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from cascade.bin.cli import run_program  # noqa: E402
 from cascade.config.load import load_config  # noqa: E402
 from cascade.models.build import build_model  # noqa: E402
+from cascade.models.torch_engine import TorchEngine  # noqa: E402
 from cascade.provenance import command_line, git_commit, machine  # noqa: E402
-from cascade.search.beam import ModifiedBeamSearch  # noqa: E402
+from cascade.search.beam import BACKENDS, ModifiedBeamSearch  # noqa: E402
 from cascade.search.greedy import GreedySearch  # noqa: E402
 
 
@@ -46,6 +48,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows here")
     parser.add_argument("--beams", type=int, nargs="+", default=[1, 4, 8], metavar="B", help="0 is greedy search")
+    parser.add_argument("--backend", default="auto", choices=BACKENDS, help="of beam search")
     parser.add_argument("--predictor", default="stateless", choices=("lstm", "stateless", "tied_reduced"))
     parser.add_argument("--context-size", type=int, default=2, metavar="N")
     parser.add_argument("--utterances", type=int, default=16, metavar="N")
@@ -65,7 +68,7 @@ def main() -> None:
     model = build_model(config, arguments.vocab_size).eval()
     model.joiner.output.weight.data.normal_(0, 3 * arguments.dim**-0.5)
     encoder_out = torch.randn(arguments.utterances, arguments.frames, arguments.dim)
-    lens = torch.full((arguments.utterances,), arguments.frames)
+    lens = np.full(arguments.utterances, arguments.frames)
     rows = [time_search(model, encoder_out, lens, beam, arguments) for beam in arguments.beams]
     if arguments.json is not None:
         arguments.json.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
@@ -74,29 +77,34 @@ def main() -> None:
 def time_search(model, encoder_out: torch.Tensor, lens: torch.Tensor, beam: int, arguments) -> dict:
     """Find the blank penalty by bisection, then time; prints and returns the row."""
 
-    def search_with(penalty: float):
-        search = ModifiedBeamSearch(model, beam, penalty) if beam else GreedySearch(model, penalty)
-        return search, lambda: search.results(search.advance(search.init(len(lens)), encoder_out, lens))
+    engine, frames = TorchEngine(model), encoder_out.numpy()
+
+    def decode(penalty: float):
+        if beam:  # a new search: what the predictor says is not known yet
+            search = ModifiedBeamSearch(engine, beam, penalty, backend=arguments.backend)
+        else:
+            search = GreedySearch(engine, penalty)
+        return search.decode(frames, lens)
 
     low, high, tokens = -30.0, 30.0, 0.0
     for _ in range(12):
         penalty = (low + high) / 2
-        tokens = sum(len(hypothesis.tokens) for hypothesis in search_with(penalty)[1]()) / len(lens)
+        tokens = sum(len(hypotheses[0].tokens) for hypotheses in decode(penalty)) / len(lens)
         low, high = (penalty, high) if tokens < arguments.tokens else (low, penalty)
         if abs(tokens - arguments.tokens) < 2:
             break
-    hidden = torch.randn(len(lens) * max(beam, 1), arguments.dim)
-    weight, bias = model.joiner.output_weight.detach(), model.joiner.output_bias.detach()
+    hidden = np.random.default_rng(1).standard_normal((len(lens) * max(beam, 1), arguments.dim), np.float32)
 
     def products() -> None:
         for _ in range(encoder_out.shape[1]):
-            torch.nn.functional.linear(hidden, weight, bias)
+            hidden @ engine.weight.T
 
-    total, processor = time_ms(search_with(penalty)[1], arguments.repeats)
+    total, processor = time_ms(lambda: decode(penalty), arguments.repeats)
     _, floor = time_ms(products, 5)
     row = {
         "name": "modified_beam_search" if beam else "greedy_search",
         "shape": f"N{len(lens)}_T{encoder_out.shape[1]}_V{arguments.vocab_size}_D{arguments.dim}",
+        "backend": arguments.backend if beam else None,
         "predictor": arguments.predictor, "context_size": arguments.context_size, "beam": beam or None,
         "threads": arguments.threads, "total_ms": round(total, 1), "cpu_ms": round(processor, 1),
         "tokens": round(tokens, 1), "floor_ms": round(floor, 1),

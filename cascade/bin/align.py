@@ -28,9 +28,9 @@ from cascade.data.batches import Batch
 from cascade.data.decode_batches import decode_batches
 from cascade.files import replacing
 from cascade.log import progress
+from cascade.measure.alignment import align_batch
 from cascade.models.transducer import MODES
 from cascade.provenance import command_line, git_commit, machine
-from cascade.search.alignment import align_batch
 from cascade.search.hypothesis import Hypothesis
 from cascade.stream.words import words_of
 from cascade.text.tokens import Tokenizer

@@ -29,13 +29,14 @@ from cascade.corpus.quarantine import Problem
 from cascade.data.decode_batches import decode_batches
 from cascade.log import progress
 from cascade.measure.wer import Score, oracle, score, write_score
+from cascade.models.torch_engine import TorchEngine, n_best_batch
 from cascade.models.transducer import MODES
 from cascade.provenance import command_line, git_commit, machine
 from cascade.report.collect import describe_model
 from cascade.search.beam import ModifiedBeamSearch
 from cascade.search.greedy import GreedySearch
 from cascade.search.hypothesis import Hypothesis
-from cascade.search.methods import METHODS, DecodingOptions, build_search, decode_batch, n_best_batch
+from cascade.search.methods import METHODS, DecodingOptions, build_search
 from cascade.text.tokens import Tokenizer
 
 ALL = "all"
@@ -190,16 +191,13 @@ def main(words: Sequence[str] | None = None) -> None:
     for mode, method in product(modes, methods):
         chosen = replace(options, mode=mode, method=method)
         out = arguments.out / f"{mode}-{method}" if ALL in (arguments.mode, arguments.method) else arguments.out
-        decodings.append(Decoding(chosen, build_search(model, chosen, tokenizer.unk_id), out))
+        decodings.append(Decoding(chosen, build_search(TorchEngine(model), chosen, tokenizer.unk_id), out))
     batches = decode_batches(arguments.manifest, config, arguments.max_seconds)
     for batch in progress(batches, "decode"):
         for decoding in decodings:
             start = time.perf_counter()
             inputs = (model, decoding.search, batch.features, batch.feature_lens, decoding.options)
-            if arguments.nbest is None:
-                n_best = [[hypothesis] for hypothesis in decode_batch(*inputs)]
-            else:
-                n_best = [hypotheses[: arguments.nbest] for hypotheses in n_best_batch(*inputs)]
+            n_best = [hypotheses[: arguments.nbest or 1] for hypotheses in n_best_batch(*inputs)]
             decoding.lines.extend(utterance_lines(batch.ids, batch.texts, n_best, tokenizer))
             decoding.seconds += time.perf_counter() - start
     if not decodings[0].lines:

@@ -11,6 +11,10 @@ FRAME_SHIFT_MS = 10
 SUBSAMPLING = 4
 ENCODER_FRAME_MS = FRAME_SHIFT_MS * SUBSAMPLING
 
+Mode = Literal["streaming", "look_ahead", "full"]
+"""Passes: the causal one, the non-causal one over blocks, the non-causal one over whole utterances."""
+MODES: tuple[Mode, ...] = ("streaming", "look_ahead", "full")
+
 
 class ConfigError(ValueError):
     """A wrong option: the message names the option, its value and the remedy. Programs exit with 2."""

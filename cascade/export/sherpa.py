@@ -16,8 +16,9 @@ from cascade.config.options import ENCODER_FRAME_MS, FRAME_SHIFT_MS, SUBSAMPLING
 from cascade.export.onnx import DECODER, FULL, JOINER, MODES
 from cascade.export.parity import encode_whole
 from cascade.export.wrappers import Geometry
+from cascade.models.torch_engine import TorchEngine
 from cascade.models.transducer import CascadedTransducer
-from cascade.search.greedy import greedy_search
+from cascade.search.greedy import GreedySearch
 from cascade.text.tokens import WORD_MARK, Tokenizer
 
 
@@ -103,13 +104,13 @@ def _decode(
     """(token, encoder frame) pairs by our search, tokens spelled as sherpa-onnx spells them."""
     lens = torch.tensor([frames.shape[0] for frames in encoder_out])
     padded = torch.nn.utils.rnn.pad_sequence(encoder_out, batch_first=True)
-    hypotheses = greedy_search(model, padded, lens, blank_penalty=blank_penalty, unk_id=tokenizer.unk_id)
+    search = GreedySearch(TorchEngine(model), blank_penalty, tokenizer.unk_id)
     return [
         [
             (_spelling(tokenizer.id_to_symbol(token)), frame)
             for token, frame in zip(hypothesis.tokens, hypothesis.timestamps, strict=True)
         ]
-        for hypothesis in hypotheses
+        for (hypothesis,) in search.decode(padded.numpy(), lens.numpy())
     ]
 
 

@@ -21,6 +21,7 @@ from cascade.checkpoint import load_model
 from cascade.config.load import load_config
 from cascade.config.options import ENCODER_FRAME_MS, SUBSAMPLING, Config
 from cascade.models.build import build_model
+from cascade.models.torch_engine import TorchEngine
 from cascade.models.transducer import CascadedTransducer
 from cascade.search.greedy import GreedySearch
 from cascade.search.methods import DecodingOptions
@@ -36,9 +37,8 @@ NOISE_FRAMES = 3000
 class _PacedSearch(GreedySearch):
     """Greedy search that says its best symbol at every 10th frame and nothing between, at the usual cost."""
 
-    def choose(self, log_probs: Tensor, frames: Tensor) -> tuple[Tensor, Tensor]:
-        best, symbols = super().choose(log_probs, frames)
-        return best, symbols.clamp(min=1) * (frames % _FRAMES_PER_SYMBOL == 0)
+    def choose(self, logits: np.ndarray, frames: np.ndarray) -> np.ndarray:
+        return np.maximum(super().choose(logits, frames), 1) * (frames % _FRAMES_PER_SYMBOL == 0)
 
 
 @dataclass(frozen=True)
@@ -99,31 +99,27 @@ def open_model(source: ModelSource) -> TimedModel:
 def chunk_runner(timed: TimedModel, chunk_frames: int, left_frames: int) -> Callable[[], None]:
     """A function that decodes the stream's next chunk and notes its time."""
     if timed.tokenizer is None:
-        search = _PacedSearch(timed.model, timed.blank_penalty)
+        search = _PacedSearch(TorchEngine(timed.model), timed.blank_penalty)
     else:
-        search = GreedySearch(timed.model, timed.blank_penalty, timed.tokenizer.unk_id)
+        search = GreedySearch(TorchEngine(timed.model), timed.blank_penalty, timed.tokenizer.unk_id)
     encoder_state = timed.model.encoder.initial_state(1, left_frames)
-    search_state = search.init(1)
-    lens = torch.tensor([chunk_frames])
+    row, lens, num_tokens = search.join(), np.array([chunk_frames]), 0
     size, position = chunk_frames * SUBSAMPLING, 0
     features = timed.features.repeat(1 + size // max(1, timed.features.shape[0]), 1)
 
     @torch.inference_mode()
     def run() -> None:
-        nonlocal encoder_state, search_state, position
+        nonlocal encoder_state, num_tokens, position
         if position + size > features.shape[0]:
             position = 0
         chunk = features[None, position : position + size]
         position += size
         start = time.perf_counter()
         encoder_out, encoder_state = timed.model.encoder.forward_chunk(chunk, encoder_state)
-        search_state = search.advance(search_state, timed.model.joiner.project_encoder(encoder_out), lens)
+        search.advance([row], timed.model.joiner.project_encoder(encoder_out).numpy(), lens)
         timed.times_ms.append(1000 * (time.perf_counter() - start))
-        timed.num_symbols += int(search_state.num_tokens)
-        # The text of an endless stream is the caller's: drop it as an endpoint would, keep the predictor's context.
-        search_state = search_state._replace(
-            num_tokens=torch.zeros_like(search_state.num_tokens), history=search_state.history[:, :, :0]
-        )
+        before, num_tokens = num_tokens, int(search.places.num_tokens[row, 0])
+        timed.num_symbols += num_tokens - before
 
     return run
 

@@ -11,6 +11,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from cascade.config.options import FRAME_SHIFT_MS
+from cascade.measure.alignment import align_batch
 from cascade.measure.compute import Spoken, TimedModel, time_mode
 from cascade.measure.delay import (
     SpokenWord,
@@ -21,7 +22,6 @@ from cascade.measure.delay import (
     usable_words,
     watch_streams,
 )
-from cascade.search.alignment import align_batch
 from cascade.search.methods import STREAMING_MODES, DecodingOptions
 from cascade.stream.words import words_of
 

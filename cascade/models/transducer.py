@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 
-from cascade.config.options import ModelConfig
+from cascade.config.options import MODES, Mode, ModelConfig
 from cascade.models.cascaded_encoder import CascadedEncoder
 from cascade.models.joiner import Joiner
 from cascade.models.predictor import build_predictor
-
-Mode = Literal["streaming", "look_ahead", "full"]
-MODES: tuple[Mode, ...] = ("streaming", "look_ahead", "full")
 
 
 class TrainingHeads(nn.Module):

@@ -1,189 +1,264 @@
-"""Modified beam search on the CPU: matrix products and predictor by torch, everything else by compiled kernels.
+"""`beam_numpy` compiled: the same functions of the same arrays, loops instead of whole-array steps.
 
-Same search and same results as the torch code of modified_beam_search.py, in a fraction of its time:
-
-- A hypothesis is a chain of entries (token, frame, log-prob, the entry before), so that keeping it copies nothing.
-- What the predictor said is kept in slots. A slot belongs to the predictor's context (its last labels), or for a
-  recurrent predictor to (the slot before, the label), and is looked up before the predictor is run.
-- Hypotheses of a stream that share a slot share a row of the joiner; places without a hypothesis have none.
-
-Everything is exact: slots and merges compare labels, hashes only find the candidates.
+float32 exponentials are a polynomial that the compiler vectorises, equal to the library's to about one unit in the last
+place; float64 takes the library's.
 """
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-from typing import NamedTuple
+import math
 
+import numba
 import numpy as np
-import torch
-from torch import Tensor
+from numba.extending import intrinsic, overload
 
-from cascade.models.predictor import ContextPredictor, LstmState
-from cascade.models.state import map_state, select_streams, state_tensors
-from cascade.search.beam_kernels import (
-    Entries,
-    Places,
-    Slots,
-    advance_frame,
-    gather_rows,
-    slots_of_rows,
-    write_history,
-)
-from cascade.search.hypothesis import TOKEN
+from cascade.search.rows import Chains, Places
 
-_MAX_SLOTS = 4096
-"""Slots kept besides those in use: 8 MB at D = 512. When they are full, those not in use are forgotten."""
+_BLOCK = 16
+"""Continuations that are looked at together."""
+_LOG2_E = np.float32(1.4426950408889634)
+_LN_2_HIGH, _LN_2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)  # the first one times n has no rounding
+_LOWEST = np.float32(-87.0)  # e to this is still a normal number
+_TERMS = tuple(np.float32(1 / math.factorial(n)) for n in range(8))
+_ONE, _HALF, _TWO = np.float32(1.0), np.float32(0.5), np.float32(2.0)
+
+_kernel = numba.njit(cache=True, error_model="numpy")
+# Sums may be reordered, which lets them be vectorised; logits are no nan.
+_vector_kernel = numba.njit(cache=True, error_model="numpy", fastmath={"reassoc", "nsz", "nnan", "contract", "arcp"})
 
 
-class _Block:
-    """N streams with B hypotheses on their way through frames that all of them have.
+@intrinsic
+def _float_of_bits(typing_context, bits):
+    """The float32 with these int32 bits."""
 
-    Args:
-      search: the ModifiedBeamSearch.
-      state: its BeamState.
-      num_frames: T of the frames to come.
-      factor: of the rolling hash.
+    def generate(context, builder, signature, arguments):
+        return builder.bitcast(arguments[0], context.get_value_type(numba.types.float32))
+
+    return numba.types.float32(numba.types.int32), generate
+
+
+def _exp(x):
+    """e^x for x <= 0."""
+    return math.exp(x)
+
+
+@overload(_exp, inline="always")
+def _exp_of_type(x):
+    if x != numba.types.float32:
+        return lambda x: math.exp(x)
+
+    def exp_float32(x):
+        x = max(x, _LOWEST)
+        n = np.int32(x * _LOG2_E - _HALF)  # the nearest whole number: conversion drops the fraction
+        power = np.float32(n)
+        r = x - power * _LN_2_HIGH - power * _LN_2_LOW  # |r| <= ln(2) / 2
+        y = _TERMS[7]
+        y = y * r + _TERMS[6]
+        y = y * r + _TERMS[5]
+        y = y * r + _TERMS[4]
+        y = y * r + _TERMS[3]
+        y = y * r + _HALF
+        y = y * r + _ONE
+        y = y * r + _ONE
+        return y * _float_of_bits((n + np.int32(127)) << np.int32(23))
+
+    return exp_float32
+
+
+@_vector_kernel
+def _tanh_of_sum(first, second, out):
+    """tanh(a + b) = sign (1 - e) / (1 + e) with e = exp(-2 |a + b|)."""
+    for d in range(len(out)):
+        x = first[d] + second[d]
+        e = _exp(-(abs(x) + abs(x)))
+        one = first.dtype.type(1.0)
+        y = (one - e) / (one + e)
+        out[d] = y if x >= 0 else -y
+
+
+@_kernel
+def join_rows(frame, slot_out, rows, places, joined, hidden):
+    """See beam_numpy.join_rows."""
+    num_rows = 0
+    for n in range(joined.shape[0]):
+        log_probs, slots = places.log_probs[rows[n]], places.slots[rows[n]]
+        for b in range(joined.shape[1]):
+            joined[n, b] = 0
+            if log_probs[b] == -np.inf:
+                continue
+            row = -1
+            for other in range(b):
+                if slots[other] == slots[b] and log_probs[other] > -np.inf:
+                    row = joined[n, other]
+                    break
+            if row < 0:
+                row = num_rows
+                num_rows += 1
+                _tanh_of_sum(frame[n], slot_out[slots[b]], hidden[row])
+            joined[n, b] = row
+    return num_rows
+
+
+@_vector_kernel
+def _add_bias_to_row(logits, bias):
+    """Returns the highest sum, that of the blank left out."""
+    logits[0] += bias[0]
+    logits[1] += bias[1]
+    highest = logits[1]
+    for k in range(2, len(logits)):
+        total = logits[k] + bias[k]
+        logits[k] = total
+        highest = max(highest, total)
+    return highest
+
+
+@_vector_kernel
+def _sum_of_exp(logits, highest):
+    """Of all but the blank."""
+    total = _exp(logits[1] - highest)
+    for k in range(2, len(logits)):
+        total += _exp(logits[k] - highest)
+    return total
+
+
+@_kernel
+def _log_add(first, second):
+    high, low = max(first, second), min(first, second)
+    return high if low == -np.inf else high + math.log1p(math.exp(low - high))
+
+
+@_kernel
+def add_bias(logits, bias, silent, sums, label_sums):
+    """See beam_numpy.add_bias."""
+    for r in range(logits.shape[0]):
+        row = logits[r]
+        highest = _add_bias_to_row(row, bias)
+        if silent >= 0:
+            said = row[silent]
+            row[silent] = -np.inf
+            highest = row[1:].max()
+        label_sums[r] = highest + math.log(_sum_of_exp(row, highest))
+        sums[r] = _log_add(label_sums[r], row[0])
+        if silent >= 0:
+            row[silent] = said
+            sums[r] = _log_add(sums[r], said)
+
+
+@_vector_kernel
+def _highest(values):
+    highest = values[0]
+    for k in range(1, len(values)):
+        highest = max(highest, values[k])
+    return highest
+
+
+@_kernel
+def _best(values, shifts, value_rows, base, best, parents, symbols):
+    """The best B continuations of one stream, best first; returns how many there are.
+
+    Of equal ones, that of the hypothesis in the better place comes first, then the lower symbol: strict comparisons.
     """
-
-    def __init__(self, search, state, num_frames: int, factor: int) -> None:
-        self.search, self.state, self.factor = search, state, factor
-        num_streams, beam = state.log_probs.shape
-        size = num_streams * beam
-        self.places = Places(
-            state.log_probs.double().numpy().copy(), state.hashes.numpy().copy(),
-            state.num_tokens.numpy().copy(), -1 - np.arange(size).reshape(num_streams, beam),
-            np.zeros((num_streams, beam), np.int64),
-        )
-        capacity = size * num_frames
-        self.entries = Entries(*(np.empty(capacity, np.int64) for _ in range(3)), np.empty(capacity))
-        self.old = state.history.flatten(0, 1).contiguous().numpy()
-        self.old_tokens = np.ascontiguousarray(self.old[:, TOKEN])
-        self.counts = np.zeros(2, np.int64)
-        self.by_context = isinstance(search.predictor, ContextPredictor)
-        self.num_slots = min(size * (num_frames + 1), _MAX_SLOTS + 2 * size)
-        flat = map_state(lambda tensor: tensor.flatten(0, 1), state.predictor_state)
-        self._make_slots(state.predictor_out.flatten(0, 1), flat)
-
-    def _make_slots(self, row_out: Tensor, row_states: NamedTuple) -> None:
-        """A new table with what the N * B rows need."""
-        size, num_slots = row_out.shape[0], self.num_slots
-        self.slot_out = row_out.new_empty(num_slots, row_out.shape[1])
-        self.slot_states = map_state(lambda tensor: tensor.new_empty(num_slots, *tensor.shape[1:]), row_states)
-        labels = row_states.labels.contiguous().numpy() if self.by_context else np.zeros((size, 2), np.int64)
-        index = np.full(1 << (2 * num_slots).bit_length(), -1, np.int64)
-        self.table = Slots(
-            np.zeros((num_slots, labels.shape[1]), np.int64), index,
-            np.zeros(num_slots, np.int64), np.zeros(num_slots, np.int64),
-        )
-        live = np.flatnonzero(self.places.log_probs.reshape(-1) > -np.inf)
-        slots, kept, count = self.places.slots.reshape(-1), [], 0
-        slots[:] = 0
-        if self.by_context:
-            count = slots_of_rows(self.table, labels, live, slots)
-            kept = np.zeros(count, np.int64)
-            kept[slots[live]] = live
-        else:
-            slots[live], kept, count = np.arange(len(live)), live, len(live)
-        self.counts[1] = count
-        kept = torch.from_numpy(np.asarray(kept, np.int64))
-        self.slot_out[:count] = row_out.index_select(0, kept)
-        for tensor, values in zip(state_tensors(self.slot_states), state_tensors(row_states), strict=True):
-            tensor[:count] = values.index_select(0, kept)
-        if self.by_context:  # the keys are the states
-            self.slot_states = type(row_states)(torch.from_numpy(self.table.keys))
-
-    def rows(self) -> tuple[Tensor, NamedTuple]:
-        """Output of the predictor after each of the N * B hypotheses, and its states."""
-        slots = torch.from_numpy(self.places.slots.reshape(-1))
-        return self.slot_out.index_select(0, slots), select_streams(self.slot_states, slots)
-
-    def run(self, encoder_out: Tensor) -> None:
-        """Search through frames (N, T, D)."""
-        search, places = self.search, self.places
-        num_streams, num_frames, dim = encoder_out.shape
-        size = num_streams * search.beam
-        hidden = encoder_out.new_empty(size, dim)
-        logits = encoder_out.new_empty(2, size, search.num_symbols)
-        rows = np.zeros((num_streams, search.beam), np.int64)
-        new = Places(np.empty(search.beam), *(np.empty(search.beam, np.int64) for _ in range(4)))
-        frames, first = encoder_out.transpose(0, 1).contiguous().numpy(), self.state.num_frames.numpy()
-        weight, bias = search.weight[: search.num_symbols].t(), search.bias[: search.num_symbols]
-        unk = -1 if search.unk_id is None else search.unk_id
-        hidden_rows = hidden.numpy()
-        for frame in range(num_frames):
-            num_rows = gather_rows(frames[frame], self.slot_out.numpy(), places, rows, hidden_rows)
-            inputs = hidden[:num_rows].sigmoid_().mul_(2.0).sub_(1.0)  # tanh, see tanh_of_sum
-            torch.addmm(bias, inputs, weight, out=logits[0, :num_rows])
-            torch.log_softmax(logits[0, :num_rows], dim=-1, out=logits[1, :num_rows])
-            if self.counts[1] + size > self.num_slots:
-                self._make_slots(*self.rows())
-            start = int(self.counts[1])
-            advance_frame(
-                logits[1].numpy(), rows, places, new, self.entries, self.table, self.counts, self.old_tokens,
-                first + frame, self.by_context, unk, self.factor,
-            )
-            self._predict(start, int(self.counts[1]))
-
-    def _predict(self, start: int, end: int) -> None:
-        """Run the predictor for the slots from start to end."""
-        if start == end:
-            return
-        if self.by_context:
-            self.slot_out[start:end] = self.search.predictor.forward_context(self.slot_states.labels[start:end])
-            return
-        parents = torch.from_numpy(self.table.parents[start:end])
-        labels = torch.from_numpy(self.table.labels[start:end])
-        out, states = self.search.predictor.step(labels, select_streams(self.slot_states, parents))
-        self.slot_out[start:end] = out
-        for tensor, values in zip(state_tensors(self.slot_states), state_tensors(states), strict=True):
-            tensor[start:end] = values
-
-    def fields(self) -> dict[str, Tensor | NamedTuple]:
-        """The fields of the new BeamState that this block knows; log_probs (N, B) float64 without the offset."""
-        places, shape = self.places, self.places.slots.shape
-        places.num_tokens[places.log_probs == -np.inf] = 0
-        history = np.zeros((shape[0] * shape[1], 3, int(places.num_tokens.max())))
-        write_history(places, self.entries, self.old, history)
-        predictor_out, states = self.rows()
-        return {
-            "log_probs": torch.from_numpy(places.log_probs),
-            "hashes": torch.from_numpy(places.hashes),
-            "num_tokens": torch.from_numpy(places.num_tokens),
-            "history": torch.from_numpy(history).unflatten(0, shape),
-            "predictor_out": predictor_out.unflatten(0, shape),
-            "predictor_state": map_state(lambda tensor: tensor.unflatten(0, shape), states),
-        }
+    beam, count, worst = len(best), 0, -np.inf
+    for b in range(beam):
+        if base[b] == -np.inf:
+            continue
+        row, shift, num_symbols = values[value_rows[b]], shifts[value_rows[b]], values.shape[1]
+        for start in range(0, num_symbols, _BLOCK):
+            end = min(start + _BLOCK, num_symbols)
+            if not base[b] + (_highest(row[start:end]) - shift) > worst:  # most blocks hold nothing of interest
+                continue
+            for k in range(start, end):
+                total = base[b] + (row[k] - shift)
+                if total > worst:
+                    count = min(count + 1, beam)
+                    i = count - 1
+                    while i > 0 and best[i - 1] < total:
+                        best[i], parents[i], symbols[i] = best[i - 1], parents[i - 1], symbols[i - 1]
+                        i -= 1
+                    best[i], parents[i], symbols[i] = total, b, k
+                    if count == beam:
+                        worst = best[beam - 1]
+    return count
 
 
-def advance(search, state, encoder_out: Tensor, factor: int) -> dict[str, Tensor | NamedTuple]:
-    """Search through frames (N, T, D) that all N streams have: what `_advance_in_torch` does.
-
-    Args:
-      search: the ModifiedBeamSearch; state: its BeamState. factor: of the rolling hash over tokens.
-    Returns:
-      the fields of the new BeamState, log_probs (N, B) without the offset.
-    """
-    block = _Block(search, state, encoder_out.shape[1], factor)
-    block.run(encoder_out)
-    return block.fields()
+@_kernel
+def _same_tokens(first, second, chains):
+    while first != second:
+        if chains.token[first] != chains.token[second]:
+            return False
+        first, second = chains.before[first], chains.before[second]
+    return True
 
 
-def compile_kernels(dtype: torch.dtype) -> None:
+@_kernel
+def _merge(new, count, grows, chains):
+    """Add up equal token sequences among the first `count` places of one stream; the best stays."""
+    for i in range(count):
+        if new.log_probs[i] == -np.inf:
+            continue
+        merged, acoustic = 0.0, 0.0
+        for j in range(i + 1, count):
+            if (
+                new.log_probs[j] > -np.inf
+                and new.hashes[j] == new.hashes[i]
+                and new.num_tokens[j] == new.num_tokens[i]
+                and _same_tokens(new.ends[i], new.ends[j], chains)
+            ):
+                merged += math.exp(new.log_probs[j] - new.log_probs[i])
+                acoustic += math.exp(new.acoustic[j] - new.acoustic[i])
+                new.log_probs[j] = -np.inf
+                if grows[i] and not grows[j]:  # it said nothing now: what the predictor says is known
+                    grows[i], new.slots[i] = False, new.slots[j]
+                grows[j] = False
+        if merged > 0.0:
+            new.log_probs[i] += math.log1p(merged)
+            new.acoustic[i] += math.log1p(acoustic)
+
+
+@_kernel
+def choose(
+    values, shifts, value_rows, logits, sums, joined, rows, places, chains, count, numbers, silent, multiplier,
+    parents, symbols, grows,
+):  # fmt: skip
+    """See beam_numpy.choose."""
+    beam = joined.shape[1]
+    floats, whole = np.empty((2, beam)), np.empty((4, beam), np.int64)
+    new, best = Places(floats[0], floats[1], whole[0], whole[1], whole[2], whole[3]), np.empty(beam)
+    for n in range(len(rows)):
+        row = rows[n]
+        num_best = _best(values, shifts, value_rows[n], places.log_probs[row], best, parents[n], symbols[n])
+        for i in range(num_best):
+            b, symbol = parents[n, i], symbols[n, i]
+            log_prob = logits[joined[n, b], symbol] - sums[joined[n, b]]
+            new.log_probs[i], new.acoustic[i] = best[i], places.acoustic[row, b] + log_prob
+            new.hashes[i], new.num_tokens[i] = places.hashes[row, b], places.num_tokens[row, b]
+            new.ends[i], new.slots[i] = places.ends[row, b], places.slots[row, b]
+            grows[n, i] = symbol != 0 and symbol != silent
+            if grows[n, i]:
+                chains.before[count], chains.token[count] = new.ends[i], symbol
+                chains.frame[count], chains.log_prob[count] = numbers[n], log_prob
+                new.hashes[i] = new.hashes[i] * multiplier + symbol
+                new.num_tokens[i] += 1
+                new.ends[i] = count
+                count += 1
+            else:
+                symbols[n, i] = 0
+        _merge(new, num_best, grows[n], chains)
+        places.log_probs[row] = -np.inf
+        for i in range(num_best):
+            places.log_probs[row, i], places.acoustic[row, i] = new.log_probs[i], new.acoustic[i]
+            places.hashes[row, i], places.num_tokens[row, i] = new.hashes[i], new.num_tokens[i]
+            places.ends[row, i], places.slots[row, i] = new.ends[i], new.slots[i]
+        parents[n, num_best:], symbols[n, num_best:], grows[n, num_best:] = 0, 0, False
+    return count
+
+
+def compile_kernels(dtype: np.dtype) -> None:
     """Compile, or load what an earlier process compiled, so that no stream waits for it."""
-
-    def step(labels: Tensor, state: LstmState) -> tuple[Tensor, LstmState]:
-        return torch.zeros(len(labels), 1, dtype=dtype), state
-
-    ones, zeros = torch.ones(1, 1, 1, dtype=dtype), torch.zeros(1, 1, dtype=torch.int64)
-    search = SimpleNamespace(
-        beam=1, num_symbols=2, weight=torch.tensor([[0.0], [1.0]], dtype=dtype), bias=torch.zeros(2, dtype=dtype),
-        unk_id=None, predictor=SimpleNamespace(step=step),
-    )
-    state = SimpleNamespace(
-        log_probs=ones[0] * 0, hashes=zeros, num_tokens=zeros, num_frames=zeros[0], predictor_out=ones,
-        history=torch.zeros(1, 1, 3, 0, dtype=torch.float64), predictor_state=LstmState(ones, ones),
-    )
-    advance(search, state, ones, 1)
-    table = Slots(zeros.numpy().copy(), np.full(2, -1), zeros.numpy()[0], zeros.numpy()[0])
-    slots_of_rows(table, zeros.numpy(), np.zeros(1, np.int64), np.zeros(1, np.int64))
+    zero, sums, values = np.zeros((1, 1), np.int64), np.zeros(1), np.zeros((1, 2), dtype)
+    places = Places(np.zeros((1, 1)), np.zeros((1, 1)), zero, zero.copy(), zero - 1, zero.copy())
+    chains, grows = Chains(*(np.zeros(1, np.int64) for _ in range(3)), sums), np.zeros((1, 1), bool)
+    join_rows(values, values, zero[0], places, zero.copy(), values.copy())
+    add_bias(values, values[0].copy(), -1, sums, sums.copy())
+    choose(values, sums, zero, values, sums, zero, zero[0], places, chains, 0, zero[0], -1, 1, zero.copy(), zero.copy(),
+           grows)  # fmt: skip

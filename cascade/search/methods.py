@@ -1,19 +1,17 @@
-"""Options of decoding: the pass, its contexts, the search. Whole utterances with the masks of streaming."""
+"""How to decode: the pass, its contexts, the search."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
-from torch import Tensor
-
-from cascade.config.options import ENCODER_FRAME_MS, Config, ConfigError
-from cascade.models.transducer import MODES, CascadedTransducer, Mode
+from cascade.config.options import ENCODER_FRAME_MS, MODES, Config, ConfigError, Mode
 from cascade.search.beam import ModifiedBeamSearch
 from cascade.search.greedy import GreedySearch
-from cascade.search.hypothesis import Hypothesis
+from cascade.search.rows import Networks
+from cascade.search.scorer import Scorer
 
 STREAMING_MODES = (*MODES, "two_pass")
 """Modes of a stream; two_pass shows the streaming pass, then the look-ahead pass, and ends with the full one."""
@@ -43,7 +41,7 @@ class DecodingOptions:
     look_ahead_ms: int = DEFAULT_LOOK_AHEAD_MS
     """The block of modes look_ahead and two_pass."""
     left_context_ms: int = DEFAULT_CHUNK_MS * DEFAULT_LEFT_CHUNKS
-    """Context that a chunk or block sees before its start."""
+    """What a chunk or block sees before its start."""
     blank_penalty: float = 0.0
     """Subtracted from the blank's logit."""
 
@@ -79,54 +77,9 @@ def default_left_context_ms(config: Config, chunk_ms: int) -> int:
 
 
 def build_search(
-    model: CascadedTransducer, options: DecodingOptions, unk_id: int | None
+    networks: Networks, options: DecodingOptions, unk_id: int | None, scorers: Sequence[Scorer] = ()
 ) -> GreedySearch | ModifiedBeamSearch:
     """The search that `options.method` names."""
     if options.method == "greedy_search":
-        return GreedySearch(model, options.blank_penalty, unk_id)
-    return ModifiedBeamSearch(model, options.beam, options.blank_penalty, unk_id)
-
-
-def encode_batch(
-    model: CascadedTransducer, features: Tensor, feature_lens: Tensor, options: DecodingOptions
-) -> tuple[Tensor, Tensor]:
-    """Whole utterances through the pass and the contexts that `options` name; see `CascadedTransducer.encode`.
-
-    Features may lie on any device, what comes out lies on the model's.
-    """
-    return model.encode(
-        features.to(model.device),
-        feature_lens.to(model.device),
-        options.mode,
-        chunk_frames=options.chunk_ms // ENCODER_FRAME_MS,
-        left_frames=options.left_context_ms // ENCODER_FRAME_MS,
-        block_frames=options.look_ahead_ms // ENCODER_FRAME_MS if options.mode == "look_ahead" else None,
-    )
-
-
-@torch.inference_mode()
-def decode_batch(
-    model: CascadedTransducer,
-    search: GreedySearch | ModifiedBeamSearch,
-    features: Tensor,
-    feature_lens: Tensor,
-    options: DecodingOptions,
-) -> list[Hypothesis]:
-    """Decode whole utterances as if they were streamed: the masks hide what a stream would not have heard.
-
-    Args:
-      features: (N, T, F) log-mel fbank, not normalised.
-      feature_lens: (N,) valid feature frames.
-    """
-    encoder_out, encoder_out_lens = encode_batch(model, features, feature_lens, options)
-    return search.results(search.advance(search.init(features.shape[0]), encoder_out, encoder_out_lens))
-
-
-@torch.inference_mode()
-def n_best_batch(
-    model: CascadedTransducer, search: ModifiedBeamSearch, features: Tensor, feature_lens: Tensor,
-    options: DecodingOptions,
-) -> list[list[Hypothesis]]:
-    """All hypotheses in the beam of each utterance, best first; the first is what `decode_batch` gives."""
-    encoder_out, encoder_out_lens = encode_batch(model, features, feature_lens, options)
-    return search.n_best(search.advance(search.init(features.shape[0]), encoder_out, encoder_out_lens))
+        return GreedySearch(networks, options.blank_penalty, unk_id, scorers)
+    return ModifiedBeamSearch(networks, options.beam, options.blank_penalty, unk_id, scorers)

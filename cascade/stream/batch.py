@@ -18,22 +18,23 @@ those of `decode_batch` on the whole utterance; memory then grows with it.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from cascade.config.options import ENCODER_FRAME_MS, SUBSAMPLING, ConfigError
 from cascade.models.state import join_streams, map_state, select_streams
+from cascade.models.torch_engine import TorchEngine
 from cascade.models.transducer import CascadedTransducer
-from cascade.search.beam import ModifiedBeamSearch
 from cascade.search.greedy import GreedySearch
-from cascade.search.hypothesis import Hypothesis, join_search_states
+from cascade.search.hypothesis import Hypothesis
 from cascade.search.methods import DecodingOptions, build_search
-from cascade.stream.endpoint import EndpointOptions, Search, find_endpoint, restart_search
+from cascade.search.rows import Search
+from cascade.stream.endpoint import EndpointOptions, find_endpoint
 from cascade.stream.words import NOTHING, count_changed
 from cascade.text.tokens import Tokenizer
 
@@ -68,10 +69,10 @@ class Stream:
     """(t, C) causal output of the look-ahead block that is not complete yet."""
     causal_out: list[Tensor] = field(default_factory=list)
     """(t, C) causal output of the open segment, for the full pass."""
-    state: Any = None
-    """The search state of the pass that is shown."""
-    corrected: Any = None
-    """The look-ahead pass's search state at the end of its last block."""
+    row: int = 0
+    """The search row of the pass that is shown."""
+    corrected: int = 0
+    """In mode two_pass, the row that the look-ahead pass left at the end of its last block; else the same row."""
     best: Hypothesis = NOTHING
     """The open segment's best hypothesis; `shown` is what a user saw of it after the last step."""
     shown: Hypothesis = NOTHING
@@ -169,10 +170,11 @@ class StreamBatch:
         self._first_pass = mode in ("streaming", "two_pass") or (mode == "full" and endpoint is not None)
         self._look_ahead = mode in ("look_ahead", "two_pass")
         self._full_pass = mode in ("full", "two_pass")
-        self._search = build_search(model, options, tokenizer.unk_id)
+        engine = TorchEngine(model)
+        self._search = build_search(engine, options, tokenizer.unk_id)
         # In mode full the causal pass only looks for endpoints.
         self._step_search: Search = (
-            GreedySearch(model, options.blank_penalty, tokenizer.unk_id) if mode == "full" else self._search
+            GreedySearch(engine, options.blank_penalty, tokenizer.unk_id) if mode == "full" else self._search
         )
         encoder, left = model.encoder, options.left_context_ms // ENCODER_FRAME_MS
         self._like = encoder.feature_mean
@@ -190,7 +192,9 @@ class StreamBatch:
     def join(self) -> Stream:
         """A new stream, which has heard nothing."""
         stream = Stream(features=self._like.new_zeros(0, self._like.shape[0]))
-        stream.state = stream.corrected = self._step_search.init(1)
+        stream.row = stream.corrected = self._step_search.join()
+        if self.options.mode == "two_pass":
+            stream.corrected = self._step_search.join()
         self._streams.append(stream)
         for rows in self._rows.values():
             rows.join()
@@ -201,6 +205,8 @@ class StreamBatch:
         """Forget a stream, in the middle of a segment if need be."""
         row = self._streams.index(stream)
         del self._streams[row]
+        for search_row in {stream.row, stream.corrected}:
+            self._step_search.leave(search_row)
         for rows in self._rows.values():
             rows.leave(row)
 
@@ -244,8 +250,7 @@ class StreamBatch:
         """The first tokens of the open segment, which no pass but the full one can take back."""
         if self.options.mode == "full":
             return ()
-        state = stream.corrected if self._look_ahead else stream.state
-        return tuple(os.path.commonprefix([hypothesis.tokens for hypothesis in self._alternatives(state)[0]]))
+        return self._step_search.stable_tokens(stream.corrected)
 
     def _advance(self, streams: list[Stream]) -> None:
         """One chunk of the causal pass, and what follows from it."""
@@ -264,11 +269,9 @@ class StreamBatch:
             searched = [index for index, stream in enumerate(streams) if stream not in complete]
             if searched:
                 index = torch.tensor(searched, device=lens.device)
-                group = [streams[place] for place in searched]
-                states = [stream.state for stream in group]
-                states = self._search_on(group, states, causal_out.index_select(0, index), lens.index_select(0, index))
-                for stream, state in zip(group, states, strict=True):
-                    stream.state = state
+                some = [streams[place] for place in searched]
+                rows = [stream.row for stream in some]
+                self._search_on(some, rows, causal_out.index_select(0, index), lens.index_select(0, index))
         self._advance_blocks(complete)
         self._show(streams)
         if self._endpoint is not None:
@@ -295,20 +298,19 @@ class StreamBatch:
         for stream in streams:
             stream.block.clear()
         if searched:
-            states = self._search_on(streams, [stream.corrected for stream in streams], out, lens)
-            for stream, state in zip(streams, states, strict=True):
-                stream.state = stream.corrected = state
+            self._search_on(streams, [stream.corrected for stream in streams], out, lens)
+            for stream in streams:
+                self._step_search.copy(stream.corrected, stream.row)
 
-    def _search_on(self, streams: list[Stream], states: list[Any], encoder_out: Tensor, lens: Tensor) -> list[Any]:
-        """Search on from `states` through (N, T, C) encoder output; returns the new states, one per stream."""
-        search = self._step_search
-        state = states[0] if len(states) == 1 else join_search_states(*states)
-        state = search.advance(state, self._model.joiner.project_encoder(encoder_out), lens)
-        for stream, best in zip(streams, search.results(state), strict=True):
+    def _search_on(self, streams: list[Stream], rows: list[int], encoder_out: Tensor, lens: Tensor) -> None:
+        """Let these rows, one per stream, search on through (N, T, C) encoder output."""
+        self._step_search.advance(rows, *self._projected(encoder_out, lens))
+        for stream, best in zip(streams, self._step_search.results(rows, final=False), strict=True):
             stream.best = best
-        if len(streams) == 1:
-            return [state]
-        return [select_streams(state, torch.tensor([row], device=lens.device)) for row in range(len(streams))]
+
+    def _projected(self, encoder_out: Tensor, lens: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """Encoder output as searches take it."""
+        return self._model.joiner.project_encoder(encoder_out).cpu().numpy(), lens.cpu().numpy()
 
     def _show(self, streams: list[Stream]) -> None:
         for stream in streams:
@@ -320,13 +322,10 @@ class StreamBatch:
     def _end_segments(self, streams: list[Stream], rules: list[str]) -> None:
         """The final text of these streams' open segments; the next ones begin."""
         if self._full_pass:
-            finals, states = self._decode_whole(streams)
+            finals = self._decode_whole(streams)
         else:
-            states = [stream.state for stream in streams]
-            finals = [self._alternatives(state)[0] for state in states]
-        if self.options.mode == "full":  # its endpoint search has its own context
-            states = [stream.state for stream in streams]
-        for stream, hypotheses, state, rule in zip(streams, finals, states, rules, strict=True):
+            finals = self._search.n_best([stream.row for stream in streams])
+        for stream, hypotheses, rule in zip(streams, finals, rules, strict=True):
             stream.num_changed_words += count_changed(stream.shown, hypotheses[0], self.tokenizer)
             if hypotheses[0].tokens:
                 stream.segments.append(
@@ -336,21 +335,28 @@ class StreamBatch:
             stream.num_frames = 0
             stream.causal_out.clear()
             stream.best = stream.shown = NOTHING
-            stream.state = stream.corrected = restart_search(self._step_search, state)
+            self._step_search.restart(stream.row)
+            self._step_search.copy(stream.row, stream.corrected)
 
-    def _decode_whole(self, streams: list[Stream]) -> tuple[list[list[Hypothesis]], list[Any]]:
-        """The full pass over the open segments: the hypotheses, best first, and the search states, one per stream."""
+    def _decode_whole(self, streams: list[Stream]) -> list[list[Hypothesis]]:
+        """The full pass over the open segments: their hypotheses, best first.
+
+        In mode two_pass the next segments' search goes on from it; in mode full the endpoints' search goes its own way.
+        """
         if not streams:
-            return [], []
+            return []
         parts = [torch.cat(stream.causal_out) for stream in streams]
         lens = torch.tensor([part.shape[0] for part in parts], device=self._like.device)
         causal_out = torch.nn.utils.rnn.pad_sequence(parts, batch_first=True)
         out = self._model.encoder.forward_noncausal(causal_out, lens, None, None)
-        state = self._search.advance(self._search.init(len(streams)), self._model.joiner.project_encoder(out), lens)
-        rows = range(len(streams))
-        return self._alternatives(state, self._search), [
-            select_streams(state, torch.tensor([row], device=lens.device)) for row in rows
-        ]
+        rows = [self._search.join() for _ in streams]
+        self._search.advance(rows, *self._projected(out, lens))
+        hypotheses = self._search.n_best(rows)
+        for stream, row in zip(streams, rows, strict=True):
+            if self._search is self._step_search:
+                self._search.copy(row, stream.row)
+            self._search.leave(row)
+        return hypotheses
 
     def _close(self, streams: list[Stream]) -> None:
         if self.options.mode == "look_ahead":
@@ -363,13 +369,6 @@ class StreamBatch:
             stream.num_steps += 1
             stream.closed = True
             self.leave(stream)
-
-    def _alternatives(self, state: Any, search: Search | None = None) -> list[list[Hypothesis]]:
-        """Per stream, all hypotheses the search holds, best first."""
-        search = search or self._step_search
-        if isinstance(search, ModifiedBeamSearch):
-            return search.n_best(state)
-        return [[hypothesis] for hypothesis in search.results(state)]
 
     def _rows_of(self, streams: list[Stream]) -> list[int]:
         wanted = set(map(id, streams))

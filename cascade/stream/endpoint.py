@@ -8,14 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from torch import Tensor
-
 from cascade.config.options import ENCODER_FRAME_MS, ConfigError
-from cascade.models.state import map_state
-from cascade.search.beam import BeamState, ModifiedBeamSearch
-from cascade.search.greedy import GreedySearch, GreedyState
-
-Search = GreedySearch | ModifiedBeamSearch
 
 LONGEST_SEGMENT = 30.0
 """Seconds: the full pass looks at a whole segment, its cost and memory grow with it."""
@@ -77,28 +70,3 @@ def find_endpoint(options: EndpointOptions, num_frames: int, last_token: int | N
 def _last(num_frames: int, seconds: float) -> bool:
     """True where so many frames last so long."""
     return num_frames * ENCODER_FRAME_MS >= 1000 * seconds
-
-
-def restart_search(search: Search, state: GreedyState | BeamState) -> GreedyState | BeamState:
-    """The state of a stream's next segment: nothing heard and nothing said, but the predictor remembers the labels of
-    the best hypothesis, as in sherpa-onnx; a segment that said nothing leaves nothing to remember.
-
-    Args:
-      state: of one stream.
-    """
-    new = search.init(1)
-    if isinstance(state, GreedyState):
-        if int(state.num_tokens[0]) == 0:
-            return new
-        return new._replace(predictor_out=state.predictor_out, predictor_state=state.predictor_state)
-    scores = (state.log_probs + state.log_prob_offset[:, None]) / (state.num_tokens + search.context_size)
-    best = int(scores[0].argmax())
-    if int(state.num_tokens[0, best]) == 0:
-        return new
-
-    def everywhere(tensor: Tensor) -> Tensor:
-        return tensor[:, best : best + 1].expand_as(tensor).clone()
-
-    return new._replace(
-        predictor_out=everywhere(state.predictor_out), predictor_state=map_state(everywhere, state.predictor_state)
-    )

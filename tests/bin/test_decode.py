@@ -7,13 +7,13 @@ from cascade.bin import decode, latency
 from cascade.checkpoint import load_model
 from cascade.config.options import ConfigError
 from cascade.data.decode_batches import decode_batches
+from cascade.models.torch_engine import TorchEngine, decode_batch
 from cascade.models.transducer import MODES
 from cascade.search.methods import (
     METHODS,
     STREAMING_MODES,
     DecodingOptions,
     build_search,
-    decode_batch,
     default_left_context_ms,
 )
 from tests.tiny_run import call, make_manifest, make_model_dir
@@ -191,17 +191,17 @@ def test_streamed_chunks_decode_as_the_masked_whole_utterance(run_dir, model, me
     net, config, tokenizer = load_model(run_dir / model)
     net.double()
     options = DecodingOptions(mode="streaming", method=method, left_context_ms=640)
-    search = build_search(net, options, tokenizer.unk_id)
+    search = build_search(TorchEngine(net), options, tokenizer.unk_id)
     batches = list(decode_batches(run_dir / "test.jsonl", config, max_seconds=30.0))
     features, lens = batches[-1].features.double(), batches[-1].feature_lens
     whole = decode_batch(net, search, features, lens, options)
     with torch.inference_mode():
-        encoder_state, state = net.encoder.initial_state(len(lens), 16), search.init(len(lens))
+        encoder_state, rows = net.encoder.initial_state(len(lens), 16), [search.join() for _ in lens]
         for start in range(0, features.shape[1], 32):
             chunk_lens = (lens - start).clamp(0, 32)
             out, encoder_state = net.encoder.forward_chunk(features[:, start : start + 32], encoder_state, chunk_lens)
-            state = search.advance(state, net.joiner.project_encoder(out), chunk_lens // 4)
-    streamed = search.results(state)
+            search.advance(rows, net.joiner.project_encoder(out).numpy(), chunk_lens.numpy() // 4)
+    streamed = search.results(rows)
     assert any(hypothesis.tokens for hypothesis in whole)
     for one, other in zip(whole, streamed, strict=True):
         assert (one.tokens, one.timestamps) == (other.tokens, other.timestamps)

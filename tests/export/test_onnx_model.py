@@ -15,7 +15,8 @@ from cascade.bin import transcribe
 from cascade.config.options import ENCODER_FRAME_MS, ConfigError
 from cascade.export.onnx_model import OnnxDecoder, OnnxModel
 from cascade.export.sherpa import synthetic_recordings
-from cascade.search.methods import METHODS, STREAMING_MODES, DecodingOptions, build_search, decode_batch
+from cascade.models.torch_engine import TorchEngine, decode_batch
+from cascade.search.methods import METHODS, STREAMING_MODES, DecodingOptions, build_search
 from cascade.stream.batch import StreamBatch
 from cascade.stream.endpoint import EndpointOptions
 from tests.export.conftest import GEOMETRY
@@ -62,7 +63,7 @@ def test_streams_on_the_files_say_what_pytorch_says(exported, onnx_model, mode, 
                 decoder.end()
         batch.run()
     whole = DecodingOptions(mode="full" if mode == "two_pass" else mode, method=method, **TIMES)
-    search = build_search(exported.model, whole, exported.tokenizer.unk_id)
+    search = build_search(TorchEngine(exported.model), whole, exported.tokenizer.unk_id)
     for decoder, samples in zip(decoders, recordings, strict=True):
         features = whole_steps(samples, exported.config)
         expected = decode_batch(exported.model, search, features[None], torch.tensor([len(features)]), whole)[0]

@@ -43,14 +43,14 @@ def test_another_penalty_is_noticed(exported):
 def test_other_times_are_noticed(exported, monkeypatch):
     from cascade.export import sherpa
 
-    search = sherpa.greedy_search
+    decode = sherpa.GreedySearch.decode
 
-    def later(*args, **options):
+    def later(*args):
         return [
-            dataclasses.replace(item, timestamps=tuple(time + 1 for time in item.timestamps))
-            for item in search(*args, **options)
+            [dataclasses.replace(hypothesis, timestamps=tuple(time + 1 for time in hypothesis.timestamps))]
+            for (hypothesis,) in decode(*args)
         ]
 
-    monkeypatch.setattr(sherpa, "greedy_search", later)
+    monkeypatch.setattr(sherpa.GreedySearch, "decode", later)
     with pytest.raises(ValueError, match="sherpa-onnx and PyTorch differ"):
         compare(exported, exported.model, 1.6)

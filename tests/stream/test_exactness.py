@@ -14,7 +14,8 @@ from cascade.audio.fbank import StreamingFbank
 from cascade.checkpoint import load_model
 from cascade.config.load import load_config
 from cascade.models.build import build_model
-from cascade.search.methods import METHODS, STREAMING_MODES, DecodingOptions, build_search, decode_batch
+from cascade.models.torch_engine import TorchEngine, decode_batch
+from cascade.search.methods import METHODS, STREAMING_MODES, DecodingOptions, build_search
 from cascade.stream.batch import StreamBatch
 from cascade.stream.decoder import StreamingDecoder
 from cascade.text.tokens import Tokenizer
@@ -110,7 +111,8 @@ def test_the_full_size_model_streamed_says_what_it_says_at_once(full_size, mode,
     whole = replace(options, mode="full" if mode == "two_pass" else mode)
     parts = [features_of(samples, config) for samples in recordings]
     expected = decode_batch(
-        model, build_search(model, whole, tokenizer.unk_id), torch.nn.utils.rnn.pad_sequence(parts, batch_first=True),
+        model, build_search(TorchEngine(model), whole, tokenizer.unk_id),
+        torch.nn.utils.rnn.pad_sequence(parts, batch_first=True),
         torch.tensor([len(part) for part in parts]), whole,
     )
     assert all(len(hypothesis.tokens) > 3 for hypothesis in expected)
@@ -175,7 +177,7 @@ def test_streams_under_any_schedule_say_what_whole_utterances_say(small, data):
     batch.run()
     assert len(batch) == 0
     whole = replace(options, mode="full" if options.mode == "two_pass" else options.mode)
-    search = build_search(model, whole, tokenizer.unk_id)
+    search = build_search(TorchEngine(model), whole, tokenizer.unk_id)
     for player in ended + active:
         features = features_of(np.concatenate([np.zeros(0, np.float32), *player.heard]), config).double()
         if len(features) < 4:

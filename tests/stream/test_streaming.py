@@ -9,7 +9,8 @@ from cascade.audio.fbank import StreamingFbank
 from cascade.audio.resample import resample
 from cascade.checkpoint import load_model
 from cascade.config.options import ConfigError
-from cascade.search.methods import METHODS, STREAMING_MODES, DecodingOptions, build_search, decode_batch
+from cascade.models.torch_engine import TorchEngine, decode_batch
+from cascade.search.methods import METHODS, STREAMING_MODES, DecodingOptions, build_search
 from cascade.stream.batch import StreamBatch
 from cascade.stream.decoder import StreamingDecoder
 from cascade.stream.endpoint import EndpointOptions
@@ -58,7 +59,7 @@ def simulate(loaded, samples, options):
     model, config, tokenizer = loaded
     options = replace(options, mode="full" if options.mode == "two_pass" else options.mode)
     features = features_of(samples, config)
-    search = build_search(model, options, tokenizer.unk_id)
+    search = build_search(TorchEngine(model), options, tokenizer.unk_id)
     return decode_batch(model, search, features[None], torch.tensor([len(features)]), options)[0]
 
 
@@ -256,13 +257,13 @@ def test_the_full_pass_sees_its_segment_and_nothing_else(student):
     causal, _ = model.encoder.forward_causal(features[None], torch.tensor([len(features)]), 4, 16)
     final = decode(student, samples, options, SHORT)
     ends = [segment.first_frame for segment in final.segments[1:]] + [final.num_frames]
-    search = build_search(model, options, tokenizer.unk_id)
+    search = build_search(TorchEngine(model), options, tokenizer.unk_id)
     assert len(ends) > 2
     for segment, end in zip(final.segments, ends, strict=True):
         part = causal[:, segment.first_frame : end]
         lens = torch.tensor([part.shape[1]])
         out = model.joiner.project_encoder(model.encoder.forward_noncausal(part, lens, None, None))
-        expected = search.results(search.advance(search.init(1), out, lens))[0]
+        ((expected, *_),) = search.decode(out.detach().numpy(), lens.numpy())
         assert segment.hypotheses[0].tokens == expected.tokens
         assert segment.hypotheses[0].timestamps == expected.timestamps
 
@@ -275,22 +276,19 @@ def test_an_endpoint_keeps_the_encoder_and_the_last_labels(loaded, method):
     features = features_of(samples, config)
     out, _ = model.encode(features[None], torch.tensor([len(features)]), "streaming", 4, 16)
     final = decode(loaded, samples, options, SHORT)
-    search, labels = build_search(model, options, tokenizer.unk_id), [0]
+    labels: list[int] = []
     ends = [segment.first_frame for segment in final.segments[1:]] + [final.num_frames]
     assert len(ends) > 2
     for segment, end in zip(final.segments, ends, strict=True):
-        predictor_state = model.predictor.initial_state(1)
+        search = build_search(TorchEngine(model), options, tokenizer.unk_id)
+        row, slot = search.join(), np.zeros(1, np.int64)
+        search.slots.reserve(len(labels), np.zeros(0, np.int64))
         for label in labels:
-            predictor_out, predictor_state = model.predictor.step(torch.tensor([label]), predictor_state)
-        state = search.init(1)
-        if method == "modified_beam_search":
-            predictor_out = predictor_out.expand(4, -1)[None].clone()
-            predictor_state = type(predictor_state)(
-                *(tensor.expand(4, *tensor.shape[1:])[None].clone() for tensor in predictor_state)
-            )
-        state = state._replace(predictor_out=predictor_out, predictor_state=predictor_state)
+            slot = search.slots.after(slot, np.array([label]))
+        search.places.slots[row] = slot
         part = out[:, segment.first_frame : end]
-        expected = search.results(search.advance(state, part, torch.tensor([part.shape[1]])))[0]
+        search.advance([row], part.detach().numpy(), np.array([part.shape[1]]))
+        (expected,) = search.results([row])
         assert segment.hypotheses[0].tokens == expected.tokens
         labels += expected.tokens
 
@@ -298,7 +296,7 @@ def test_an_endpoint_keeps_the_encoder_and_the_last_labels(loaded, method):
 def scripted(student, says, endpoint, mode="streaming"):
     """A batch whose search says symbol 3 at the frames (of a segment) for which `says` holds."""
     batch = StreamBatch(student[0], student[2], DecodingOptions(mode=mode), endpoint)
-    batch._step_search.choose = lambda log_probs, frames: (log_probs[..., 3], 3 * says(frames).long())
+    batch._step_search.choose = lambda logits, frames: 3 * says(frames)
     return batch
 
 
@@ -331,8 +329,8 @@ def test_memory_does_not_grow_with_the_stream(student, mode):
     for _ in range(12):
         decoder.accept(noise(0.8, 20), RATE)
         stream = decoder._stream
-        kept = [*stream.block, *stream.causal_out, stream.features[stream.num_taken :], stream.state.history]
-        sizes.append(sum(tensor.numel() for tensor in kept))
+        kept = [*stream.block, *stream.causal_out, stream.features[stream.num_taken :]]
+        sizes.append(sum(tensor.numel() for tensor in kept) + len(decoder.batch._search.entries.chains.before))
         assert stream.segments == [] and decoder._segments == []
     assert max(sizes[6:]) <= 1.3 * max(sizes[:6])
 

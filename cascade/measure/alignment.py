@@ -9,9 +9,10 @@ from torch import Tensor
 
 from cascade.losses.best_path import best_symbol_frames
 from cascade.losses.joiner_cells import JoinerInputs
+from cascade.models.torch_engine import encode_batch
 from cascade.models.transducer import CascadedTransducer
-from cascade.search.hypothesis import Hypothesis, predictor_context_size
-from cascade.search.methods import DecodingOptions, encode_batch
+from cascade.search.hypothesis import Hypothesis
+from cascade.search.methods import DecodingOptions
 
 
 @torch.inference_mode()
@@ -42,7 +43,7 @@ def align_batch(
     bias[0] -= options.blank_penalty
     inputs = JoinerInputs(encoder_out, model.predictor(symbols), model.joiner.output_weight, bias)
     best = best_symbol_frames(inputs, symbols, boundary, rnnt_type)
-    context_size, hypotheses = predictor_context_size(model), []
+    context_size, hypotheses = model.predictor.context_size, []
     rows = zip(tokens, best.frames.tolist(), best.log_probs.tolist(), best.scores.tolist(), strict=True)
     for sequence, frames, log_probs, score in rows:
         count = len(sequence)

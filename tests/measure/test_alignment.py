@@ -11,8 +11,9 @@ from cascade.bin import align
 from cascade.checkpoint import load_file, load_model, save_file
 from cascade.data.alignments import TimedWord, read_alignments, read_ctm, write_aligned_cuts, write_ctm
 from cascade.data.decode_batches import decode_batches
-from cascade.search.alignment import align_batch
-from cascade.search.methods import DecodingOptions, build_search, decode_batch
+from cascade.measure.alignment import align_batch
+from cascade.models.torch_engine import TorchEngine, decode_batch
+from cascade.search.methods import DecodingOptions, build_search
 from tests.tiny_run import make_manifest, make_model_dir
 
 
@@ -79,7 +80,7 @@ def test_no_path_scores_better_than_the_alignment(run_dir):
     model, config, tokenizer = load_model(run_dir / "student")
     model.double()
     options = DecodingOptions(mode="full")
-    search = build_search(model, options, None)
+    search = build_search(TorchEngine(model), options, None)
     batch = list(decode_batches(run_dir / "test.jsonl", config, max_seconds=30.0))[-1]
     features = batch.features.double()
     greedy = decode_batch(model, search, features, batch.feature_lens, options)

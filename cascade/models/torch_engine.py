@@ -1,0 +1,112 @@
+"""A PyTorch model as a search sees it: arrays, predictor and joiner on the CPU. Whole utterances are decoded here."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cascade.config.options import ENCODER_FRAME_MS
+from cascade.models.predictor import ContextPredictor, StatelessPredictor
+
+State = tuple[np.ndarray, ...]
+
+
+class TorchPredictor:
+    """A predictor on the CPU that takes and gives arrays; a state that is labels stays an array."""
+
+    def __init__(self, predictor: Any) -> None:
+        self._predictor = predictor
+        self._state_type = type(predictor.initial_state(0))
+        self.context_size = int(getattr(predictor, "context_size", None) or 1)
+        self._by_context = isinstance(predictor, ContextPredictor)
+        self._context_vectors = _context_vectors(predictor)
+
+    def initial(self, n: int) -> tuple[np.ndarray, State]:
+        with torch.inference_mode():
+            state = tuple(tensor.numpy() for tensor in self._predictor.initial_state(n))
+        return self.step(np.zeros(n, np.int64), state)
+
+    def step(self, labels: np.ndarray, state: State) -> tuple[np.ndarray, State]:
+        if self._by_context:
+            context = np.concatenate((state[0][:, 1:], labels[:, None]), axis=1)
+            return self._context_vectors(context), (context,)
+        with torch.inference_mode():
+            tensors = self._state_type(*map(torch.from_numpy, state))
+            out, tensors = self._predictor.step(torch.from_numpy(labels), tensors)
+            return out.numpy(), tuple(tensor.numpy() for tensor in tensors)
+
+
+def _context_vectors(predictor: Any) -> Callable[[np.ndarray], np.ndarray]:
+    """`forward_context` for arrays (n, K) of labels that are not negative.
+
+    In numpy for the stateless predictor: some ten small torch operations per frame cost twice as much.
+    """
+    if isinstance(predictor, StatelessPredictor):
+        parts = (predictor.embedding.weight, predictor.position_weight, predictor.out.weight, predictor.out.bias)
+        embedding, position, weight, bias = (each.detach().numpy() for each in parts)
+        rows = embedding * (np.arange(len(embedding)) > 0)[:, None]
+
+        def stateless(context: np.ndarray) -> np.ndarray:
+            x = np.einsum("nkd,kd->nd", rows[context], position)
+            return np.maximum(x, 0.0, out=x) @ weight.T + bias
+
+        return stateless
+
+    def in_torch(context: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            return predictor.forward_context(torch.from_numpy(context)).numpy()
+
+    return in_torch
+
+
+class TorchEngine:
+    """What a search runs of a model: `predictor`, `weight` (V, D) and `bias` (V,) of the joiner.
+
+    A model on the CPU shares its memory, of one on a GPU these are copies.
+    """
+
+    def __init__(self, model: Any) -> None:
+        predictor, joiner = model.predictor, model.joiner
+        if joiner.output_weight.device.type != "cpu":  # copied together: their matrix may be tied
+            predictor, joiner = copy.deepcopy(nn.ModuleList((predictor, joiner))).to("cpu")
+        self.predictor = TorchPredictor(predictor)
+        self.weight, self.bias = (each.detach().numpy() for each in (joiner.output_weight, joiner.output_bias))
+
+
+@torch.inference_mode()
+def encode_batch(model: Any, features: Tensor, feature_lens: Tensor, options: Any) -> tuple[Tensor, Tensor]:
+    """Whole utterances through the pass and the contexts that `options` name; see `CascadedTransducer.encode`.
+
+    Features may lie on any device, what comes out lies on the model's.
+    """
+    return model.encode(
+        features.to(model.device),
+        feature_lens.to(model.device),
+        options.mode,
+        chunk_frames=options.chunk_ms // ENCODER_FRAME_MS,
+        left_frames=options.left_context_ms // ENCODER_FRAME_MS,
+        block_frames=options.look_ahead_ms // ENCODER_FRAME_MS if options.mode == "look_ahead" else None,
+    )
+
+
+def n_best_batch(model: Any, search: Any, features: Tensor, feature_lens: Tensor, options: Any) -> list[list[Any]]:
+    """Decode whole utterances as if they were streamed: the masks hide what a stream would not have heard.
+
+    Args:
+      features: (N, T, F) log-mel fbank, not normalised; feature_lens: (N,) valid frames.
+      options: the DecodingOptions.
+    Returns:
+      N lists of hypotheses, best first; those of greedy search have one.
+    """
+    encoder_out, encoder_out_lens = encode_batch(model, features, feature_lens, options)
+    return search.decode(encoder_out.cpu().numpy(), encoder_out_lens.cpu().numpy())
+
+
+def decode_batch(*arguments: Any) -> list[Any]:
+    """The best hypothesis of each utterance; see `n_best_batch`."""
+    return [hypotheses[0] for hypotheses in n_best_batch(*arguments)]
