@@ -8,6 +8,9 @@ import torch
 from cascade.models.torch_engine import TorchEngine
 from cascade.search.beam import ModifiedBeamSearch
 from cascade.search.greedy import GreedySearch
+from cascade.search.ngram import read_arpa
+from cascade.search.scorer import NgramScorer
+from tests.search.test_ngram import SRILM
 from tests.search.toy_models import REAL, ToyTransducer, random_encoder_out
 
 BACKENDS = ("numpy", "numba")
@@ -42,12 +45,22 @@ def random_scorers(vocab_size, seed):
     ]
 
 
+@pytest.fixture(params=["tables", "n-gram, LODR"])
+def scorers(request, tmp_path):
+    """Two scorers over four symbols."""
+    if request.param == "tables":
+        return random_scorers(4, seed=2)
+    (tmp_path / "lm.arpa").write_text(SRILM)
+    model = read_arpa(tmp_path / "lm.arpa", ["<blk>", "<unk>", "a", "b"])
+    return [NgramScorer(model, 0.7), NgramScorer(model, -0.3)]
+
+
 def brute_force_with_scores(model, encoder_out, scorers, blanks):
     """Total and acoustic log-probability of every token sequence over (T, D), from all its paths."""
     weight, sums = sum(scorer.blank_weight for scorer in scorers), {}
     for path in itertools.product(range(model.vocab_size), repeat=len(encoder_out)):
         out, state = model.predictor.step(torch.zeros(1, dtype=torch.int64), model.predictor.initial_state(1))
-        tokens, total, acoustic = (), 0.0, 0.0
+        tokens, total, acoustic, states = (), 0.0, 0.0, [scorer.initial(1) for scorer in scorers]
         for frame, symbol in zip(encoder_out, path, strict=True):
             log_probs = model.joiner(frame[None], out).log_softmax(dim=-1)[0]
             acoustic += float(log_probs[symbol])
@@ -55,11 +68,13 @@ def brute_force_with_scores(model, encoder_out, scorers, blanks):
                 total += float(log_probs[symbol]) * (1 + weight)
                 continue
             said = 1 - sum(math.exp(log_probs[blank]) for blank in blanks)
-            last = tokens[-1] if tokens else 0
-            total += float(log_probs[symbol]) + weight * math.log(said) + sum(s.table[last, symbol] for s in scorers)
+            total += float(log_probs[symbol]) + weight * math.log(said)
+            for place, scorer in enumerate(scorers):
+                total += float(scorer.score(states[place])[0, symbol])
+                states[place] = scorer.advance(states[place], np.array([0]), np.array([symbol]))
             tokens += (symbol,)
             out, state = model.predictor.step(torch.tensor([symbol]), state)
-        total += sum(scorer.ends[tokens[-1] if tokens else 0] for scorer in scorers)
+        total += sum(float(scorer.final(state)[0]) for scorer, state in zip(scorers, states, strict=True))
         sums[tokens] = np.logaddexp(sums.get(tokens, (-np.inf, -np.inf)), (total, acoustic))
     return sums
 
@@ -67,8 +82,8 @@ def brute_force_with_scores(model, encoder_out, scorers, blanks):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("kind", ["stateless", "lstm", REAL[2]])
 @pytest.mark.parametrize("unk_id", [None, UNK])
-def test_beam_that_covers_everything_equals_brute_force_with_scores(kind, unk_id, backend):
-    model, scorers = ToyTransducer(kind, vocab_size=4, seed=1), random_scorers(4, seed=2)
+def test_beam_that_covers_everything_equals_brute_force_with_scores(kind, unk_id, backend, scorers):
+    model = ToyTransducer(kind, vocab_size=4, seed=1)
     encoder_out = random_encoder_out(2, 3, seed=3)
     search = ModifiedBeamSearch(TorchEngine(model), 100, unk_id=unk_id, scorers=scorers, backend=backend)
     found = search.decode(encoder_out.numpy(), np.array([3, 2]))
@@ -110,31 +125,38 @@ def test_scorers_that_say_nothing_change_nothing(backend):
             assert first.external_score == pytest.approx(0.0, abs=1e-9)
 
 
-def test_greedy_search_leaves_blanks_to_the_transducer_and_labels_to_the_scores():
-    model, scorers = ToyTransducer("stateless", vocab_size=9, blank_bias=1.0, seed=8), random_scorers(9, seed=9)
-    encoder_out = random_encoder_out(1, 25, seed=10)
+def test_greedy_search_leaves_blanks_to_the_transducer_and_labels_to_the_scores(scorers):
+    model = ToyTransducer("stateless", vocab_size=4, blank_bias=1.0, seed=8)
+    encoder_out, weight = random_encoder_out(1, 25, seed=10), sum(scorer.blank_weight for scorer in scorers)
     search = GreedySearch(TorchEngine(model), unk_id=UNK, scorers=scorers)
     ((hypothesis,),) = search.decode(encoder_out.numpy(), np.array([25]))
     out, state = model.predictor.step(torch.tensor([0]), model.predictor.initial_state(1))
-    tokens, frames, acoustic, external = [], [], 0.0, 0.0
+    tokens, frames, acoustic, external, changed = [], [], 0.0, 0.0, 0
+    states = [scorer.initial(1) for scorer in scorers]
     for number, frame in enumerate(encoder_out[0]):
         log_probs = model.joiner(frame[None], out).log_softmax(dim=-1)[0].numpy()
-        symbol = int(log_probs.argmax())
+        symbol = own = int(log_probs.argmax())
         if symbol not in (0, UNK):
-            scores = sum(scorer.table[tokens[-1] if tokens else 0] for scorer in scorers)
+            scores = sum(scorer.score(state)[0] for scorer, state in zip(scorers, states, strict=True))
             ranked = log_probs + scores
             ranked[[0, UNK]] = -np.inf
             symbol = int(ranked.argmax())
-            external += scores[symbol] + 0.4 * math.log(1 - math.exp(log_probs[0]) - math.exp(log_probs[UNK]))
+            changed += symbol != own
+            external += scores[symbol] + weight * math.log(1 - math.exp(log_probs[0]) - math.exp(log_probs[UNK]))
             tokens.append(symbol)
             frames.append(number)
             out, state = model.predictor.step(torch.tensor([symbol]), state)
+            states = [
+                scorer.advance(state, np.array([0]), np.array([symbol]))
+                for scorer, state in zip(scorers, states, strict=True)
+            ]
         else:
-            external += 0.4 * log_probs[symbol]
+            external += weight * log_probs[symbol]
         acoustic += log_probs[symbol]
-    assert len(tokens) > 5 and (hypothesis.tokens, hypothesis.timestamps) == (tuple(tokens), tuple(frames))
+    assert len(tokens) > 5 and changed and (hypothesis.tokens, hypothesis.timestamps) == (tuple(tokens), tuple(frames))
     assert hypothesis.log_prob == pytest.approx(acoustic, abs=1e-9)
-    assert hypothesis.external_score == pytest.approx(external + scorers[0].ends[tokens[-1]], abs=1e-5)
+    ends = sum(float(scorer.final(state)[0]) for scorer, state in zip(scorers, states, strict=True))
+    assert hypothesis.external_score == pytest.approx(external + ends, abs=1e-5)
 
 
 @pytest.mark.parametrize("beam", [0, 3])
