@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 from pathlib import Path
 
 import torch
@@ -30,7 +29,7 @@ from cascade.measure.latency import FEWEST_UTTERANCES, measure_latency
 from cascade.measure.memory import measure_memory
 from cascade.provenance import command_line, git_commit, machine
 from cascade.report.collect import describe_model
-from cascade.report.latency_table import print_compute, print_delays
+from cascade.report.markdown import compute_table, delay_table
 from cascade.search.methods import (
     DEFAULT_CHUNK_MS,
     DEFAULT_LOOK_AHEAD_MS,
@@ -148,9 +147,7 @@ def main() -> None:
     if arguments.out is not None:
         arguments.out.parent.mkdir(parents=True, exist_ok=True)
         arguments.out.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
-    print_compute(rows)
-    logging.info("%d chunks of %d ms per model, in turns", arguments.num_chunks, arguments.chunk_ms)
-    print_delays([row for row in rows if row.get("delays")])
+    print(*filter(None, (compute_table(rows, "Compute"), delay_table(rows))), sep="\n\n")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import json
 import textwrap
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from cascade.files import replacing
+from cascade.report.markdown import table
 from cascade.text.normal import split_words
 
 PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
@@ -171,33 +172,15 @@ def show_character(character: str) -> str:
     return character if character.isprintable() and not character.isspace() else f"U+{ord(character):04X}"
 
 
-def _rows(splits: Sequence[SplitStatistics]) -> Iterator[tuple[str, list[str]]]:
-    """(label, one cell per split) of the table."""
-    summaries = [split.summary() for split in splits]
-
-    def cells(show: Callable[[dict[str, Any]], str]) -> list[str]:
-        return [show(summary) for summary in summaries]
-
-    yield "utterances", cells(lambda x: f"{x['utterances']:,}")
-    yield "set aside", cells(lambda x: f"{x['set_aside']:,}")
-    yield "hours", cells(lambda x: f"{x['hours']:,.2f}")
-    yield "speakers", cells(lambda x: f"{x['speakers']:,}" if x["speakers"] else "not given")
-    yield "words", cells(lambda x: f"{x['words']:,}")
-    yield "  different ones", cells(lambda x: f"{x['distinct_words']:,}")
-    yield "characters", cells(lambda x: f"{x['characters']:,}")
-    yield "  different ones", cells(lambda x: f"{x['distinct_characters']:,}")
-    groups = (("seconds per utterance", "seconds", 2), ("words per utterance", "words_per_utterance", 0),
-              ("words per second", "words_per_second", 2))
-    points = (("shortest", "min"), ("1 %", "p1"), ("5 %", "p5"), ("median", "p50"), ("mean", "mean"), ("95 %", "p95"),
-              ("99 %", "p99"), ("longest", "max"))
-    for title, key, digits in groups:
-        yield title, [""] * len(splits)
-        for label, point in points:
-            if key != "seconds":
-                label = {"shortest": "least", "longest": "most"}.get(label, label)
-            yield f"  {label}", cells(
-                lambda x, key=key, point=point, digits=digits: _number(x[key][point], digits) if x[key] else "-"
-            )
+_COUNTS = (
+    ("utterances", "utterances"), ("set aside", "set_aside"), ("hours", "hours"), ("speakers", "speakers"),
+    ("words", "words"), ("different words", "distinct_words"), ("characters", "characters"),
+    ("different characters", "distinct_characters"),
+)
+_SPREADS = (("seconds per utterance", "seconds", 2), ("words per utterance", "words_per_utterance", 0),
+            ("words per second", "words_per_second", 2))
+_POINTS = (("least", "min"), ("1 %", "p1"), ("5 %", "p5"), ("median", "p50"), ("mean", "mean"), ("95 %", "p95"),
+           ("99 %", "p99"), ("most", "max"))
 
 
 def _number(value: float, digits: int) -> str:
@@ -207,17 +190,14 @@ def _number(value: float, digits: int) -> str:
 
 def statistics_table(splits: Sequence[SplitStatistics]) -> str:
     """All splits beside each other, the characters of train, then warnings and notes."""
-    rows = list(_rows(splits))
-    first = max(len(label) for label, _ in rows)
-    widths = [
-        max(len(split.split), *(len(cells[column]) for _, cells in rows)) for column, split in enumerate(splits)
-    ]
-
-    def line(label: str, cells: Sequence[str]) -> str:
-        columns = [f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True)]
-        return "   ".join([f"{label:<{first}}", *columns]).rstrip()
-
-    lines = [line("", [split.split for split in splits]), *(line(label, cells) for label, cells in rows)]
+    summaries = [split.summary() for split in splits]
+    rows = [[label, *(f"{x[key]:,.2f}" if key == "hours" else f"{x[key]:,}" for x in summaries)]
+            for label, key in _COUNTS]
+    for title, key, digits in _SPREADS:
+        for label, point in _POINTS:
+            cells = (_number(x[key][point], digits) if x[key] else "-" for x in summaries)
+            rows.append([f"{title}, {label}", *cells])
+    lines = table(["", *(split.split for split in splits)], rows).splitlines()
     train = next((split for split in splits if split.split == "train"), splits[0])
     shown = [f"{show_character(character)}\0{count:,}" for character, count in train.characters.most_common(100)]
     more = len(train.characters) - len(shown)

@@ -27,7 +27,8 @@ def write_report(experiment: Experiment, title: str, plots: Sequence[tuple[str, 
     for test_set in dict.fromkeys(row["test_set"] for row in experiment.rows):
         rates = ("cer", "wer") if _has_character_tokens(experiment) else ("wer",)
         sections += [_rate_table(experiment, test_set, rate) for rate in rates]
-    sections += [_parts_table(experiment), _latency_table(experiment), _delay_table(experiment)]
+    latency = [row | {"model": name} for name, row in experiment.latency.items()]
+    sections += [_parts_table(experiment), _latency_table(experiment), delay_table(latency)]
     sections += [f"## {caption}\n\n![{caption}]({path})" for caption, path in plots]
     sections += [_detail_table(experiment), _provenance(experiment)]
     return "\n\n".join(section for section in sections if section) + "\n"
@@ -168,28 +169,8 @@ def _share(models: dict[str, Row], counts: Sequence[int | None]) -> list[str]:
 
 def _latency_table(experiment: Experiment) -> str:
     timed = [experiment.latency[name] for name in MODELS if name in experiment.latency]
-    blocks = []
-    for rows, title in ((timed, "Trained models"), (experiment.full_size, "Full size, random weights")):
-        if not rows:
-            continue
-        cells = [
-            [
-                row["model"], _number(row["num_params"] / 1e6, 2), _number(row["chunk_compute_ms_p50"]),
-                _number(row["chunk_compute_ms_p95"]), _number(row["chunk_compute_ms_p99"]), _number(row["rtf"], 4),
-                _number(row["chunk_compute_ms_p50"] / rows[0]["chunk_compute_ms_p50"], 3),
-                _number(row.get("peak_memory_mb"), 0),
-            ]
-            for row in rows
-        ]
-        header = ["model", "params M", "p50 ms", "p95 ms", "p99 ms", "RTF", f"p50 / {rows[0]['model']}", "memory MB"]
-        first = rows[0]
-        blocks.append(
-            f"{title}: {first['num_chunks']} chunks of {first['chunk_ms']} ms each, left context "
-            f"{first['left_context_ms']} ms, {first['threads']} thread{'s' if first['threads'] > 1 else ''}, "
-            f"{first['features']} as input, about {first['symbols_per_second']:.1f} symbols a second.\n\n"
-            + table(header, cells)
-            + ("" if len({row["command"] for row in rows}) == 1 else "\n\nNot timed in one run: the ratios are rough.")
-        )
+    groups = {"Trained models": timed, "Full size, random weights": experiment.full_size}
+    blocks = [compute_table(rows, title) for title, rows in groups.items() if rows]
     if not blocks:
         return ""
     return (
@@ -199,14 +180,35 @@ def _latency_table(experiment: Experiment) -> str:
     )
 
 
-def _delay_table(experiment: Experiment) -> str:
-    """Delays of words, per model and mode, and what later passes change."""
-    measured = {name: experiment.latency[name] for name in MODELS if experiment.latency.get(name, {}).get("delays")}
+def compute_table(rows: Sequence[Row], title: str) -> str:
+    """Timed models beside each other; ratios are to the first one."""
+    first = rows[0]
+    cells = [
+        [
+            row["model"], _number(row["num_params"] / 1e6, 2),
+            *(_number(row[f"chunk_compute_ms_p{percent}"]) for percent in (50, 95, 99)), _number(row["rtf"], 4),
+            _number(row["chunk_compute_ms_p50"] / first["chunk_compute_ms_p50"], 3),
+            _number(row.get("peak_memory_mb"), 0),
+        ]
+        for row in rows
+    ]
+    header = ["model", "params M", "p50 ms", "p95 ms", "p99 ms", "RTF", f"p50 / {first['model']}", "memory MB"]
+    return (
+        f"{title}: {first['num_chunks']} chunks of {first['chunk_ms']} ms each, left context "
+        f"{first['left_context_ms']} ms, {first['threads']} thread{'s' if first['threads'] > 1 else ''}, "
+        f"{first['features']} as input, about {first['symbols_per_second']:.1f} symbols a second.\n\n"
+        + table(header, cells)
+        + ("" if len({row["command"] for row in rows}) == 1 else "\n\nNot timed in one run: the ratios are rough.")
+    )
+
+
+def delay_table(timed: Sequence[Row]) -> str:
+    """Delays of words, per model and mode, and what later passes change; nothing where none were measured."""
+    measured = [(row["model"], row["delays"]) for row in timed if row.get("delays")]
     if not measured:
         return ""
     rows, notes = [], []
-    for name, timed in measured.items():
-        delays = timed["delays"]
+    for name, delays in measured:
         for mode in STREAMING_MODES:
             values = delays["modes"][mode]
             wait = "the utterance"
@@ -225,13 +227,13 @@ def _delay_table(experiment: Experiment) -> str:
             f"({_number(delays['changed_words_percent'])} %; {delays['changed_by_look_ahead']} by the look-ahead pass, "
             f"{delays['changed_by_full']} by the full one), {_number(delays['flicker_per_minute'])} a minute"
         )
-    references = sorted({timed["delays"]["reference"] for timed in measured.values()})
+    references = sorted({delays["reference"] for _, delays in measured})
     truth = {
         "true": "the corpus says when its words end",
         "model-relative": "model-relative: words end where each model's own full pass, aligned with the reference, "
         "says them",
     }
-    delays = next(iter(measured.values()))["delays"]
+    delays = measured[0][1]
     header = ["model", "mode", "waits mean / max", "emission", "word on screen", "final text", "at an endpoint"]
     return (
         "## Delays, ms\n\nMean / median / 90th percentile after the true end of a word; "
