@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import soundfile
 
 from cascade.audio.fbank import WINDOW_MS, compute_fbank, equal_features
-from cascade.audio.io import read_audio
+from cascade.audio.io import read_audio_blocks
+from cascade.audio.resample import resample
 from cascade.config.options import FRAME_SHIFT_MS, AugmentConfig, FeatureConfig
 from cascade.data.audio_folder import describe, find_audio, report
 from cascade.files import replacing
@@ -112,20 +112,13 @@ def _compute_part(part: Part) -> None:
 
 def _read_noise(path: Path, features: FeatureConfig) -> list[np.ndarray]:
     """(T, F) float16 features of each block of a recording."""
-    try:
-        duration = soundfile.info(str(path)).duration
-    except soundfile.SoundFileError as error:
-        raise ValueError(f"{path}: unreadable audio ({str(error).split(': ')[-1].strip()})") from error
-    window = features.sampling_rate * WINDOW_MS // 1000
     blocks: list[np.ndarray] = []
     loudest = 0.0
-    start = 0.0
-    while start < duration:
+    for samples, rate, _ in read_audio_blocks(path, features.sampling_rate, BLOCK_SECONDS):
         check_stopped()
-        end = start + BLOCK_SECONDS
-        samples, _ = read_audio(path, features.sampling_rate, start or None, end if end < duration else None)
-        start = end
-        if len(samples) < window and blocks:
+        if rate != features.sampling_rate:
+            samples = resample(samples, rate, features.sampling_rate)
+        if blocks and len(samples) < features.sampling_rate * WINDOW_MS // 1000:
             break
         block = compute_fbank(samples, features).numpy()
         loudest = max(loudest, float(np.exp(block).mean()))
