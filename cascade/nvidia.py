@@ -1,4 +1,4 @@
-"""Is an NVIDIA GPU in this machine? The standard library answers: set-up asks before torch is there."""
+"""Detection of an NVIDIA GPU with the standard library alone: set-up asks before torch is there."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Does an hour of audio cost the memory of a minute, and keep its times?
+"""Check that an hour of audio costs the memory of a minute and keeps its times.
 
 All utterances of a manifest, with pauses of quiet noise between them, make one cycle, a whole number of decoding blocks
 long; one stream hears cycle after cycle until it has --minutes. Since it remembers a finite past, every cycle after the

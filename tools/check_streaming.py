@@ -1,4 +1,4 @@
-"""Does a stream say what the whole recording says? Every utterance of a manifest, in every mode and by both searches.
+"""Compare what streams say with what whole recordings say: every utterance, in every mode and by both searches.
 
 `decode` says the whole recordings, in padded batches under the masks of streaming. The streams hear raw samples in
 packets of random sizes; several streams of different age share a batch, which they join and leave. The final text of

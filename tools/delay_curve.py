@@ -83,7 +83,7 @@ def fine_tune(arguments: argparse.Namespace, penalty: float) -> Path:
     return directory
 
 
-def measure(directory: Path, given: Alignments, arguments: argparse.Namespace, **about: Any) -> dict[str, Any]:
+def measure(directory: Path, given: Alignments, arguments: argparse.Namespace, **more: Any) -> dict[str, Any]:
     """WER of the streaming and the full pass, and the streaming pass's delays."""
     timed = open_model(ModelSource(str(directory), blank_penalty=arguments.blank_penalty))
     timed.speech = read_spoken(arguments.manifest, timed.config, arguments.num_utterances)
@@ -100,7 +100,7 @@ def measure(directory: Path, given: Alignments, arguments: argparse.Namespace, *
         row[f"wer_{mode}"] = json.loads((out / "result.json").read_text())["wer"]
     streaming = delays["modes"]["streaming"]
     row |= {key: value for key, value in streaming.items() if not key.endswith("quantiles")}
-    return row | {"num_words": delays["num_reference_words"], "chunk_ms": DEFAULT_CHUNK_MS, **about}
+    return row | {"num_words": delays["num_reference_words"], "chunk_ms": DEFAULT_CHUNK_MS, **more}
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
@@ -150,13 +150,13 @@ def main() -> None:
         call("align", "--exp-dir", arguments.reference, "--manifest", arguments.manifest, "--out",
              arguments.out / "align", "--threads", str(arguments.threads), "--device", arguments.device)  # fmt: skip
         given = read_ctm(arguments.out / "align" / "alignment.ctm")
-    about = {
+    provenance = {
         "reference": arguments.source, "threads": arguments.threads, "device": device.type, "commit": git_commit(),
         "command": command_line(), "machine": machine(device),
     }
-    rows = [measure(arguments.start, given, arguments, delay_penalty=None, **about)]
+    rows = [measure(arguments.start, given, arguments, delay_penalty=None, **provenance)]
     for penalty in arguments.penalties:
-        rows.append(measure(fine_tune(arguments, penalty), given, arguments, delay_penalty=penalty, **about))
+        rows.append(measure(fine_tune(arguments, penalty), given, arguments, delay_penalty=penalty, **provenance))
         (arguments.out / "delay_curve.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
         (arguments.out / "delay_curve.md").write_text(write_table(rows), encoding="utf-8")
     draw(rows[1:], arguments.out / "delay_curve.png")

@@ -48,7 +48,7 @@ class Findings:
 
 
 def probe():
-    """What an interpreter knows of its own environment, printed as JSON: run by the environment's interpreter."""
+    """Print as JSON what an interpreter knows of its environment; the environment's own runs this."""
     from importlib import util
 
     facts = {

@@ -67,12 +67,12 @@ def installed_version(name):
 
 
 def fits():
-    """Is this interpreter one that the pins were measured on?"""
+    """True where the pins were measured on this interpreter's version."""
     return sys.version_info[:2] in PYTHON_VERSIONS
 
 
 def wants_cuda():
-    """Should PyTorch be its CUDA build here?"""
+    """True where PyTorch should be its CUDA build."""
     chosen = os.environ.get("SETUP_DEVICE", "")
     return has_nvidia_gpu() if chosen not in ("cpu", "cuda") else chosen == "cuda"
 

@@ -120,7 +120,7 @@ def align(arguments: argparse.Namespace) -> tuple[dict[str, list[TimedWord]], li
 def main() -> None:
     arguments = parse_arguments()
     start = time.perf_counter()
-    alignments, problems, about = align(arguments)
+    alignments, problems, settings = align(arguments)
     if not alignments:
         raise ValueError(f"{arguments.manifest} holds no utterance that can be aligned ({len(problems)} set aside)")
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -129,7 +129,7 @@ def main() -> None:
         write_aligned_cuts(arguments.manifest, arguments.out / "cuts.jsonl.gz", alignments)
     num_words = sum(map(len, alignments.values()))
     summary = {
-        "num_utterances": len(alignments), "num_words": num_words, "num_set_aside": len(problems), **about,
+        "num_utterances": len(alignments), "num_words": num_words, "num_set_aside": len(problems), **settings,
         "set_aside": [asdict(problem) for problem in problems], "commit": git_commit(), "command": command_line(),
     }
     with replacing(arguments.out / "alignment.json") as temporary:

@@ -95,7 +95,7 @@ class SplitStatistics:
         ]
 
     def summary(self) -> dict[str, Any]:
-        """Everything as builtin types."""
+        """Summary of the split in builtin types."""
         return {
             "utterances": len(self.ids), "set_aside": self.num_set_aside,
             "hours": round(float(self.seconds.sum()) / 3600, 4),
@@ -189,7 +189,7 @@ def _number(value: float, digits: int) -> str:
 
 
 def statistics_table(splits: Sequence[SplitStatistics]) -> str:
-    """All splits beside each other, the characters of train, then warnings and notes."""
+    """Table of the splits side by side, the characters of train, then warnings and notes."""
     summaries = [split.summary() for split in splits]
     rows = [[label, *(f"{x[key]:,.2f}" if key == "hours" else f"{x[key]:,}" for x in summaries)]
             for label, key in _COUNTS]

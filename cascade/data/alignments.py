@@ -37,19 +37,19 @@ def read_alignments(manifest: str | Path) -> dict[str, list[TimedWord]]:
     Args:
       manifest: CUTS.jsonl.gz (the supervisions' alignment "word") or MANIFEST.jsonl (`words`).
     """
-    found = {}
+    alignments: dict[str, list[TimedWord]] = {}
     if Path(manifest).suffix == ".jsonl":
         for line in read_manifest(manifest):
             if isinstance(line, Utterance) and line.words:
                 pairs = zip(line.text.split(), line.words, strict=True)
-                found[line.id] = [TimedWord(word, start, end) for word, (start, end) in pairs]
-        return found
+                alignments[line.id] = [TimedWord(word, start, end) for word, (start, end) in pairs]
+        return alignments
     for cut in read_cuts(manifest):
         parts = [(supervision.alignment or {}).get("word") for supervision in cut.supervisions]
         if parts and all(parts):
-            items = [item for part in parts for item in part]
-            found[cut.id] = [TimedWord(item.symbol, item.start, item.end, item.score) for item in items]
-    return found
+            words = [word for part in parts for word in part]
+            alignments[cut.id] = [TimedWord(word.symbol, word.start, word.end, word.score) for word in words]
+    return alignments
 
 
 def read_ctm(path: str | Path) -> dict[str, list[TimedWord]]:
@@ -60,7 +60,7 @@ def read_ctm(path: str | Path) -> dict[str, list[TimedWord]]:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"alignment not found: {path}")
-    found: dict[str, list[TimedWord]] = {}
+    alignments: dict[str, list[TimedWord]] = {}
     for number, line in enumerate(Path(path).read_text(encoding="utf-8").split("\n"), 1):
         if not line.strip() or line.startswith(";;"):
             continue
@@ -75,8 +75,8 @@ def read_ctm(path: str | Path) -> dict[str, list[TimedWord]]:
             raise ValueError(
                 f"{path} line {number}: expected 'utterance channel start duration word [confidence]', got {line!r}"
             ) from error
-        found.setdefault(name, []).append(TimedWord(word, start, start + duration, confidence))
-    return {name: sorted(words, key=lambda word: word.start) for name, words in found.items()}
+        alignments.setdefault(name, []).append(TimedWord(word, start, start + duration, confidence))
+    return {name: sorted(words, key=lambda word: word.start) for name, words in alignments.items()}
 
 
 def write_ctm(path: str | Path, alignments: Mapping[str, Sequence[TimedWord]]) -> None:
@@ -103,10 +103,10 @@ def _aligned(cuts: Iterable[Cut], alignments: Mapping[str, Sequence[TimedWord]])
             yield cut
             continue
         supervision = cut.supervisions[0]
-        items = [
+        aligned = [
             AlignmentItem(word.word, round(word.start, 6), round(word.end - word.start, 6), word.confidence)
             for word in words
         ]
         yield fastcopy(
-            cut, supervisions=[fastcopy(supervision, alignment={**(supervision.alignment or {}), "word": items})]
+            cut, supervisions=[fastcopy(supervision, alignment={**(supervision.alignment or {}), "word": aligned})]
         )

@@ -9,7 +9,7 @@ from pathlib import Path
 SUFFIXES = frozenset(
     ".aif .aifc .aiff .au .caf .flac .mp3 .nist .oga .ogg .opus .rf64 .snd .sph .voc .w64 .wav .wave".split()
 )
-"""What libsndfile reads; other files (licences, lists) are passed over."""
+"""Suffixes of what libsndfile reads; other files (licences, lists) are passed over."""
 
 
 def find_audio(folder: Path, option: str) -> list[str]:
@@ -20,13 +20,13 @@ def find_audio(folder: Path, option: str) -> list[str]:
     """
     if not folder.is_dir():
         raise ValueError(f"{option} must be an existing folder, got {folder}")
-    found = [
-        (Path(place) / name).relative_to(folder).as_posix() for place, _, names in os.walk(folder) for name in names
+    names = [
+        (Path(place) / name).relative_to(folder).as_posix() for place, _, files in os.walk(folder) for name in files
         if not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES
     ]
-    if not found:
+    if not names:
         raise ValueError(f"{option} {folder} and its sub-folders hold no audio file ({' '.join(sorted(SUFFIXES))})")
-    return sorted(found)
+    return sorted(names)
 
 
 def describe(folder: Path, names: list[str]) -> list[tuple[str, int, int]]:

@@ -24,7 +24,7 @@ from cascade.text.normal import normalizer
 log = logging.getLogger(__name__)
 
 
-class _Item(NamedTuple):
+class _Entry(NamedTuple):
     id: str
     path: str
     text: str
@@ -48,35 +48,35 @@ class DecodeBatches:
     def __iter__(self) -> Iterator[Batch]:
         self.problems = []
         is_manifest = self._manifest.suffix == ".jsonl"
-        items = list(self._from_manifest() if is_manifest else self._from_cuts())
-        if self._max_utterances is not None and len(items) > self._max_utterances:
-            items = [items[len(items) * place // self._max_utterances] for place in range(self._max_utterances)]
-        num_frames = np.array([item.num_frames for item in items], dtype=np.int64)
+        entries = list(self._from_manifest() if is_manifest else self._from_cuts())
+        if self._max_utterances is not None and len(entries) > self._max_utterances:
+            entries = [entries[len(entries) * place // self._max_utterances] for place in range(self._max_utterances)]
+        num_frames = np.array([entry.num_frames for entry in entries], dtype=np.int64)
         order = np.argsort(num_frames, kind="stable")
         for indices in cut_batches(order, num_frames, self._max_frames):
             features, chosen = [], []
-            for item in (items[index] for index in indices):
+            for entry in (entries[index] for index in indices):
                 try:
-                    matrix = item.read()
+                    matrix = entry.read()
                 except (ValueError, OSError, MemoryError) as error:
                     reason = f"{UNREADABLE}: {' '.join(str(error).split())}"
-                    self._add(Problem(item.id, self._manifest.stem, item.path, reason))
+                    self._add(Problem(entry.id, self._manifest.stem, entry.path, reason))
                     continue
                 if len(matrix) < SUBSAMPLING:
                     reason = f"{DURATION}: {len(matrix)} feature frames give no encoder frame"
-                    self._add(Problem(item.id, self._manifest.stem, item.path, reason))
+                    self._add(Problem(entry.id, self._manifest.stem, entry.path, reason))
                     continue
                 features.append(matrix)
-                chosen.append(item)
+                chosen.append(entry)
             if chosen:
                 empty: list[list[int]] = [[] for _ in chosen]
-                yield collate(features, empty, [item.id for item in chosen], [item.text for item in chosen])
+                yield collate(features, empty, [entry.id for entry in chosen], [entry.text for entry in chosen])
 
     def _add(self, problem: Problem) -> None:
         log.warning("%s is left out: %s", problem.id, problem.reason)
         self.problems.append(problem)
 
-    def _from_manifest(self) -> Iterator[_Item]:
+    def _from_manifest(self) -> Iterator[_Entry]:
         features, normalize = self._config.features, normalizer(self._config.tokens)
 
         def reader(utterance: Utterance) -> Callable[[], np.ndarray]:
@@ -91,9 +91,9 @@ class DecodeBatches:
                 self._add(line)
                 continue
             num_frames = round(_seconds(line) * FRAMES_PER_SECOND)
-            yield _Item(line.id, str(line.path), normalize(line.text), num_frames, reader(line))
+            yield _Entry(line.id, str(line.path), normalize(line.text), num_frames, reader(line))
 
-    def _from_cuts(self) -> Iterator[_Item]:
+    def _from_cuts(self) -> Iterator[_Entry]:
         features, normalize = self._config.features, normalizer(self._config.tokens)
 
         def reader(cut: Cut) -> Callable[[], np.ndarray]:
@@ -108,7 +108,7 @@ class DecodeBatches:
             if cut.recording is None and cut.features is None:
                 self._add(Problem(cut.id, self._manifest.stem, path, f"{MALFORMED}: neither recording nor features"))
                 continue
-            yield _Item(cut.id, path, text, round(cut.duration * FRAMES_PER_SECOND), reader(cut))
+            yield _Entry(cut.id, path, text, round(cut.duration * FRAMES_PER_SECOND), reader(cut))
 
 
 def decode_batches(

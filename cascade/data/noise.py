@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 
 
 class Part(NamedTuple):
-    """What a process needs to compute one part."""
+    """Inputs of one part, for the process that computes it."""
 
     folder: Path
     names: list[str]
@@ -56,8 +56,8 @@ def store_noise(folder: Path, out: Path, features: FeatureConfig, num_jobs: int)
     names = find_audio(folder, OPTION)
     files = describe(folder, names)
     fingerprint, *others = (
-        hashlib.sha256(json.dumps([files, item, PART_SIZE, _FORMAT], sort_keys=True).encode()).hexdigest()
-        for item in equal_features(features)
+        hashlib.sha256(json.dumps([files, options, PART_SIZE, _FORMAT], sort_keys=True).encode()).hexdigest()
+        for options in equal_features(features)
     )
     target = out / "noise"
     mark = target / "fingerprint"

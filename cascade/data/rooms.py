@@ -57,8 +57,8 @@ def read_rooms(folder: Path, config: Config) -> Rooms:
     report(OPTION, folder, len(names), problems, log)
     bad = {name for name, _ in problems}
     good = tuple(name for name in names if name not in bad)
-    about = [describe(folder, list(good)), config.augment.rir_share, config.seed]
-    digest = hashlib.sha256(json.dumps(about).encode()).hexdigest()
+    facts = [describe(folder, list(good)), config.augment.rir_share, config.seed]
+    digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
     return Rooms(folder, good, config.augment.rir_share, config.seed, digest)
 
 
@@ -82,7 +82,7 @@ def read_response(path: Path, sampling_rate: int) -> tuple[np.ndarray, int]:
 
 
 def reverberate(samples: np.ndarray, response: np.ndarray, direct: int) -> np.ndarray:
-    """What is said in a room: the response's direct path leaves every sound where it was, and the power stays.
+    """Convolve speech with a room: the response's direct path leaves every sound where it was, and the power stays.
 
     Args:
       samples: (num_samples,) float32.

@@ -41,7 +41,7 @@ _FORMAT = 1  # raise it when the same inputs give other files
 
 
 class Part(NamedTuple):
-    """What a process needs to compute one part."""
+    """Inputs of one part, for the process that computes it."""
 
     cuts: list[Cut]
     stem: Path
@@ -88,7 +88,7 @@ def store_split(
 
 
 class Stored(NamedTuple):
-    """Where the features of a cut lie, in less memory than lhotse's Features."""
+    """Place of a cut's features, in less memory than lhotse's Features."""
 
     type: str
     path: str
@@ -130,18 +130,18 @@ def _blocks(source: Path) -> Iterator[list[Cut]]:
 def _fingerprints(
     source: Path, folder: Path, features: FeatureConfig, speeds: tuple[float, ...], tick_power: int, rooms: Rooms | None
 ) -> tuple[list[str], int]:
-    """What the parts depend on, any of which counts as the same, and the number of cuts.
+    """Hashes of what the parts depend on, any of which counts as the same, and the number of cuts.
 
     The folder is in it because cuts carry absolute paths.
     """
-    about = {
+    facts = {
         "speeds": speeds, "tick_power": tick_power, "part_size": PART_SIZE, "folder": str(folder), "format": _FORMAT,
     }
     if rooms is not None:
-        about["rooms"] = rooms.digest
+        facts["rooms"] = rooms.digest
     digests = [
-        hashlib.sha256(json.dumps(about | {"features": item}, sort_keys=True).encode())
-        for item in equal_features(features)
+        hashlib.sha256(json.dumps(facts | {"features": options}, sort_keys=True).encode())
+        for options in equal_features(features)
     ]
     if not source.is_file():
         raise FileNotFoundError(f"cuts not found: {source}; run stage 0 first")
@@ -203,9 +203,9 @@ def _compute_part(part: Part) -> None:
 
 def _write_stats(stems: Iterable[Path], path: Path) -> None:
     sums = [json.loads(stem.with_suffix(".stats").read_text()) for stem in stems]
-    count = sum(item["count"] for item in sums)
-    mean = np.sum([item["sum"] for item in sums], axis=0) / count
-    variance = np.sum([item["squares"] for item in sums], axis=0) / count - mean**2
+    count = sum(part["count"] for part in sums)
+    mean = np.sum([part["sum"] for part in sums], axis=0) / count
+    variance = np.sum([part["squares"] for part in sums], axis=0) / count - mean**2
     std = np.sqrt(np.maximum(variance, 1e-4))  # a bin that never changes must not divide by zero
     stats = {"mean": torch.tensor(mean, dtype=torch.float32), "std": torch.tensor(std, dtype=torch.float32)}
     with replacing(path) as temporary:

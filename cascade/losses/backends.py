@@ -1,4 +1,4 @@
-"""Who computes the lattice recursion: one interface, several backends, automatic choice.
+"""Backends of the lattice recursion behind one interface, with an automatic choice.
 
     auto    numba on the CPU where it is installed and works, else torch; torch on other devices
     torch   plain torch, any device, the readable reference

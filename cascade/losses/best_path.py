@@ -16,7 +16,7 @@ _LATTICE_CELLS = 2**18
 
 
 class SymbolFrames(NamedTuple):
-    """Where the best path says its symbols."""
+    """Frames in which the best path says its symbols."""
 
     frames: Tensor
     """(N, U) int64 the frame of each symbol, -1 for padding and for utterances without a path."""

@@ -47,7 +47,7 @@ def _all_labels_kl(teacher: Tensor, student: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _collapsed_kl(teacher: Tensor, student: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """As _all_labels_kl for the classes label, blank, rest; a blank as label: there is no next one.
+    """KL and gradient as _all_labels_kl's for the classes label, blank, rest; a blank as label: there is no next one.
 
     With class probabilities P of the teacher and Q of the student, d KL / d student_k = q_k (1 - P_c / Q_c), where c is
     the class of k. Overwrites both, too.

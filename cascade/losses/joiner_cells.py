@@ -15,7 +15,7 @@ BLANK_ID = 0
 
 
 class JoinerInputs(NamedTuple):
-    """What a joiner needs for logits = tanh(encoder[t] + predictor[u]) @ weight.T + bias."""
+    """Inputs of a joiner, logits = tanh(encoder[t] + predictor[u]) @ weight.T + bias."""
 
     encoder: Tensor
     """(N, T, D)"""

@@ -23,7 +23,7 @@ def load() -> ModuleType:
 
 
 def forward_backward(px: Tensor, py: Tensor, boundary: Tensor, need_occupancy: bool = True) -> Lattice:
-    """As recursion_torch.forward_backward, in k2's arithmetic (float32 sums for float32 log-probs)."""
+    """Lattice of recursion_torch.forward_backward in k2's arithmetic (float32 sums for float32 log-probs)."""
     k2 = load()
     px, py = px.detach().contiguous(), py.detach().contiguous()
     scores, grads = k2.mutual_information_recursion(px, py, boundary.contiguous(), return_grad=True)

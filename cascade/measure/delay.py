@@ -142,11 +142,11 @@ def _ended(
 
 
 def settle_times(watched: Watched) -> list[float]:
-    """For each word of the final text, when it came to stand on the screen to stay."""
+    """Times at which the words of the final text came to stand on the screen to stay."""
     *earlier, last = watched.screens
     times, standing = [last.time] * len(last.words), set(range(len(last.words)))
     for screen in reversed(earlier):
-        standing &= _found(last.words, screen.words)
+        standing &= _shown_places(last.words, screen.words)
         for place in standing:
             times[place] = screen.time
         if not standing:
@@ -154,7 +154,7 @@ def settle_times(watched: Watched) -> list[float]:
     return times
 
 
-def _found(final: Sequence[str], shown: Sequence[str]) -> set[int]:
+def _shown_places(final: Sequence[str], shown: Sequence[str]) -> set[int]:
     """Places of the final words that a screen shows: those of the common beginning, then those of the alignment."""
     pairs = zip(final, shown, strict=False)
     same = next((place for place, (word, other) in enumerate(pairs) if word != other), min(len(final), len(shown)))

@@ -51,7 +51,7 @@ def measure_memory(
 
 
 def resident_bytes() -> tuple[int, int]:
-    """This process's resident set, now and at its peak; where the system tells only the peak, that twice."""
+    """Resident set of this process, now and at its peak; where the system tells only the peak, that twice."""
     status = Path("/proc/self/status")
     if status.is_file():
         lines = dict(line.split(":", 1) for line in status.read_text().splitlines())

@@ -75,7 +75,7 @@ def align(reference: Sequence[str], hypothesis: Sequence[str]) -> Alignment:
 
 
 def count_errors(alignment: Alignment) -> ErrorCounts:
-    """Count what `align` found."""
+    """Counts of an alignment."""
     insertions = sum(reference is None for reference, _ in alignment)
     deletions = sum(hypothesis is None for _, hypothesis in alignment)
     different = sum(reference != hypothesis for reference, hypothesis in alignment)

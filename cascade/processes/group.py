@@ -33,7 +33,7 @@ def group_timeout() -> timedelta:
 
 
 class Processes:
-    """This process among the others that train the same model."""
+    """Group of processes that train one model, seen from one of them."""
 
     def __init__(self, rank: int = 0, world_size: int = 1, device: torch.device | str = "cpu") -> None:
         self.rank, self.world_size = rank, world_size

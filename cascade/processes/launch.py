@@ -51,7 +51,7 @@ def seconds_from_environment(name: str, default: float) -> float:
 
 
 def is_worker() -> bool:
-    """This process was started by `run_workers`."""
+    """True in a process that `run_workers` started."""
     return _PIPE in os.environ
 
 

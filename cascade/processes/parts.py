@@ -24,7 +24,7 @@ _stop_event = None  # set in worker processes
 
 
 def check_stopped() -> None:
-    """To be called by the work on a part, every second or so.
+    """Raise in a process whose parent was interrupted; the work on a part calls it every second or so.
 
     Raises:
       Stopped: the parent was interrupted.

@@ -55,7 +55,7 @@ def _decoding_buffers(model: nn.Module) -> list:
 
 @dataclass(frozen=True)
 class Experiment:
-    """Everything that was found under an experiment directory."""
+    """Results under an experiment directory."""
 
     rows: list[Row]
     """One per model, mode and method; keys of results.json."""

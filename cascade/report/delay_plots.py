@@ -60,7 +60,7 @@ def _word_parts(delays: dict[str, Any]) -> tuple[float, float, float] | None:
 
 
 def _final_parts(delays: dict[str, Any]) -> tuple[float, float, float] | None:
-    """In one part: the last token's own delay is not of every pass's final text."""
+    """Delay in one part: the last token's own delay is not that of every pass's final text."""
     if delays["final_delay_ms_mean"] is None:
         return None
     return 0.0, delays["final_delay_ms_mean"], delays.get("final_compute_ms_p50") or 0.0

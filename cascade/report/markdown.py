@@ -113,7 +113,7 @@ def _has_character_tokens(experiment: Experiment) -> bool:
 
 
 def _rate_table(experiment: Experiment, test_set: str, rate: str) -> str:
-    """All models, modes and methods; rate: wer | cer."""
+    """Table of models, modes and methods; rate: wer | cer."""
     short = {"greedy_search": "greedy", "modified_beam_search": "beam"}
     header = ["model", "params M", *(f"{mode} {short[method]}" for mode in MODES for method in METHODS)]
     rows = []

@@ -37,7 +37,7 @@ WORDS_PER_BLOCK = 2_000_000
 CACHED_WORDS = 1_000_000
 LINES_PER_BLOCK = 100_000
 FALLBACK_DISCOUNTS = (0.5, 1.0, 1.5)
-"""For an order whose counts of counts give none (kenlm's values)."""
+"""Discounts of an order whose counts of counts give none (kenlm's values)."""
 
 
 @dataclass
@@ -227,7 +227,7 @@ def estimate(orders: list[NgramOrder], base: int, prune: Sequence[int]) -> None:
 
 
 def discounts(counts: np.ndarray) -> np.ndarray:
-    """What is taken from counts of 0, 1, 2 and at least 3; FALLBACK_DISCOUNTS where few counts give no sound values."""
+    """Discounts of counts of 0, 1, 2 and at least 3; FALLBACK_DISCOUNTS where few counts give no sound values."""
     n = np.bincount(np.minimum(counts, 5), minlength=6)[1:5]
     if n.min() > 0:
         share = n[0] / (n[0] + 2 * n[1])

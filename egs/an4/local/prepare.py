@@ -48,8 +48,9 @@ def main() -> None:
     arguments = parser.parse_args()
     corpus = arguments.corpus_dir or download_archive(URL, arguments.download_dir, "an4", "--corpus-dir DIR")
     train = read_split(corpus, "train")
-    write_manifest(arguments.out / "train.jsonl", [item for item in train if item.speaker not in DEV_SPEAKERS])
-    write_manifest(arguments.out / "dev.jsonl", [item for item in train if item.speaker in DEV_SPEAKERS])
+    for split, is_dev in (("train", False), ("dev", True)):
+        chosen = [utterance for utterance in train if (utterance.speaker in DEV_SPEAKERS) == is_dev]
+        write_manifest(arguments.out / f"{split}.jsonl", chosen)
     write_manifest(arguments.out / "test.jsonl", read_split(corpus, "test"))
 
 

@@ -52,12 +52,12 @@ def split_voices(seed: int) -> dict[str, list[str]]:
             family = name if re.fullmatch(r"[fm]\d", name) else name.rstrip("0123456789").lower()
             families.setdefault(family, []).append(name)
     order = [sorted(families)[index] for index in utterance_generator(seed, 0, "voices").permutation(len(families))]
-    found, first = {}, 0
+    voices, first = {}, 0
     for split in SENTENCES:
         last = first + NUM_VOICES.get(split, len(order))
-        found[split] = [name for family in order[first:last] for name in families[family]]
+        voices[split] = [name for family in order[first:last] for name in families[family]]
         first = last
-    return found
+    return voices
 
 
 def split_of(sentence: str, seed: int) -> str:
@@ -67,7 +67,7 @@ def split_of(sentence: str, seed: int) -> str:
 
 
 def draw_texts(split: str, seed: int, grammar: Grammar) -> list[str]:
-    """What is said in a split."""
+    """Texts of a split."""
     generator, said = utterance_generator(seed, 0, f"sentences of {split}"), {}
     while len(said) < SENTENCES[split][0]:
         text = grammar.draw(generator)
@@ -117,8 +117,8 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.corpus_dir:
         for split in SENTENCES:
-            found = read_manifest(arguments.corpus_dir / f"{split}.jsonl")
-            kept = [item for item in found if isinstance(item, Utterance)][: arguments.max_utterances]
+            lines = read_manifest(arguments.corpus_dir / f"{split}.jsonl")
+            kept = [line for line in lines if isinstance(line, Utterance)][: arguments.max_utterances]
             write_manifest(arguments.out / f"{split}.jsonl", kept)
         return
     grammar = Grammar(Path(__file__).with_name("grammar.txt"))

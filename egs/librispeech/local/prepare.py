@@ -65,24 +65,24 @@ def download(parts: dict[str, float], download_dir: Path) -> dict[str, Path]:
 def find_parts(corpus: Path, wanted: dict[str, float] | None) -> dict[str, Path]:
     """The folders of the wanted parts, or of all there are; mini parts only where nothing else is of their kind."""
     roots = [corpus / "LibriSpeech", corpus]
-    found = {path.name: path for root in roots for kind in ("train", "dev", "test") for path in root.glob(f"{kind}-*")}
-    found = {name: found[name] for name in sorted(found) if found[name].is_dir()}
+    paths = [path for root in roots for kind in ("train", "dev", "test") for path in root.glob(f"{kind}-*")]
+    folders = {path.name: path for path in sorted(paths, key=lambda path: path.name) if path.is_dir()}
     for part in wanted or ():
-        if part not in found:
-            raise ValueError(f"no {part} in {corpus} ({', '.join(found) or 'no part at all'}): check --corpus-dir")
+        if part not in folders:
+            raise ValueError(f"no {part} in {corpus} ({', '.join(folders) or 'no part at all'}): check --corpus-dir")
     if wanted:
-        return {part: found[part] for part in wanted}
+        return {part: folders[part] for part in wanted}
     for kind in ("train", "dev"):
-        parts = [name for name in found if name.startswith(f"{kind}-")]
+        parts = [name for name in folders if name.startswith(f"{kind}-")]
         if not parts:
             raise ValueError(f"no LibriSpeech in {corpus}: it holds no folder {kind}-*, check --corpus-dir")
         if set(parts) - set(MINI_GB):  # train-clean-5 is a piece of train-clean-100, dev-clean-2 of dev-clean
-            found = {name: path for name, path in found.items() if name not in MINI_GB or name not in parts}
-    return found
+            folders = {name: path for name, path in folders.items() if name not in MINI_GB or name not in parts}
+    return folders
 
 
 def read_part(folder: Path) -> list[Utterance]:
-    """All utterances of a part; what lacks its text or its recording stays in, for the validation to set it aside."""
+    """Utterances of a part; what lacks its text or its recording stays in, for the validation to set it aside."""
     utterances, num_transcripts = [], 0
     for chapter in sorted(path for path in folder.glob("*/*") if path.is_dir()):
         transcript = chapter / f"{chapter.parent.name}-{chapter.name}.trans.txt"
