@@ -1,6 +1,7 @@
 """Several processes on this machine that train one model, started by the training program itself.
 
-On CPUs, two processes of one thread each get through more speech than one process with two threads. torchrun remains the way for several machines.
+On CPUs, two processes of one thread each get through more speech than one process with two threads. On several machines
+torchrun starts them.
 
 A worker that ends takes the others with it within seconds. One that stands still without ending (SIGSTOP, a frozen
 container, a swapping machine) is told from its heartbeat, which a thread of it sends every second: after
