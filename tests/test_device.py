@@ -15,19 +15,10 @@ from cascade.config.options import ConfigError
 from cascade.device import CHOICES, choose_device, describe_device
 from cascade.processes import group
 from cascade.processes.group import Processes
-from tests.tiny_run import call, make_manifest, make_model_dir
+from tests.tiny_run import call
 from tools import check_long_audio
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU that torch can use")
-
-
-@pytest.fixture(scope="module")
-def run_dir(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run")
-    make_model_dir(folder / "student")
-    make_model_dir(folder / "lstm", predictor="lstm")
-    make_manifest(folder)
-    return folder
 
 
 @pytest.fixture
@@ -182,7 +173,7 @@ def test_other_devices_are_wrong_usage(run_dir, monkeypatch, capsys):
 
 
 @needs_gpu
-@pytest.mark.parametrize("model", ["student", "lstm"])
+@pytest.mark.parametrize("model", ["student", "teacher"])
 @pytest.mark.parametrize("mode", ["streaming", "look_ahead", "full"])
 @pytest.mark.parametrize("method", ["greedy_search", "modified_beam_search"])
 def test_a_gpu_decodes_what_the_cpu_decodes(run_dir, tmp_path, monkeypatch, model, mode, method):

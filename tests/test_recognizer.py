@@ -14,15 +14,6 @@ from cascade.config.options import ConfigError
 from cascade.search.methods import STREAMING_MODES, DecodingOptions
 from cascade.stream.decoder import StreamingDecoder
 from cascade.stream.endpoint import EndpointOptions
-from tests.tiny_run import make_manifest, make_model_dir
-
-
-@pytest.fixture(scope="module")
-def run_dir(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run")
-    make_model_dir(folder / "student")
-    make_manifest(folder)
-    return folder
 
 
 def recordings(run_dir):

@@ -16,16 +16,7 @@ from cascade.search.methods import (
     build_search,
     default_left_context_ms,
 )
-from tests.tiny_run import call, make_manifest, make_model_dir
-
-
-@pytest.fixture(scope="module")
-def run_dir(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run")
-    make_model_dir(folder / "student")
-    make_model_dir(folder / "teacher", predictor="lstm")
-    make_manifest(folder)
-    return folder
+from tests.tiny_run import call
 
 
 def decode_arguments(run_dir, out, mode="full", method="greedy_search", model="student"):

@@ -15,15 +15,7 @@ import soundfile
 from cascade import Recognizer
 from cascade.bin import serve
 from cascade.config.options import ConfigError
-from tests.tiny_run import call, make_manifest, make_model_dir
-
-
-@pytest.fixture(scope="module")
-def run_dir(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run")
-    make_model_dir(folder / "student")
-    make_manifest(folder)
-    return folder
+from tests.tiny_run import call
 
 
 def pcm(run_dir, number):

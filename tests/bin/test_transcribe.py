@@ -24,15 +24,7 @@ from cascade.stream.decoder import Segment, StreamingDecoder
 from cascade.stream.subtitles import format_srt, format_vtt
 from cascade.stream.words import Word
 from tests.odd_audio import write_odd_files
-from tests.tiny_run import SECONDS, make_manifest, make_model_dir
-
-
-@pytest.fixture(scope="module")
-def run_dir(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run")
-    make_model_dir(folder / "student")
-    make_manifest(folder)
-    return folder
+from tests.tiny_run import SECONDS
 
 
 @pytest.fixture
