@@ -6,6 +6,7 @@ manifest is one of cuts, cuts.jsonl.gz: the same cuts with the alignment in thei
 
 A word lasts from the frame in which the model says its first token to the end of the frame of its last one, as in
 `transcribe`: a transducer says a token once, when it is sure of it, so that words are shorter than they were spoken.
+For augment.recombine_share, which cuts before words, --mode streaming finds the times that vary least.
 The confidence is the geometric mean of the tokens' probabilities. Utterances that have no path (more tokens than
 frames), tokens that the model does not know, or no words are set aside.
 """

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from cascade.config.load import load_config
 from cascade.config.options import Config, ConfigError
@@ -50,6 +51,14 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     """Add `--config FILE...` and positional `section.key=value` overrides."""
     parser.add_argument("--config", nargs="+", default=[], metavar="YAML", help="config files, later ones win")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="single options")
+
+
+def add_alignment_argument(parser: argparse.ArgumentParser) -> None:
+    """Add --alignment, an input of training with augment.recombine_share."""
+    parser.add_argument(
+        "--alignment", type=Path, metavar="CTM",
+        help="where the training words lie, what align wrote of DIR/train_cuts.jsonl.gz; for augment.recombine_share",
+    )
 
 
 def config_from_arguments(arguments: argparse.Namespace) -> Config:

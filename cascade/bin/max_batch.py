@@ -14,7 +14,7 @@ import math
 import os
 from pathlib import Path
 
-from cascade.bin.cli import add_config_arguments, config_from_arguments, run_program
+from cascade.bin.cli import add_alignment_argument, add_config_arguments, config_from_arguments, run_program
 from cascade.bin.device_arguments import add_device_argument, open_device
 from cascade.losses.backends import set_backend
 from cascade.processes.group import Processes
@@ -28,11 +28,13 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="features, what compute_features wrote")
     parser.add_argument("--tokens", type=Path, required=True, metavar="DIR", help="what train_tokens wrote")
     parser.add_argument("--teacher", type=Path, metavar="DIR", help="the teacher's --exp-dir, for distillation")
+    add_alignment_argument(parser)
     add_device_argument(parser)
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
     arguments = parser.parse_intermixed_args()
     config = config_from_arguments(arguments)
-    paths = RunPaths(arguments.data, arguments.tokens, Path(os.devnull), arguments.teacher)
+    nowhere = Path(os.devnull)
+    paths = RunPaths(arguments.data, arguments.tokens, nowhere, arguments.teacher, alignment=arguments.alignment)
     check_options(config, paths)
     processes = Processes(device=open_device(arguments))
     set_backend(config.loss.backend, processes.device)

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from cascade.bin.cli import add_config_arguments, config_from_arguments, run_program
+from cascade.bin.cli import add_alignment_argument, add_config_arguments, config_from_arguments, run_program
 from cascade.bin.device_arguments import add_device_argument
 from cascade.config.load import save_config
 from cascade.config.options import Config, ConfigError
@@ -79,6 +79,7 @@ def main() -> None:
         help="start from this model: an --exp-dir (its averaged.pt) or an epoch-N.pt in one; the encoders and features "
         "of the config must be its own, symbols that both vocabularies have keep their rows",
     )
+    add_alignment_argument(parser)
     add_device_argument(parser)
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
     parser.add_argument(
@@ -92,7 +93,9 @@ def main() -> None:
     arguments = parser.parse_intermixed_args()
     config = config_from_arguments(arguments)
     exp_dir = arguments.exp_dir.resolve()  # "." has no name, and a link's target is what is kept as DIR.previous-1
-    paths = RunPaths(arguments.data, arguments.tokens, exp_dir, arguments.teacher, arguments.init_from)
+    paths = RunPaths(
+        arguments.data, arguments.tokens, exp_dir, arguments.teacher, arguments.init_from, arguments.alignment
+    )
     check_count(arguments.num_processes)
     check_options(config, paths)
     if arguments.num_processes > 1 and arguments.dry_run:

@@ -112,6 +112,11 @@ class AugmentConfig:
     """Share of training utterances that get noise, drawn anew in each epoch; without noise (--noise-dir) none does."""
     noise_snr_db: tuple[float, float] = option((10.0, 20.0), at_least=-40, at_most=80)
     """Lowest and highest ratio of speech to noise in dB, drawn uniformly for each utterance."""
+    recombine_share: float = option(0.0, at_least=0, at_most=1)
+    """Share of training utterances that become new ones, drawn anew in each epoch: pieces of one to three words out of
+    other training utterances, with their texts (2502.14685, 2104.01393); wants `train --alignment`."""
+    recombine_voices: Literal["same", "any"] = "same"
+    """Whose words an utterance is recombined of: its speaker's at its speed, or everybody's."""
     rir_share: float = option(0.3, at_least=0, at_most=1, goes_on=True)
     """Share of training copies put into a room in stage 1; without room impulse responses (--rir-dir) none is."""
 

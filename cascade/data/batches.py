@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,10 +19,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from cascade.config.options import FRAME_SHIFT_MS, SUBSAMPLING, Config
-from cascade.corpus.cuts import read_cuts
-from cascade.corpus.quarantine import token_problem
 from cascade.data.augment import Augmentation, build_augmentations, utterance_generator
-from cascade.data.storage import Stored, read_features, read_stats, stored
+from cascade.data.items import Item, read_items, usable
+from cascade.data.recombination import Recombination
+from cascade.data.storage import read_features, read_stats
 from cascade.processes.signals import ignore_signals
 from cascade.text.tokens import Tokenizer
 
@@ -63,16 +62,6 @@ class Batch:
                 self.tokens[part, : int(token_lens.max())], token_lens, self.ids[part], self.texts[part],
             ))
         return parts
-
-
-class Item(NamedTuple):
-    """What is kept of a cut: 281 k utterances in three speeds fit in memory."""
-
-    id: str
-    text: str
-    tokens: tuple[int, ...]
-    num_frames: int
-    features: Stored
 
 
 def collate(features: Sequence[np.ndarray], tokens: Sequence[Sequence[int]], ids: list[str], texts: list[str]) -> Batch:
@@ -148,20 +137,21 @@ class TrainBatches:
 
     def __init__(
         self, cuts_path: str | Path, tokenizer: Tokenizer, config: Config, rank: int = 0, world_size: int = 1,
-        stats: dict[str, Tensor] | None = None,
+        stats: dict[str, Tensor] | None = None, alignment: Path | None = None,
     ) -> None:
         """
         Args:
           cuts_path: EXP/fbank/train_cuts.jsonl.gz.
           stats: {"mean": (F,)} that SpecAugment fills with; stats.pt beside the cuts when None.
+          alignment: CTM of these cuts, for augment.recombine_share.
         Raises:
-          ValueError, OSError: no cuts, no features in them, another number of mel bins.
+          ValueError, OSError: no cuts, no features in them, another number of mel bins, an alignment of other cuts.
 
         `left_out` is {utterance id: reason} of what cannot be used; `kept_bytes` what features take in memory.
         """
         assert 0 <= rank < world_size, (rank, world_size)
         self._rank, self._world_size, self._config, self._epoch = rank, world_size, config, 0
-        self._items, self.left_out = _usable(_read_items(cuts_path, tokenizer, config), tokenizer, config)
+        self._items, self.left_out = usable(read_items(cuts_path, tokenizer, config), tokenizer, config)
         if not self._items:
             raise ValueError(f"{cuts_path} holds no utterance that can be trained on")
         self._num_frames = np.array([item.num_frames for item in self._items], dtype=np.int64)
@@ -178,6 +168,11 @@ class TrainBatches:
         self.kept_bytes = num_bytes if keep else 0
         augmentations = build_augmentations(config, Path(cuts_path).parent, fill)
         self._dataset = _Dataset(self._items, augmentations, config.seed, keep)
+        if config.augment.recombine_share:
+            assert alignment is not None, "augment.recombine_share wants an alignment"
+            self._dataset.recombine = Recombination(
+                alignment, self._items, tokenizer, config.augment, self._dataset.read
+            )
         self._plan = lru_cache(maxsize=4)(self._make_plan)
         self._done: tuple[tuple[int, int], ...] = ()
 
@@ -256,18 +251,26 @@ class _Dataset(Dataset):
     def __init__(self, items: list[Item], augmentations: list[Augmentation], seed: int, keep: bool) -> None:
         self._items, self._augmentations, self._seed = items, augmentations, seed
         self._kept: dict[int, np.ndarray] | None = {} if keep else None
+        self.recombine: Recombination | None = None
 
     def __getitem__(self, task: tuple[int, np.ndarray]) -> Batch:
         epoch, indices = task
-        items, features = [self._items[index] for index in indices], []
-        for index, item in zip(indices, items, strict=True):
-            matrix = self._read(int(index))
+        items, rows = [self._items[index] for index in indices], []
+        for index, item in zip(indices.tolist(), items, strict=True):
+            if self.recombine is None:
+                features, tokens, text = self.read(index), item.tokens, item.text
+            else:
+                generator = utterance_generator(self._seed, epoch, item.id, "recombination")
+                features, tokens, text = self.recombine(index, generator)
             for augmentation in self._augmentations:
-                matrix = augmentation(matrix, utterance_generator(self._seed, epoch, item.id, augmentation.purpose))
-            features.append(matrix)
-        return collate(features, [item.tokens for item in items], [item.id for item in items], [x.text for x in items])
+                generator = utterance_generator(self._seed, epoch, item.id, augmentation.purpose)
+                features = augmentation(features, generator)
+            rows.append((features, tokens, text))
+        features, tokens, texts = zip(*rows, strict=True)
+        return collate(features, tokens, [item.id for item in items], list(texts))
 
-    def _read(self, index: int) -> np.ndarray:
+    def read(self, index: int) -> np.ndarray:
+        """(T, F) float32 features of an utterance, which stay as they are."""
         if self._kept is None:
             return read_features(self._items[index].features)
         if index not in self._kept:
@@ -282,7 +285,7 @@ def dev_batches(
 
     Utterances with more tokens than encoder frames have no finite loss in every topology: left out, with a warning.
     """
-    items = list(_read_items(cuts_path, tokenizer, config))
+    items = list(read_items(cuts_path, tokenizer, config))
     usable = [item for item, _ in items if 0 < len(item.tokens) <= item.num_frames // SUBSAMPLING]
     if len(usable) < len(items):
         log.warning("%s: %d utterances with more tokens than frames have no loss", cuts_path, len(items) - len(usable))
@@ -295,41 +298,3 @@ def dev_batches(
             [read_features(item.features) for item in chosen], [item.tokens for item in chosen],
             [item.id for item in chosen], [item.text for item in chosen],
         )
-
-
-def _read_items(cuts_path: str | Path, tokenizer: Tokenizer, config: Config) -> Iterator[tuple[Item, tuple[str, int]]]:
-    """Yield (item, (utterance id without speed, samples at speed 1)) of each cut."""
-    for cut in read_cuts(cuts_path):
-        if cut.features is None:
-            raise ValueError(f"{cuts_path}: {cut.id} has no stored features; run stage 1 (compute_features)")
-        if cut.features.num_features != config.features.num_mel_bins:
-            raise ValueError(
-                f"{cuts_path}: {cut.features.num_features} mel bins, but features.num_mel_bins="
-                f"{config.features.num_mel_bins}: run stage 1 again"
-            )
-        text = tokenizer.normalize(" ".join(supervision.text or "" for supervision in cut.supervisions))
-        tokens = tuple(tokenizer.encode(text))
-        custom = cut.custom or {}
-        item = Item(cut.id, text, tokens, cut.features.num_frames, stored(cut.features))
-        yield item, (custom.get("utterance", cut.id), round(cut.num_samples * custom.get("speed", 1.0)))
-
-
-def _usable(
-    items: Iterator[tuple[Item, tuple[str, int]]], tokenizer: Tokenizer, config: Config
-) -> tuple[list[Item], dict[str, str]]:
-    """What can be trained on, and {utterance id: reason} of what cannot, which goes with all its speed copies."""
-    kept: list[tuple[str, Item]] = []
-    bad: dict[str, str] = {}
-    for item, (utterance, num_samples) in items:
-        kept.append((utterance, item))
-        rate, speeds = config.features.sampling_rate, config.data.speed_factors
-        problem = token_problem(item.text, num_samples, rate, speeds, tokenizer)
-        if problem is not None:
-            bad[utterance] = problem
-    if bad:
-        log.warning("%d training utterances do not fit the tokenizer and are left out, as stage 2 has listed", len(bad))
-    fitting = [item for utterance, item in kept if utterance not in bad]
-    usable = [item for item in fitting if len(item.tokens) <= item.num_frames // SUBSAMPLING]
-    if len(usable) < len(fitting):
-        log.info("%d fast copies have fewer frames than tokens and are left out", len(fitting) - len(usable))
-    return usable, bad

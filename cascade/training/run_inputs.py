@@ -38,6 +38,8 @@ class RunPaths(NamedTuple):
     """The teacher's model directory, for distillation."""
     init_from: Path | None = None
     """The model to start from: a model directory or a checkpoint in one."""
+    alignment: Path | None = None
+    """Words of the training utterances with their times (CTM), for augment.recombine_share."""
 
 
 class RunInputs(NamedTuple):
@@ -65,6 +67,14 @@ def check_options(config: Config, paths: RunPaths) -> None:
             "--init-from and distillation.init_from_teacher=true both say where the student starts: set "
             "distillation.init_from_teacher=false, or leave --init-from out"
         )
+    if (config.augment.recombine_share > 0) != (paths.alignment is not None):
+        raise ConfigError(
+            f"augment.recombine_share={config.augment.recombine_share:g} wants the times of the training words: name "
+            "the CTM file that align made of EXP/fbank/train_cuts.jsonl.gz with --alignment FILE"
+            if paths.alignment is None else "--alignment is of use only with augment.recombine_share above 0"
+        )
+    if paths.alignment is not None and not paths.alignment.is_file():
+        raise ConfigError(f"--alignment {paths.alignment} does not exist: align writes it, as alignment.ctm")
     exp_dir = paths.exp_dir.resolve()
     for flag, path in (("--teacher", paths.teacher), ("--init-from", paths.init_from)):
         if path is not None and exp_dir in (path.resolve(), *path.resolve().parents):
@@ -118,6 +128,7 @@ def describe_inputs(config: Config, paths: RunPaths) -> Inputs:
         "data statistics": _hash_file(paths.data / "stats.pt"),
         "training utterances": hash_utterances(paths.data / "train_cuts.jsonl.gz"),
         "noise": _hash_file(noise) if config.augment.noise_share and noise.is_file() else None,
+        "alignment": None if paths.alignment is None else _hash_file(paths.alignment),
         "teacher": None if paths.teacher is None else _hash_weights(paths.teacher / "averaged.pt"),
         "init-from": None if paths.init_from is None else _hash_weights(checkpoint_file(paths.init_from)),
     }
@@ -141,5 +152,6 @@ def build_trainer(
     """A trainer with the model that the run begins with. Writes nothing."""
     model, start = start_model(config, inputs.tokenizer, inputs.stats, inputs.teacher, inputs.source)
     return Trainer(
-        model, inputs.teacher, config, inputs.tokenizer, paths.data, paths.exp_dir, described, processes, start
+        model, inputs.teacher, config, inputs.tokenizer, paths.data, paths.exp_dir, described, processes, start,
+        paths.alignment,
     )

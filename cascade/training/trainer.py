@@ -74,8 +74,9 @@ class Trainer:
     def __init__(
         self, model: CascadedTransducer, teacher: CascadedTransducer | None, config: Config, tokenizer: Tokenizer,
         data_dir: Path, exp_dir: Path, inputs: dict[str, str | None], processes: Processes, start: Sequence[str] = (),
+        alignment: Path | None = None,
     ) -> None:
-        """`start` says for the log where the model's weights come from."""
+        """`start` says for the log where the model's weights come from; `alignment` is for augment.recombine_share."""
         self.processes, self.device, self.inputs = processes, processes.device, inputs
         self.model, self.config, self.exp_dir = model.to(self.device), config, exp_dir
         self.objective = Objective(model, config, teacher.to(self.device) if teacher is not None else None)
@@ -88,6 +89,7 @@ class Trainer:
         self.train_batches = TrainBatches(
             data_dir / "train_cuts.jsonl.gz", tokenizer, config, processes.rank, processes.world_size,
             stats={"mean": model.encoder.feature_mean.cpu()},  # so that what SpecAugment masks is 0 after normalising
+            alignment=alignment,
         )
         self.dev = lambda: dev_batches(
             data_dir / "dev_cuts.jsonl.gz", tokenizer, config, processes.rank, processes.world_size

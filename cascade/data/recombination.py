@@ -1,0 +1,180 @@
+"""New training utterances out of pieces of others, cut between words that an alignment has found.
+
+The predictor cannot memorise the transcripts of a small corpus then, and the encoder hears every word beside many
+others (2502.14685, the mixing of segments; 2104.01393).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from cascade.config.options import FRAME_SHIFT_MS, SUBSAMPLING, AugmentConfig
+from cascade.data.alignments import TimedWord, read_ctm
+from cascade.data.items import Item
+from cascade.text.tokens import Tokenizer
+
+REMEDY = "run align again, with --manifest EXP/fbank/train_cuts.jsonl.gz"
+LONGEST_PIECE = 3  # words
+LOUD_SHARE = 0.9
+SHORTEST_SHARE = 0.75  # of the length of what a piece replaces
+_PER_SECOND = 1000 / FRAME_SHIFT_MS
+_MOST, _LEAST = np.log(np.array([0.75, 0.25], dtype=np.float32))
+
+log = logging.getLogger(__name__)
+
+
+class Aligned(NamedTuple):
+    """An utterance that can be cut."""
+
+    words: list[str]
+    cuts: np.ndarray
+    """(words + 1,) int64 feature frames: word k lies from cuts[k] to cuts[k + 1]."""
+    level: float
+    """Log energy that a tenth of the frames of its words exceed, so that pauses do not count."""
+
+
+class _Pieces:
+    """The pieces of 1 to LONGEST_PIECE words that some utterances have, by length."""
+
+    def __init__(self, pieces: list[tuple[int, int, int, int]]) -> None:
+        """pieces: (frames, index of the utterance, first word, end word)."""
+        self._pieces = np.array(sorted(pieces), dtype=np.int64)
+
+    def draw(self, shortest: float, longest: int, generator: np.random.Generator) -> tuple[int, int, int]:
+        """(utterance, first word, end word) of one with so many frames, any with the same probability."""
+        begin, end = np.searchsorted(self._pieces[:, 0], (shortest, longest + 1))
+        return tuple(self._pieces[generator.integers(begin, end), 1:].tolist())
+
+
+class Recombination:
+    """Puts pieces of a voice's utterances together; a function of (utterance, generator) only.
+
+    The base utterance keeps the silence before and behind its words. What lies between is cut into pieces of one to
+    three words, and each becomes a piece, drawn from all utterances of the same voice, of about its length: the new
+    utterance is never longer than the base, so that batches stay as they were planned. A piece takes the base's level;
+    the two frames at a joint are mixed, as windows across a cut in the samples would be.
+    """
+
+    def __init__(
+        self, alignment: Path, items: Sequence[Item], tokenizer: Tokenizer, config: AugmentConfig,
+        read: Callable[[int], np.ndarray],
+    ) -> None:
+        """
+        Args:
+          alignment: CTM of `align` over the training cuts, speed copies included.
+          items: what training goes through. read: index of an item -> its (T, F) features; all are read once.
+        Raises:
+          ValueError, FileNotFoundError: no alignment of these cuts.
+        """
+        self._items, self._tokenizer, self._read, self._share = items, tokenizer, read, config.recombine_share
+        self._own_voice = config.recombine_voices == "same"
+        timed = read_ctm(alignment)
+        self._aligned: dict[int, Aligned] = {}
+        pieces: dict[str, list[tuple[int, int, int, int]]] = defaultdict(list)
+        for index, item in enumerate(items):
+            if item.id not in timed:
+                continue
+            check_words(item, timed[item.id], tokenizer, alignment)
+            features = read(index)
+            cuts = word_cuts(timed[item.id], features)
+            if not (np.diff(cuts) > 0).all():  # more words than the audio has room for
+                continue
+            level = float(np.quantile(np.logaddexp.reduce(features[cuts[0] : cuts[-1]], axis=1), LOUD_SHARE))
+            self._aligned[index] = Aligned([word.word for word in timed[item.id]], cuts, level)
+            num_words = len(cuts) - 1
+            pieces[self._voice(item)] += [
+                (int(cuts[end] - cuts[first]), index, first, end)
+                for first in range(num_words) for end in range(first + 1, min(first + LONGEST_PIECE, num_words) + 1)
+            ]
+        if 2 * len(self._aligned) < len(items):
+            raise ValueError(f"--alignment {alignment} has {len(self._aligned)} of {len(items)} training utterances, "
+                             f"speed copies included: {REMEDY}")
+        self._pieces = {voice: _Pieces(of_voice) for voice, of_voice in pieces.items()}
+        log.info("recombining %g %% of the utterances out of words of %d of %d", 100 * self._share,
+                 len(self._aligned), len(items))
+
+    def _voice(self, item: Item) -> str:
+        return item.voice if self._own_voice else ""
+
+    def __call__(self, index: int, generator: np.random.Generator) -> tuple[np.ndarray, tuple[int, ...], str]:
+        """(T, F) features, tokens and text of an utterance, recombined or as it was."""
+        item, features, base = self._items[index], self._read(index), self._aligned.get(index)
+        if base is None or generator.random() >= self._share:
+            return features, item.tokens, item.text
+        cuts, pieces = base.cuts, self._pieces[self._voice(item)]
+        parts, words, first, spare = [features[: cuts[0]]], [], 0, 0
+        while first < len(base.words):
+            end = min(first + int(generator.integers(1, LONGEST_PIECE + 1)), len(base.words))
+            length = int(cuts[end] - cuts[first])
+            source, begin, stop = pieces.draw(SHORTEST_SHARE * length, length + spare, generator)
+            other = self._aligned[source]
+            part = self._read(source)[other.cuts[begin] : other.cuts[stop]]
+            parts.append(part + np.float32(base.level - other.level))
+            words += other.words[begin:stop]
+            spare += length - len(part)
+            first = end
+        parts.append(features[cuts[-1] :])
+        text = self._tokenizer.normalize(" ".join(words))
+        tokens = tuple(self._tokenizer.encode(text))
+        joined = join(parts)
+        if len(tokens) > len(joined) // SUBSAMPLING:
+            return features, item.tokens, item.text
+        return joined, tokens, text
+
+
+def check_words(item: Item, words: Sequence[TimedWord], tokenizer: Tokenizer, alignment: Path) -> None:
+    """
+    Raises:
+      ValueError: an alignment of another text or of other audio.
+    """
+    text = " ".join(word.word for word in words)
+    if tuple(tokenizer.encode(text)) != item.tokens:
+        raise ValueError(f"--alignment {alignment}: {item.id} is {text!r} there and {item.text!r} in the training "
+                         f"data: {REMEDY}")
+    end, duration = words[-1].end, item.num_frames * FRAME_SHIFT_MS / 1000
+    if end > duration + 0.05:
+        raise ValueError(f"--alignment {alignment}: {item.id} ends at {end:.2f} s there, its features at "
+                         f"{duration:.2f} s: {REMEDY}")
+
+
+def word_cuts(words: Sequence[TimedWord], features: np.ndarray) -> np.ndarray:
+    """(words + 1,) increasing frames: where each word begins, and where the last one ends.
+
+    The streaming pass of a transducer says a word about a quarter of a second after it began, more regularly than before
+    it ends, so that the next word begins about that long before it is said, in a quiet frame:
+
+        argmin_t  energy(t) + 2 ((t - (said - 25)) / 10)^2     from where the last word was said to where this one is
+
+    The last word ends behind the last frame of the utterance that is not quiet.
+    """
+    num_frames = len(features)
+    energy = np.logaddexp.reduce(features, axis=1)
+    energy = np.convolve(np.pad(energy, 2, mode="edge"), np.full(5, 0.2), mode="valid")
+    said = [round(word.start * _PER_SECOND) for word in words]
+    last_said = [0, *(round(word.end * _PER_SECOND) for word in words)]
+    cuts: list[int] = []
+    for place, left in zip(said, last_said, strict=False):
+        left = max(left, cuts[-1] + SUBSAMPLING) if cuts else 0
+        times = np.arange(left, max(place, left + 1))
+        cost = energy[left : len(times) + left] + 2 * ((times[: num_frames - left] - place + 25) / 10) ** 2
+        cuts.append(left + int(np.argmin(cost)) if len(cost) else left)
+    loud = np.flatnonzero(energy >= energy.min() + 0.2 * np.ptp(energy))
+    end = max(cuts[-1] + SUBSAMPLING, last_said[-1], int(loud[-1]) + 6)
+    return np.array([*cuts, min(end, num_frames)], dtype=np.int64)
+
+
+def join(parts: Sequence[np.ndarray]) -> np.ndarray:
+    """(T, F) features one after the other; the frames beside a joint take a quarter of each other's energy."""
+    joined = np.concatenate(parts)
+    for joint in np.cumsum([len(part) for part in parts])[:-1]:
+        if 0 < joint < len(joined):
+            before, after = joined[joint - 1].copy(), joined[joint].copy()
+            joined[joint - 1] = np.logaddexp(before + _MOST, after + _LEAST)
+            joined[joint] = np.logaddexp(after + _MOST, before + _LEAST)
+    return joined

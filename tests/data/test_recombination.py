@@ -1,0 +1,179 @@
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from cascade.config.options import AugmentConfig
+from cascade.data.alignments import TimedWord, read_ctm, write_ctm
+from cascade.data.augment import utterance_generator
+from cascade.data.batches import TrainBatches
+from cascade.data.items import Item
+from cascade.data.recombination import SHORTEST_SHARE, Recombination, join, word_cuts
+from cascade.text.tokens import Tokenizer
+from tests.synthetic import WORDS, small_config
+
+QUIET, LOUD = -10.0, 5.0
+
+
+def alike(ours, theirs):
+    return [batch.texts for batch in ours] == [batch.texts for batch in theirs] and all(
+        torch.equal(one.features, other.features) and torch.equal(one.tokens, other.tokens)
+        for one, other in zip(ours, theirs, strict=True)
+    )
+
+
+class Speech:
+    """Utterances of a few words in which a word is one loud mel bin, between frames that are quiet.
+
+    Bin len(WORDS) + k is at -1 in all frames of voice k; every utterance has a level of its own.
+    """
+
+    def __init__(self, tokenizer, num_utterances=24, num_voices=2):
+        draw = np.random.default_rng(0)
+        self.items, self.features, self.timed, self.gains = [], [], {}, []
+        for number in range(num_utterances):
+            words, rows, timed = [*draw.choice(WORDS, draw.integers(1, 6))], [], []
+            voice = number % num_voices
+            self._add(rows, None, draw.integers(6, 20), voice)
+            for word in words:
+                start = len(rows)
+                self._add(rows, word, draw.integers(30, 50), voice)
+                timed.append(TimedWord(word, start / 100 + 0.24, start / 100 + 0.28))
+                self._add(rows, None, draw.integers(3, 9), voice)
+            self._add(rows, None, 5, voice)
+            gain = draw.uniform(-2, 2)
+            name, text = f"utterance-{number}", " ".join(words)
+            self.features.append(np.array(rows, dtype=np.float32) + np.float32(gain))
+            self.gains.append(gain)
+            self.items.append(Item(name, text, tuple(tokenizer.encode(text)), len(rows), None, f"voice {voice}"))
+            self.timed[name] = timed
+
+    @staticmethod
+    def _add(rows, word, count, voice):
+        frame = np.full(10, QUIET)
+        frame[len(WORDS) + voice] = -1.0
+        if word is not None:
+            frame[WORDS.index(word)] = LOUD
+        rows += [frame] * int(count)
+
+    def words_in(self, features, gain):
+        """The words that the frames say, each at the level `gain`."""
+        inside = np.abs(features[:, : len(WORDS)].max(axis=1) - LOUD - gain) < 0.01
+        said = np.where(inside, features[:, : len(WORDS)].argmax(axis=1), -1)
+        return [WORDS[word] for word, _ in itertools.groupby(said) if word >= 0]
+
+
+@pytest.fixture
+def speech(exp):
+    return Speech(Tokenizer.load(exp / "tokens"))
+
+
+def recombination(exp, speech, folder, **options):
+    path = folder / "alignment.ctm"
+    write_ctm(path, speech.timed)
+    config = AugmentConfig(**{"recombine_share": 1.0, **options})
+    return Recombination(path, speech.items, Tokenizer.load(exp / "tokens"), config, speech.features.__getitem__)
+
+
+@pytest.mark.parametrize("voices", ["same", "any"])
+def test_text_and_frames_of_a_recombined_utterance_say_the_same(voices, exp, speech, tmp_path):
+    made, tokenizer = recombination(exp, speech, tmp_path, recombine_voices=voices), Tokenizer.load(exp / "tokens")
+    texts, mixed = set(), 0
+    for epoch, (index, item) in itertools.product(range(6), enumerate(speech.items)):
+        features, tokens, text = made(index, utterance_generator(1, epoch, item.id))
+        assert speech.words_in(features, speech.gains[index]) == text.split()
+        assert list(tokens) == tokenizer.encode(text)
+        assert SHORTEST_SHARE * item.num_frames - 1 <= len(features) <= item.num_frames
+        heard = {int(voice) for voice in features[:, len(WORDS) : len(WORDS) + 2].argmax(axis=1)}
+        assert heard == {index % 2} or voices == "any"
+        mixed += len(heard) > 1
+        texts.add(text)
+    assert len(texts) > 3 * len({item.text for item in speech.items})
+    assert (mixed > 0) == (voices == "any")
+
+
+def test_the_share_is_recombined_and_the_rest_stays_as_it_is(exp, speech, tmp_path):
+    made, changed = recombination(exp, speech, tmp_path, recombine_share=0.3), 0
+    for epoch, (index, item) in itertools.product(range(20), enumerate(speech.items)):
+        features, tokens, text = made(index, utterance_generator(1, epoch, item.id))
+        if features is speech.features[index]:
+            assert (tokens, text) == (item.tokens, item.text)
+        else:
+            changed += 1
+    assert changed / 20 / len(speech.items) == pytest.approx(0.3, abs=0.06)
+
+
+def test_words_are_cut_where_it_is_quiet_before_they_are_said(speech):
+    for item, features in zip(speech.items, speech.features, strict=True):
+        words = speech.timed[item.id]
+        cuts = word_cuts(words, features)
+        loud = features[:, : len(WORDS)].max(axis=1) > 0
+        for first, end, word in zip(cuts[:-1], cuts[1:], words, strict=True):
+            assert abs(first - (round(word.start * 100) - 24)) < 10 and first < word.start * 100 < end
+            said = features[first:end, : len(WORDS)][loud[first:end]]
+            assert len(said) >= 30 and (said.argmax(axis=1) == WORDS.index(word.word)).all()
+
+
+def test_the_frames_at_a_joint_are_mixed_by_energy():
+    one, other = np.full((3, 4), 2.0, dtype=np.float32), np.full((5, 4), -1.0, dtype=np.float32)
+    joined = join([one, other])
+    assert (joined[:2] == 2).all() and (joined[4:] == -1).all() and len(joined) == 8
+    assert np.allclose(np.exp(joined[2]), 0.75 * np.exp(2) + 0.25 * np.exp(-1))
+    assert np.allclose(np.exp(joined[3]), 0.75 * np.exp(-1) + 0.25 * np.exp(2))
+
+
+@pytest.fixture
+def aligned(exp, tmp_path):
+    """An alignment of the tiny corpus that spreads the words evenly, and a config that uses it."""
+    config = small_config()
+    config = dataclasses.replace(config, augment=dataclasses.replace(config.augment, recombine_share=0.7))
+    plain = TrainBatches(exp / "fbank" / "train_cuts.jsonl.gz", Tokenizer.load(exp / "tokens"), small_config())
+    timed = {}
+    for item in plain.items:
+        step = item.num_frames / 100 / (len(item.text.split()) + 1)
+        timed[item.id] = [TimedWord(word, step * (place + 1), step * (place + 1) + 0.04)
+                          for place, word in enumerate(item.text.split())]
+    write_ctm(tmp_path / "alignment.ctm", timed)
+    return tmp_path / "alignment.ctm", config
+
+
+def batches(exp, alignment, config, epoch=2, skip=0, **options):
+    made = TrainBatches(exp / "fbank" / "train_cuts.jsonl.gz", Tokenizer.load(exp / "tokens"), config,
+                        alignment=alignment, **options)
+    made.set_epoch(epoch)
+    return list(made.iterate(skip))
+
+
+def test_recombined_batches_depend_on_seed_epoch_and_id_only(exp, aligned):
+    alignment, config = aligned
+    whole = batches(exp, alignment, config)
+    assert alike(batches(exp, alignment, config), whole)
+    assert alike(batches(exp, alignment, config, skip=3), whole[3:])
+    workers = dataclasses.replace(config, data=dataclasses.replace(config.data, num_workers=2))
+    assert alike(batches(exp, alignment, workers), whole)
+    texts = {name: text for batch in whole for name, text in zip(batch.ids, batch.texts, strict=True)}
+    shared = {name: text for rank in range(2) for batch in batches(exp, alignment, config, rank=rank, world_size=2)
+              for name, text in zip(batch.ids, batch.texts, strict=True)}
+    assert shared == texts
+    other = {name: text for batch in batches(exp, alignment, config, epoch=3)
+             for name, text in zip(batch.ids, batch.texts, strict=True)}
+    assert other != texts and other.keys() == texts.keys()
+
+
+def test_an_alignment_of_something_else_is_an_error_that_names_the_remedy(exp, aligned):
+    alignment, config = aligned
+    timed = read_ctm(alignment)
+    name, words = next((name, words) for name, words in timed.items() if len(words) > 1)
+    remedy = "run align again, with --manifest EXP/fbank/train_cuts.jsonl.gz"
+    wrong = (
+        ({name: words[1:]}, f"{name} is '{words[1].word}"),
+        ({name: [*words[:-1], dataclasses.replace(words[-1], end=9.0)]}, f"{name} ends at 9.00 s"),
+        (None, "has 1 of 26 training utterances"),
+    )
+    for changes, message in wrong:
+        write_ctm(alignment, {name: words} if changes is None else timed | changes)
+        with pytest.raises(ValueError, match=message) as error:
+            batches(exp, alignment, config)
+        assert remedy in str(error.value)
