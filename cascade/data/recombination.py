@@ -144,10 +144,10 @@ def check_words(item: Item, words: Sequence[TimedWord], tokenizer: Tokenizer, al
 
 
 def word_cuts(words: Sequence[TimedWord], features: np.ndarray) -> np.ndarray:
-    """(words + 1,) increasing frames: where each word begins, and where the last one ends.
+    """(words + 1,) frames where each word begins, and where the last one ends; they increase if there is room.
 
-    The streaming pass of a transducer says a word about a quarter of a second after it began, more regularly than before
-    it ends, so that the next word begins about that long before it is said, in a quiet frame:
+    The streaming pass of a transducer says a word about a quarter of a second after it began, which is more regular than
+    how long before its end, so that the next word begins about that long before it is said, in a quiet frame:
 
         argmin_t  energy(t) + 2 ((t - (said - 25)) / 10)^2     from where the last word was said to where this one is
 
@@ -160,10 +160,9 @@ def word_cuts(words: Sequence[TimedWord], features: np.ndarray) -> np.ndarray:
     last_said = [0, *(round(word.end * _PER_SECOND) for word in words)]
     cuts: list[int] = []
     for place, left in zip(said, last_said, strict=False):
-        left = max(left, cuts[-1] + SUBSAMPLING) if cuts else 0
-        times = np.arange(left, max(place, left + 1))
-        cost = energy[left : len(times) + left] + 2 * ((times[: num_frames - left] - place + 25) / 10) ** 2
-        cuts.append(left + int(np.argmin(cost)) if len(cost) else left)
+        left = min(max(left, cuts[-1] + SUBSAMPLING) if cuts else 0, num_frames - 1)
+        times = np.arange(left, max(min(place, num_frames), left + 1))
+        cuts.append(left + int(np.argmin(energy[times] + 2 * ((times - place + 25) / 10) ** 2)))
     loud = np.flatnonzero(energy >= energy.min() + 0.2 * np.ptp(energy))
     end = max(cuts[-1] + SUBSAMPLING, last_said[-1], int(loud[-1]) + 6)
     return np.array([*cuts, min(end, num_frames)], dtype=np.int64)

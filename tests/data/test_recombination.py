@@ -116,6 +116,16 @@ def test_words_are_cut_where_it_is_quiet_before_they_are_said(speech):
             assert len(said) >= 30 and (said.argmax(axis=1) == WORDS.index(word.word)).all()
 
 
+def test_an_utterance_without_room_for_its_words_is_left_as_it_is(exp, speech, tmp_path):
+    item = next(item for item in speech.items if len(item.text.split()) > 3)
+    end = item.num_frames / 100
+    speech.timed[item.id] = [TimedWord(word, end - 0.05 + place / 100, end) for place, word in
+                             enumerate(item.text.split())]
+    index = speech.items.index(item)
+    made = recombination(exp, speech, tmp_path)
+    assert made(index, utterance_generator(1, 1, item.id))[0] is speech.features[index]
+
+
 def test_the_frames_at_a_joint_are_mixed_by_energy():
     one, other = np.full((3, 4), 2.0, dtype=np.float32), np.full((5, 4), -1.0, dtype=np.float32)
     joined = join([one, other])
