@@ -216,7 +216,7 @@ def test_latency_times_all_models_in_one_run(run_dir, tmp_path, monkeypatch, cap
     assert all(0 < row["symbols_per_second"] <= 3.2 for row in written[2:])  # one of ten frames
     for name, row in zip(("teacher", "student"), written, strict=False):
         assert json.loads((run_dir / name / "latency.json").read_text()) == row
-    assert capsys.readouterr().out.count("\n") == 5
+    assert capsys.readouterr().out.count("\n| ") == 2 + 4  # header, rule and rows
 
 
 def test_latency_measures_delays_in_every_mode(run_dir, tmp_path, monkeypatch, capsys):
