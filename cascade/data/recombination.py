@@ -146,8 +146,8 @@ def check_words(item: Item, words: Sequence[TimedWord], tokenizer: Tokenizer, al
 def word_cuts(words: Sequence[TimedWord], features: np.ndarray) -> np.ndarray:
     """(words + 1,) frames where each word begins, and where the last one ends; they increase if there is room.
 
-    The streaming pass of a transducer says a word about a quarter of a second after it began, which is more regular than
-    how long before its end, so that the next word begins about that long before it is said, in a quiet frame:
+    The streaming pass of a transducer says a word about a quarter of a second after it began, which is more regular
+    than how long before its end, so that the next word begins about that long before it is said, in a quiet frame:
 
         argmin_t  energy(t) + 2 ((t - (said - 25)) / 10)^2     from where the last word was said to where this one is
 
