@@ -1,10 +1,12 @@
 """Export a model for sherpa-onnx, and check that the files compute what PyTorch computes.
 
---out gets encoder-streaming.onnx and encoder-look-ahead.onnx (online recognisers), encoder-full.onnx (offline), which
-all share decoder.onnx, joiner.onnx and tokens.txt; bpe.vocab for hotwords, if the tokens are BPE; the tokenizer's other
-files, for `transcribe --onnx-dir`; and export.json: the options, bytes per file, the differences measured. Chunk, block
-and left context are constants of these files; the model's blank penalty, or --blank-penalty, is taken off the blank's
-bias in joiner.onnx, because sherpa-onnx knows nothing of it (its own option would be taken off once more).
+--out gets encoder-streaming.onnx and encoder-noncausal.onnx, which reads the other's output: what our own runtime
+(`transcribe --onnx-dir`) runs. sherpa-onnx runs encoder-streaming.onnx and encoder-look-ahead.onnx as online
+recognisers, encoder-full.onnx as an offline one; the latter two hold both encoders. All share decoder.onnx, joiner.onnx
+and tokens.txt; bpe.vocab, if the tokens are BPE, is for hotwords, the tokenizer's other files are for our runtime;
+export.json has the options, bytes per file, the differences measured. Chunk, block and left context are constants of
+these files; the model's blank penalty, or --blank-penalty, is taken off the blank's bias in joiner.onnx, because
+sherpa-onnx knows nothing of it (its own option would be taken off once more).
 """
 
 from __future__ import annotations
@@ -87,9 +89,10 @@ def check_files(
     if report is None:
         logging.warning("sherpa-onnx is not installed, it was not compared: pip install sherpa-onnx")
         return checks
-    for name, count in report.num_tokens.items():
+    for name, counts in report.num_tokens.items():
+        said = ", ".join(f"{count} by {method}" for method, count in counts.items())
         logging.info(
-            "%-24s sherpa-onnx %s finds our %d tokens at our times in %d recordings", name, report.version, count,
+            "%-24s sherpa-onnx %s finds our tokens (%s) at our times in %d recordings", name, report.version, said,
             report.num_recordings,
         )
     checks["sherpa_onnx"] = {

@@ -11,7 +11,7 @@ what was heard is decoded to its last word and written, recordings that are not 
 is 75.
 
 With --onnx-dir the exported files decode, in every mode and by both searches: the same text as PyTorch's on the audio
-followed by zeros, except that a full pass hears its segment only, not what the encoder still knows from the one before.
+followed by zeros.
 """
 
 from __future__ import annotations

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import shutil
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from cascade.config.options import ConfigError
-from cascade.export.wrappers import Decoder, Geometry, JoinerNetwork, OfflineEncoder, OnlineEncoder
+from cascade.export.wrappers import Decoder, Geometry, JoinerNetwork, NoncausalEncoder, OfflineEncoder, OnlineEncoder
 from cascade.models.transducer import CascadedTransducer, Mode
 
 OPSET = 17
 STREAMING, LOOK_AHEAD, FULL = "encoder-streaming.onnx", "encoder-look-ahead.onnx", "encoder-full.onnx"
+NONCAUSAL = "encoder-noncausal.onnx"
 DECODER, JOINER = "decoder.onnx", "joiner.onnx"
 MODES: dict[str, Mode] = {STREAMING: "streaming", LOOK_AHEAD: "look_ahead", FULL: "full"}
 """Encoder file -> the pass it runs."""
@@ -31,8 +32,8 @@ class Graph:
     inputs: dict[str, Tensor]
     """Example values: a batch of two, so that no size of 1 is taken for a constant."""
     outputs: tuple[str, ...]
-    time_axes: tuple[str, ...] = ()
-    """Inputs and outputs whose second axis is dynamic too; the first one always is."""
+    time_axes: dict[str, int] = field(default_factory=dict)
+    """Inputs and outputs with another axis that is dynamic; the first one always is."""
 
 
 def build_graphs(model: CascadedTransducer, geometry: Geometry, blank_penalty: float = 0.0) -> dict[str, Graph]:
@@ -47,16 +48,17 @@ def build_graphs(model: CascadedTransducer, geometry: Geometry, blank_penalty: f
         raise ConfigError(f"features.num_mel_bins must be even to be exported, got {num_mel_bins}")
     decoder, joiner = Decoder(model), JoinerNetwork(model, blank_penalty)
     labels = torch.zeros(2, decoder.predictor.context_size, dtype=torch.int64)
-    vectors = torch.zeros(2, model.joiner.output_weight.shape[1])
+    frames, vectors = (torch.zeros(2, layer.in_features) for layer in (model.joiner.encoder_proj, model.joiner.output))
     offline = {"x": torch.zeros(2, _TRACED_FRAMES, num_mel_bins), "x_lens": torch.tensor([_TRACED_FRAMES, 30])}
     return {
         STREAMING: _online_graph(OnlineEncoder(model, geometry, MODES[STREAMING])),
         LOOK_AHEAD: _online_graph(OnlineEncoder(model, geometry, MODES[LOOK_AHEAD])),
         FULL: Graph(
-            OfflineEncoder(model, geometry), offline, ("encoder_out", "encoder_out_lens"), ("x", "encoder_out")
+            OfflineEncoder(model, geometry), offline, ("encoder_out", "encoder_out_lens"), {"x": 1, "encoder_out": 1}
         ),
+        NONCAUSAL: _noncausal_graph(NoncausalEncoder(model, geometry), model.joiner.encoder_proj.in_features),
         DECODER: Graph(decoder, {"labels": labels}, ("decoder_out",)),
-        JOINER: Graph(joiner, {"encoder_out": vectors, "decoder_out": vectors}, ("logits",)),
+        JOINER: Graph(joiner, {"encoder_out": frames, "decoder_out": vectors}, ("logits",)),
     }
 
 
@@ -64,6 +66,14 @@ def _online_graph(encoder: OnlineEncoder) -> Graph:
     features = torch.zeros(2, encoder.step_frames, encoder.encoder.subsampling.num_mel_bins)
     inputs = {"x": features} | dict(zip(encoder.state_names, encoder.initial_state(2), strict=True))
     return Graph(encoder, inputs, ("encoder_out", *(f"next_{name}" for name in encoder.state_names)))
+
+
+def _noncausal_graph(encoder: NoncausalEncoder, dim: int) -> Graph:
+    frames = {"x": torch.zeros(2, _TRACED_FRAMES, dim), "x_lens": torch.tensor([_TRACED_FRAMES, 30])}
+    inputs = frames | dict(zip(encoder.state_names, encoder.initial_state(2), strict=True))
+    caches = [name for name in encoder.state_names if name.startswith(("key", "value"))]
+    time_axes = {"x": 1, "encoder_out": 1} | dict.fromkeys((*caches, *(f"next_{name}" for name in caches)), 2)
+    return Graph(encoder, inputs, ("encoder_out", *(f"next_{name}" for name in encoder.state_names)), time_axes)
 
 
 def write_graph(graph: Graph, path: Path, about: dict[str, str | int]) -> None:
@@ -77,7 +87,8 @@ def write_graph(graph: Graph, path: Path, about: dict[str, str | int]) -> None:
     except ImportError as error:
         raise ImportError("writing ONNX files needs the package onnx: pip install onnx") from error
     names = [*graph.inputs, *graph.outputs]
-    axes = {name: {0: "N", 1: f"T_{name}"} if name in graph.time_axes else {0: "N"} for name in names}
+    times = graph.time_axes
+    axes = {name: {0: "N"} | ({times[name]: f"T_{name}"} if name in times else {}) for name in names}
     with torch.no_grad(), warnings.catch_warnings():
         # The exporter announces its successor, and warns of each branch on a size that is constant here.
         warnings.simplefilter("ignore", category=DeprecationWarning)

@@ -6,66 +6,20 @@ import copy
 import logging
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from cascade.config.options import SUBSAMPLING
-from cascade.export.onnx import DECODER, FULL, JOINER, LOOK_AHEAD, MODES, STREAMING
+from cascade.export.onnx import DECODER, FULL, JOINER, LOOK_AHEAD, MODES, NONCAUSAL, STREAMING
+from cascade.export.sessions import NoncausalSession, OnlineSession, onnx_session, run_session
 from cascade.export.wrappers import Geometry
 from cascade.models.transducer import CascadedTransducer, Mode
 
 TOLERANCE = 1e-4
 """Largest allowed difference from PyTorch in float64: float32 through all layers stays well below."""
-
-
-def onnx_session(path: Path) -> Any:
-    """An onnxruntime session on one CPU thread.
-
-    Raises:
-      ImportError: onnxruntime is missing.
-    """
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise ImportError("running ONNX files needs onnxruntime: pip install onnxruntime") from error
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-
-
-def run_session(session: Any, *values: Tensor) -> list[Tensor]:
-    """Outputs in order, for inputs in order: graphs bind by position, as in sherpa-onnx."""
-    names = [value.name for value in session.get_inputs()]
-    feed = {name: value.contiguous().numpy() for name, value in zip(names, values, strict=True)}
-    return [torch.from_numpy(output) for output in session.run(None, feed)]
-
-
-class OnlineSession:
-    """An online encoder in onnxruntime, driven as sherpa-onnx drives it: by its metadata and by position."""
-
-    def __init__(self, path: Path) -> None:
-        self._session = onnx_session(path)
-        self.metadata = dict(self._session.get_modelmeta().custom_metadata_map)
-        self.step_frames = int(self.metadata["decode_chunk_len"])
-        """Feature frames of one step."""
-
-    def initial_state(self, batch_size: int) -> list[Tensor]:
-        """Zeros in the shapes that the metadata describe."""
-        names = ("num_heads", "left_context_len", "head_dim", "intermediate_size", "csgu_kernel_size", "hidden_size")
-        heads, left, head_dim, intermediate, kernel, hidden = (int(self.metadata[name]) for name in names)
-        cache = torch.zeros(batch_size, heads, left, head_dim)
-        convolution = torch.zeros(batch_size, intermediate // 2, kernel - 1)
-        fusion = torch.zeros(batch_size, 2 * hidden, int(self.metadata["merge_conv_kernel"]) - 1)
-        layers = (cache, cache, convolution, fusion) * int(self.metadata["num_hidden_layers"])
-        return [*layers, torch.zeros(batch_size, dtype=torch.int64)]
-
-    def step(self, features: Tensor, states: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """(N, step_frames, F) features -> (N, step_frames / 4, D) and the new states."""
-        encoder_out, *states = run_session(self._session, features, *states)
-        return encoder_out, states
 
 
 def stream_together(encoder: OnlineSession, streams: list[Tensor]) -> list[Tensor]:
@@ -74,38 +28,40 @@ def stream_together(encoder: OnlineSession, streams: list[Tensor]) -> list[Tenso
     Args:
       streams: (T_i, F) features each; what is left over after whole steps is dropped.
     Returns:
-      (T_i // 4, D) each.
+      (T_i // 4, C) each.
     """
     size = encoder.step_frames
     num_steps = [stream.shape[0] // size for stream in streams]
     states = [encoder.initial_state(1) for _ in streams]
-    outputs: list[list[Tensor]] = [[] for _ in streams]
+    outputs: list[list[np.ndarray]] = [[] for _ in streams]
     for step in range(max(start + count for start, count in enumerate(num_steps))):
         live = [index for index, count in enumerate(num_steps) if index <= step < index + count]
         if not live:
             continue
-        features = torch.stack([streams[i][(step - i) * size : (step - i + 1) * size] for i in live])
-        joined = [torch.cat(tensors) for tensors in zip(*(states[i] for i in live), strict=True)]
+        features = np.stack([streams[i][(step - i) * size : (step - i + 1) * size].numpy() for i in live])
+        joined = [np.concatenate(arrays) for arrays in zip(*(states[i] for i in live), strict=True)]
         encoder_out, joined = encoder.step(features, joined)
         for row, i in enumerate(live):
             outputs[i].append(encoder_out[row])
-            states[i] = [tensor[row : row + 1] for tensor in joined]
-    return [torch.cat(parts) for parts in outputs]
+            states[i] = [array[row : row + 1] for array in joined]
+    return [torch.from_numpy(np.concatenate(parts)) for parts in outputs]
 
 
 def encode_whole(model: CascadedTransducer, features: list[Tensor], mode: Mode, geometry: Geometry) -> list[Tensor]:
-    """PyTorch, in the model's type, on whole utterances (T_i, F), padded into one batch -> (T_i // 4, D) each."""
-    lens = torch.tensor([frames.shape[0] for frames in features])
-    padded = pad_sequence(features, batch_first=True).to(model.encoder.feature_mean.dtype)
-    block = geometry.block_frames if mode == "look_ahead" else None
+    """PyTorch, in the model's type, on whole utterances (T_i, F), padded into one batch -> (T_i // 4, C) each."""
+    encoder, lens = model.encoder, torch.tensor([frames.shape[0] for frames in features])
+    padded = pad_sequence(features, batch_first=True).to(encoder.feature_mean.dtype)
     with torch.inference_mode():
-        out, out_lens = model.encode(padded, lens, mode, geometry.chunk_frames, geometry.left_frames, block)
+        out, out_lens = encoder.forward_causal(padded, lens, geometry.chunk_frames, geometry.left_frames)
+        if mode != "streaming":
+            block = geometry.block_frames if mode == "look_ahead" else None
+            out = encoder.forward_noncausal(out, out_lens, block, geometry.left_frames)
     return [row[:length] for row, length in zip(out, out_lens.tolist(), strict=True)]
 
 
 def random_features(model: CascadedTransducer, lengths: Iterable[int], seed: int) -> list[Tensor]:
     """(T_i, F) float32 noise with the mean and spread of the training features."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = _generator(seed)
     mean, scale = model.encoder.feature_mean.float(), model.encoder.feature_scale.float()
     return [mean + torch.randn(length, mean.shape[0], generator=generator) / scale for length in lengths]
 
@@ -132,6 +88,25 @@ def online_difference(path: Path, model: CascadedTransducer, geometry: Geometry)
     return _difference(whole, stream_together(encoder, features))
 
 
+def noncausal_difference(path: Path, model: CascadedTransducer, geometry: Geometry) -> float:
+    """Streams in blocks, the last ones shorter, and whole segments; both in padded batches of frames of unit size."""
+    session, block = NoncausalSession(path), geometry.block_frames
+    lens = torch.tensor([geometry.left_frames + 3 * block + 1, block, 5])
+    frames = torch.randn(3, int(lens.max()), model.joiner.encoder_proj.in_features, generator=_generator(5))
+    state, outputs = session.initial_state(3), []
+    for start in range(0, frames.shape[1], block):
+        part = frames[:, start : start + block]
+        out, state = session.step(part.numpy(), (lens - start).clamp(0, part.shape[1]).numpy(), state)
+        outputs.append(out)
+    theirs = (np.concatenate(outputs, axis=1), session.whole(frames.numpy(), lens.numpy()))
+    with torch.inference_mode():
+        arguments = ((block, geometry.left_frames), (None, None))
+        encode, frames = model.encoder.forward_noncausal, frames.to(model.encoder.feature_mean.dtype)
+        ours = [encode(frames, lens, *contexts) for contexts in arguments]
+    valid = torch.arange(frames.shape[1]) < lens[:, None]
+    return _difference([out[valid] for out in ours], [torch.from_numpy(out)[valid] for out in theirs])
+
+
 def offline_difference(path: Path, model: CascadedTransducer, geometry: Geometry) -> float:
     """Padded batches, also of audio shorter than one encoder frame."""
     session, differences = onnx_session(path), []
@@ -139,16 +114,16 @@ def offline_difference(path: Path, model: CascadedTransducer, geometry: Geometry
         features = random_features(model, lengths, seed=2)
         lens = torch.tensor(lengths)
         padded = pad_sequence(features, batch_first=True)
-        out, out_lens = run_session(session, padded, lens)
-        rows = [row[:length] for row, length in zip(out, out_lens.tolist(), strict=True)]
+        out, out_lens = run_session(session, padded.numpy(), lens.numpy())
+        rows = [torch.from_numpy(row[:length]) for row, length in zip(out, out_lens, strict=True)]
         differences.append(_difference(encode_whole(model, features, "full", geometry), rows))
     return max(differences)
 
 
 def decoder_difference(path: Path, model: CascadedTransducer) -> float:
     """Random labels, and the first ones of sherpa-onnx: -1 everywhere, 0 last."""
-    generator, size = torch.Generator().manual_seed(3), model.predictor.context_size
-    labels = torch.randint(0, model.vocab_size, (7, size), generator=generator)
+    size = model.predictor.context_size
+    labels = torch.randint(0, model.vocab_size, (7, size), generator=_generator(3))
     labels[:3] = torch.zeros(3, size, dtype=torch.int64)
     labels[1, :-1] = -1
     labels[2, -1] = model.vocab_size - 1
@@ -156,17 +131,24 @@ def decoder_difference(path: Path, model: CascadedTransducer) -> float:
     start = model.predictor.initial_state(7)._replace(labels=torch.cat((said[:, None], labels[:, :-1]), 1).clamp(min=0))
     with torch.inference_mode():
         ours = model.predictor.step(said, start)[0]
-    return _difference([ours], run_session(onnx_session(path), labels))
+    return _difference([ours], [torch.from_numpy(out) for out in run_session(onnx_session(path), labels.numpy())])
 
 
 def joiner_difference(path: Path, model: CascadedTransducer, blank_penalty: float) -> float:
-    generator, dim = torch.Generator().manual_seed(4), model.joiner.output_weight.shape[1]
-    encoder_out, decoder_out = (torch.randn(5, dim, generator=generator) for _ in range(2))
+    joiner, generator = model.joiner, _generator(4)
+    frames, vectors = (
+        torch.randn(5, layer.in_features, generator=generator) for layer in (joiner.encoder_proj, joiner.output)
+    )
     with torch.inference_mode():
-        weight = model.joiner.output_weight
-        ours = model.joiner(encoder_out.to(weight.dtype), decoder_out.to(weight.dtype))
+        dtype = joiner.output_weight.dtype
+        ours = joiner(joiner.project_encoder(frames.to(dtype)), vectors.to(dtype))
         ours[:, 0] -= blank_penalty
-    return _difference([ours], run_session(onnx_session(path), encoder_out, decoder_out))
+    theirs = run_session(onnx_session(path), frames.numpy(), vectors.numpy())
+    return _difference([ours], [torch.from_numpy(out) for out in theirs])
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
 
 
 def graph_differences(
@@ -181,6 +163,7 @@ def graph_differences(
     """
     model = copy.deepcopy(model).double()
     differences = {name: online_difference(folder / name, model, geometry) for name in (STREAMING, LOOK_AHEAD)}
+    differences[NONCAUSAL] = noncausal_difference(folder / NONCAUSAL, model, geometry)
     differences[FULL] = offline_difference(folder / FULL, model, geometry)
     differences[DECODER] = decoder_difference(folder / DECODER, model)
     differences[JOINER] = joiner_difference(folder / JOINER, model, blank_penalty)

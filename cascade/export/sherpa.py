@@ -1,9 +1,10 @@
-"""Does sherpa-onnx, given the exported files, find the tokens and times that our own greedy search finds?"""
+"""Does sherpa-onnx, given the exported files, find the tokens and times that our own searches find?"""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,13 @@ from torch import Tensor
 from cascade.audio.fbank import StreamingFbank
 from cascade.config.options import ENCODER_FRAME_MS, FRAME_SHIFT_MS, SUBSAMPLING, FeatureConfig
 from cascade.export.onnx import DECODER, FULL, JOINER, MODES
-from cascade.export.parity import encode_whole
 from cascade.export.wrappers import Geometry
-from cascade.models.torch_engine import TorchEngine
+from cascade.models.torch_engine import TorchEngine, decode_batch
 from cascade.models.transducer import CascadedTransducer
-from cascade.search.greedy import GreedySearch
+from cascade.search.methods import METHODS, DecodingOptions, build_search
 from cascade.text.tokens import WORD_MARK, Tokenizer
+
+BEAM = 4
 
 
 @dataclass(frozen=True)
@@ -28,8 +30,8 @@ class SherpaReport:
 
     version: str
     num_recordings: int
-    num_tokens: dict[str, int]
-    """Encoder file -> tokens of all recordings together."""
+    num_tokens: dict[str, dict[str, int]]
+    """Encoder file -> search -> tokens of all recordings together."""
 
 
 def compare_with_sherpa(
@@ -55,26 +57,29 @@ def compare_with_sherpa(
     tail = np.zeros(num_zeros, dtype=np.float32)
     samples = [np.concatenate((recording, tail)) for recording in recordings.values()]
     frames = [_fbank(waveform, features) for waveform in samples]
-    num_tokens = {}
-    for file, mode in MODES.items():
-        options = {
+    num_tokens: dict[str, dict[str, int]] = {file: {} for file in MODES}
+    for file, method in product(MODES, METHODS):
+        files = {
             "encoder": str(folder / file), "decoder": str(folder / DECODER), "joiner": str(folder / JOINER),
             "tokens": str(folder / "tokens.txt"), "num_threads": 1, "sample_rate": features.sampling_rate,
-            "feature_dim": features.num_mel_bins, "decoding_method": "greedy_search",
+            "feature_dim": features.num_mel_bins, "decoding_method": method, "max_active_paths": BEAM,
         }
         if file == FULL:
-            recogniser, used = sherpa_onnx.OfflineRecognizer.from_transducer(**options), frames
+            recogniser, used = sherpa_onnx.OfflineRecognizer.from_transducer(**files), frames
             theirs = _decode_offline(recogniser, samples, features.sampling_rate)
         else:
-            recogniser = sherpa_onnx.OnlineRecognizer.from_transducer(**options)
+            recogniser = sherpa_onnx.OnlineRecognizer.from_transducer(**files)
             theirs = _decode_online(recogniser, samples, features.sampling_rate)
-            step = geometry.step_frames(mode)
+            step = geometry.step_frames(MODES[file])
             used = [waveform[: (waveform.shape[0] - 1) // step * step] for waveform in frames]
-        ours = _decode(model, encode_whole(model, used, mode, geometry), tokenizer, blank_penalty)
+        options = DecodingOptions(MODES[file], method, BEAM, *geometry.to_ms(), blank_penalty)
+        ours = _decode(model, used, tokenizer, options)
         for name, left, right in zip(recordings, ours, theirs, strict=True):
             if left != right:
-                raise ValueError(f"{file}: sherpa-onnx and PyTorch differ on {name}, {_first_difference(left, right)}")
-        num_tokens[file] = sum(len(waveform) for waveform in ours)
+                raise ValueError(
+                    f"{file}, {method}: sherpa-onnx and PyTorch differ on {name}, {_first_difference(left, right)}"
+                )
+        num_tokens[file][method] = sum(len(waveform) for waveform in ours)
     return SherpaReport(sherpa_onnx.__version__, len(recordings), num_tokens)
 
 
@@ -99,18 +104,18 @@ def _fbank(samples: np.ndarray, config: FeatureConfig) -> Tensor:
 
 
 def _decode(
-    model: CascadedTransducer, encoder_out: list[Tensor], tokenizer: Tokenizer, blank_penalty: float
+    model: CascadedTransducer, features: list[Tensor], tokenizer: Tokenizer, options: DecodingOptions
 ) -> list[list[tuple[str, int]]]:
     """(token, encoder frame) pairs by our search, tokens spelled as sherpa-onnx spells them."""
-    lens = torch.tensor([frames.shape[0] for frames in encoder_out])
-    padded = torch.nn.utils.rnn.pad_sequence(encoder_out, batch_first=True)
-    search = GreedySearch(TorchEngine(model), blank_penalty, tokenizer.unk_id)
+    lens = torch.tensor([len(frames) for frames in features])
+    padded = torch.nn.utils.rnn.pad_sequence(features, batch_first=True)
+    search = build_search(TorchEngine(model), options, tokenizer.unk_id)
     return [
         [
             (_spelling(tokenizer.id_to_symbol(token)), frame)
             for token, frame in zip(hypothesis.tokens, hypothesis.timestamps, strict=True)
         ]
-        for (hypothesis,) in search.decode(padded.numpy(), lens.numpy())
+        for hypothesis in decode_batch(model, search, padded, lens, options)
     ]
 
 

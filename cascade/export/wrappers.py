@@ -50,6 +50,11 @@ class Geometry:
     def from_ms(cls, chunk_ms: int, look_ahead_ms: int, left_context_ms: int) -> Geometry:
         return cls(*(value // ENCODER_FRAME_MS for value in (chunk_ms, look_ahead_ms, left_context_ms)))
 
+    def to_ms(self) -> tuple[int, int, int]:
+        """The inverse of `from_ms`."""
+        frames = (self.chunk_frames, self.block_frames, self.left_frames)
+        return tuple(ENCODER_FRAME_MS * count for count in frames)
+
     def step_frames(self, mode: Mode) -> int:
         """Feature frames of one online step, 4 P."""
         return SUBSAMPLING * (self.block_frames if mode == "look_ahead" else self.chunk_frames)
@@ -68,7 +73,7 @@ class OnlineEncoder(nn.Module):
     def __init__(self, model: CascadedTransducer, geometry: Geometry, mode: Mode) -> None:
         super().__init__()
         encoder = model.encoder
-        self.encoder, self.joiner = encoder, model.joiner
+        self.encoder = encoder
         self.chunk_frames, self.left_frames = geometry.chunk_frames, geometry.left_frames
         self.step_frames = geometry.step_frames(mode)
         stacks = [encoder.causal, encoder.noncausal] if mode == "look_ahead" else [encoder.causal]
@@ -114,7 +119,7 @@ class OnlineEncoder(nn.Module):
         return [*(states * self.num_layers), torch.zeros(batch_size, dtype=torch.int64)]
 
     def forward(self, x: Tensor, *states: Tensor) -> list[Tensor]:
-        """(N, 4 P, F) features, not normalised, and the states -> (N, P, D) projected output and the new states."""
+        """(N, 4 P, F) features, not normalised, and the states -> (N, P, C) output and the new states."""
         new_states = list(states)
         x = self.encoder.normalise(x)
         x, past = self.encoder.subsampling.forward_chunk(x, states[FUSION].transpose(1, 2))
@@ -127,7 +132,7 @@ class OnlineEncoder(nn.Module):
             for (place, part), tensor in zip(places.items(), state_tensors(state), strict=True):
                 new_states[place] = reshape_state(tensor, self.shapes.get(part.name, part.shape))
         new_states[-1] = states[-1] + self.step_frames // SUBSAMPLING
-        return [self.joiner.project_encoder(x), *new_states]
+        return [x, *new_states]
 
 
 def place_of(part: StateTensor, first_layer: int) -> int:
@@ -170,20 +175,48 @@ class OfflineEncoder(nn.Module):
 
     def __init__(self, model: CascadedTransducer, geometry: Geometry) -> None:
         super().__init__()
-        self.encoder, self.joiner = model.encoder, model.joiner
+        self.encoder = model.encoder
         self.chunk_frames, self.left_frames = geometry.chunk_frames, geometry.left_frames
 
     def metadata(self) -> dict[str, str | int]:
         return {"model_type": "conformer", "subsampling_factor": SUBSAMPLING}
 
     def forward(self, x: Tensor, x_lens: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, T, F) features, not normalised, (N,) int64 lengths -> (N, T // 4 + 1, D) projected output, (N,) lengths.
+        """(N, T, F) features, not normalised, (N,) int64 lengths -> (N, T // 4 + 1, C) output, (N,) lengths.
 
         The last frame is always padding: with it, audio shorter than one encoder frame goes through the same graph.
         """
         x = functional.pad(x, (0, 0, 0, SUBSAMPLING))
         causal_out, lens = self.encoder.forward_causal(x, x_lens, self.chunk_frames, self.left_frames)
-        return self.joiner.project_encoder(self.encoder.forward_noncausal(causal_out, lens, None, None)), lens
+        return self.encoder.forward_noncausal(causal_out, lens, None, None), lens
+
+
+class NoncausalEncoder(nn.Module):
+    """The non-causal encoder on causal output that is there already: for our own runtime, one graph for blocks behind
+    their left context and for whole segments, which are one block behind a new state."""
+
+    def __init__(self, model: CascadedTransducer, geometry: Geometry) -> None:
+        super().__init__()
+        self.encoder, self.left_frames = model.encoder.noncausal, geometry.left_frames
+        self.layout = self.encoder.state_layout(self.left_frames)
+
+    @property
+    def state_names(self) -> list[str]:
+        """The states in their order."""
+        return [part.name if part.name == AGE else f"{part.name}_{part.layer}" for part in self.layout]
+
+    def initial_state(self, batch_size: int) -> list[Tensor]:
+        """The states of new streams, in the order of `state_names`: zeros."""
+        return state_tensors(self.encoder.initial_state(batch_size, self.left_frames))
+
+    def metadata(self) -> dict[str, str | int]:
+        return {"left_context_len": self.left_frames}
+
+    def forward(self, x: Tensor, x_lens: Tensor, *states: Tensor) -> list[Tensor]:
+        """(N, T, C) causal output, (N,) int64 valid frames and the states -> (N, T, C) output and the new states."""
+        state = fill_state(self.encoder.initial_state(1, self.left_frames), states)
+        x, state = self.encoder.forward_chunk(x, state, x_lens)
+        return [x, *state_tensors(state)]
 
 
 class Decoder(nn.Module):
@@ -213,7 +246,8 @@ class Decoder(nn.Module):
 
 
 class JoinerNetwork(nn.Module):
-    """(N, D) projected encoder frames and (N, D) predictor vectors -> (N, V) logits; the blank's penalty is in them."""
+    """(N, C) frames of any of the encoders and (N, D) predictor vectors -> (N, V) logits; the blank's penalty is in
+    them. The projection of the frames stands here, so that the encoders' output is what the next encoder reads."""
 
     def __init__(self, model: CascadedTransducer, blank_penalty: float = 0.0) -> None:
         super().__init__()
@@ -225,4 +259,4 @@ class JoinerNetwork(nn.Module):
         return {"joiner_dim": self.joiner.output_weight.shape[1]}
 
     def forward(self, encoder_out: Tensor, decoder_out: Tensor) -> Tensor:
-        return self.joiner(encoder_out, decoder_out)
+        return self.joiner(self.joiner.project_encoder(encoder_out), decoder_out)

@@ -49,11 +49,13 @@ class RotarySelfAttention(nn.Module):
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.num_heads, self.head_dim))  # (N, T, C) -> (N, T, H, C / H)
 
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, rotation: Rotation) -> Tensor:
-        """query (N, T, H, d) stands at the end of key, value (N, S, H, d); mask (N, 1, T, S), True = may attend."""
+    def _attend(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor, rotation: Rotation, first: int = 0
+    ) -> Tensor:
+        """query (N, T, H, d) begins at the frame `first` of key, value (N, S, H, d); mask (N, 1, T, S), True = may
+        attend."""
         query, key, value = (x.transpose(1, 2) for x in (query, key, value))
         cos, sin = rotation
-        first = key.shape[2] - query.shape[2]
         out = scaled_dot_product_attention(
             rotate(query, cos[first:], sin[first:]), rotate(key, cos, sin), value, attn_mask=mask
         )
@@ -78,7 +80,9 @@ class RotarySelfAttention(nn.Module):
         Returns:
           (N, C, d_model) and the new caches.
         """
+        first = keys.shape[2]
         query, key, value = (self._heads(part) for part in self.in_proj(x).chunk(3, dim=-1))
         key, keys = slide(keys.transpose(1, 2), key, lens)
         value, values = slide(values.transpose(1, 2), value, lens)
-        return self._attend(query, key, value, mask, rotation), keys.transpose(1, 2), values.transpose(1, 2)
+        out = self._attend(query, key, value, mask, rotation, first)
+        return out, keys.transpose(1, 2), values.transpose(1, 2)

@@ -133,7 +133,7 @@ class ConformerEncoder(nn.Module):
         self, x: Tensor, state: EncoderState, lens: Tensor | None = None, chunk: int | None = None
     ) -> tuple[Tensor, EncoderState]:
         """See `encoder.Encoder`; `chunk` works with left convolutions only."""
-        num_frames, left = int(x.shape[1]), int(state.layers[0].keys.shape[2])  # constants of an exported graph
+        num_frames, left = x.shape[1], state.layers[0].keys.shape[2]
         if num_frames == 0:
             return x, state
         chunk_lens = torch.full_like(state.processed_lens, num_frames) if lens is None else lens

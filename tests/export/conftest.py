@@ -22,7 +22,7 @@ from cascade.text.tokens import Tokenizer, train_tokenizer
 TEXTS = ["one two three", "four five six seven", "eight nine ten", "oh zero eleven twelve"]
 GEOMETRY = Geometry(chunk_frames=2, block_frames=4, left_frames=6)
 TINY = [
-    "model.d_model=16", "model.subsampling_channels=4", "model.joiner_dim=16", "model.causal.num_layers=2",
+    "model.d_model=16", "model.subsampling_channels=4", "model.joiner_dim=24", "model.causal.num_layers=2",
     "model.noncausal.num_layers=1", "model.causal.num_heads=2", "model.causal.kernel_size=5",
     *(f"model.{name}.feedforward_dim=16" for name in ("causal", "noncausal")),
 ]

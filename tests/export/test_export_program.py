@@ -17,8 +17,8 @@ from cascade.search.methods import METHODS
 from tests.export.conftest import KINDS, make_model_dir
 
 FILES = {
-    "encoder-streaming.onnx", "encoder-look-ahead.onnx", "encoder-full.onnx", "decoder.onnx", "joiner.onnx",
-    "tokens.txt", "tokenizer.json", "tokens.model", "export.json",
+    "encoder-streaming.onnx", "encoder-noncausal.onnx", "encoder-look-ahead.onnx", "encoder-full.onnx", "decoder.onnx",
+    "joiner.onnx", "tokens.txt", "tokenizer.json", "tokens.model", "export.json",
 }
 SMALL = ("--chunk-ms", 80, "--look-ahead-ms", 160, "--left-context-ms", 240)
 
@@ -43,8 +43,8 @@ def test_program_writes_checked_files_and_says_what_they_weigh(student, tmp_path
     assert (about["model"], about["chunk_ms"], about["look_ahead_ms"]) == ("student", 80, 160)
     assert about["bytes"] == {name: (out / name).stat().st_size for name in FILES - {"export.json"}}
     assert about["total_bytes"] == sum(about["bytes"].values())
-    assert about["bytes_stored_twice"] == 4 * 16 * len((out / "tokens.txt").read_text().splitlines())
-    assert max(about["max_difference"].values()) < 1e-4 and len(about["max_difference"]) == 5
+    assert about["bytes_stored_twice"] == 4 * 24 * len((out / "tokens.txt").read_text().splitlines())
+    assert max(about["max_difference"].values()) < 1e-4 and len(about["max_difference"]) == 6
     if about["sherpa_onnx"] is not None:
         assert about["sherpa_onnx"]["num_recordings"] == 1
 

@@ -18,6 +18,7 @@ from cascade.export.sherpa import synthetic_recordings
 from cascade.models.torch_engine import TorchEngine, decode_batch
 from cascade.search.methods import METHODS, STREAMING_MODES, DecodingOptions, build_search
 from cascade.stream.batch import StreamBatch
+from cascade.stream.decoder import StreamingDecoder
 from cascade.stream.endpoint import EndpointOptions
 from tests.export.conftest import GEOMETRY
 
@@ -40,8 +41,8 @@ def test_the_joiners_matrix_is_read_out_of_its_graph(exported, onnx_model):
 
 
 def whole_steps(samples, config):
-    """Features of the audio and zeros, cut to whole blocks: what a stream on the files hears."""
-    fbank, step = StreamingFbank(config.features), 4 * GEOMETRY.block_frames
+    """Features of the audio and zeros, cut to whole chunks: what a stream on the files hears."""
+    fbank, step = StreamingFbank(config.features), 4 * GEOMETRY.chunk_frames
     frames = torch.cat((fbank.accept(np.concatenate((samples, np.zeros((step + 1) * 160)))), fbank.finish()))
     return frames[: len(frames) // step * step]
 
@@ -75,6 +76,28 @@ def test_streams_on_the_files_say_what_pytorch_says(exported, onnx_model, mode, 
         assert all(word.end <= final.duration for word in final.segments[0].words)
 
 
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("mode", STREAMING_MODES)
+def test_segments_on_the_files_are_those_of_pytorch(exported, onnx_model, mode, method):
+    """Every pass goes on behind an endpoint from the state that PyTorch has there."""
+    endpoint = EndpointOptions(longest_segment=0.7, late_pause=0.2, silence_after_speech=0.3)
+    chunk = TIMES["chunk_ms"] * 16
+    samples = synthetic_recordings((3.3,), 16000, seed=4).popitem()[1]
+    samples = np.concatenate((samples, np.zeros(-len(samples) % chunk + chunk, np.float32)))
+    options = DecodingOptions(mode=mode, method=method, **TIMES)
+    finals = []
+    for kind, model, tail in ((OnnxDecoder, onnx_model, 0), (StreamingDecoder, exported.model, chunk)):
+        decoder = kind(model, exported.config, exported.tokenizer, options, endpoint)
+        for packet in np.array_split(np.concatenate((samples, np.zeros(tail, np.float32))), 17):
+            decoder.accept(packet, 16000)
+        finals.append(decoder.finish())
+    ours, theirs = (
+        [(part.first_frame, part.rule, *part.hypotheses[0].tokens, part.hypotheses[0].timestamps) for part in segments]
+        for segments in (final.segments for final in finals)
+    )
+    assert len(ours) > 3 and ours == theirs
+
+
 @pytest.mark.parametrize("mode", STREAMING_MODES)
 def test_segments_on_the_files_cover_the_stream(onnx_model, mode):
     endpoint = EndpointOptions(longest_segment=0.7, late_pause=0.2, silence_after_speech=0.3)
@@ -85,7 +108,7 @@ def test_segments_on_the_files_cover_the_stream(onnx_model, mode):
         decoder.accept(packet, 16000)
     final = decoder.finish()
     assert len(final.segments) > 3 and final.text
-    assert final.num_frames % GEOMETRY.block_frames == 0 and final.num_frames * 0.04 >= final.duration
+    assert final.num_frames % GEOMETRY.chunk_frames == 0 and final.num_frames * 0.04 >= final.duration
     for segment, following in zip(final.segments, final.segments[1:], strict=False):
         assert segment.end <= following.start
 
