@@ -15,19 +15,16 @@ import argparse
 import json
 import logging
 import tempfile
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from cascade.audio.io import read_audio
 from cascade.bin.cli import run_program
 from cascade.bin.model_arguments import add_model_arguments, check_values, load_for_decoding
 from cascade.config.options import Config
-from cascade.corpus.cuts import load_samples, read_cuts
-from cascade.corpus.manifests import Utterance, read_manifest
+from cascade.corpus.cuts import read_speech
 from cascade.export.onnx import DECODER, JOINER, OPSET, build_graphs, write_files
 from cascade.export.parity import graph_differences
 from cascade.export.sherpa import compare_with_sherpa, synthetic_recordings
@@ -56,26 +53,11 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def read_recordings(manifest: Path | None, config: Config) -> dict[str, np.ndarray]:
-    """Name -> samples of a manifest's first recordings, or synthetic ones.
-
-    Raises:
-      ValueError: a line or recording among them is unusable, or there is none.
-    """
+    """Name -> samples of a manifest's first recordings, or synthetic ones. Raises: as `read_speech`."""
     rate = config.features.sampling_rate
     if manifest is None:
         return synthetic_recordings(_SYNTHETIC_SECONDS, rate, config.seed)
-    recordings = {}
-    if manifest.suffix == ".jsonl":
-        for line in islice(read_manifest(manifest), NUM_RECORDINGS):
-            if not isinstance(line, Utterance):
-                raise ValueError(f"{manifest}: {line.id}: {line.reason}")
-            recordings[line.id] = read_audio(line.path, rate, line.start, line.end)[0]
-    else:
-        for cut in islice(read_cuts(manifest), NUM_RECORDINGS):
-            recordings[cut.id] = load_samples(cut, rate)
-    if not recordings:
-        raise ValueError(f"{manifest} holds no recording")
-    return recordings
+    return {utterance.id: utterance.samples for utterance in read_speech(manifest, rate, NUM_RECORDINGS)}
 
 
 def check_files(
