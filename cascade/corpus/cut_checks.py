@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +37,9 @@ def parse_cut(line: bytes) -> Cut:
         raise ValueError(f"{prefix}no lhotse cut, {error} is missing") from error
     except (TypeError, ValueError, AttributeError, LookupError, AssertionError, ArithmeticError) as error:
         raise ValueError(f"{prefix}no lhotse cut ({type(error).__name__}: {' '.join(str(error).split())})") from error
-    for place, value, is_right, wanted in _facts(cut):
-        if not is_right(value):
-            raise ValueError(f"{prefix}{place} must be {wanted}, got {value!r}")
+    for place, value, kind in _facts(cut):
+        if not _KINDS[kind](value):
+            raise ValueError(f"{prefix}{place} must be {kind}, got {value!r}")
     return cut
 
 
@@ -65,55 +65,43 @@ def hash_utterances(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value)
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _is_text_or_none(value: Any) -> bool:
-    return value is None or isinstance(value, str)
+_KINDS = {
+    "a string that is not empty": lambda value: isinstance(value, str) and bool(value),
+    "a string": lambda value: value is None or isinstance(value, str),
+    "a whole positive number": lambda value: _is_number(value) and isinstance(value, int) and 0 < value < 1 << 53,
+    "a number of seconds, 0 or more": lambda value: _is_number(value) and 0 <= value < 1e12,
+    "a positive number of seconds": lambda value: _is_number(value) and 0 < value < 1e12,
+    "a positive number": lambda value: _is_number(value) and 0 < value < 1e12 and math.isfinite(1 / value),
+    "a list": lambda value: isinstance(value, list),
+    "an object": lambda value: value is None or isinstance(value, dict),
+    "a list with one source at least": bool,
+}
+_TEXT, _TEXT_OR_NONE, _COUNT, _TIME, _DURATION, _POSITIVE, _LIST, _OBJECT, _SOURCES = _KINDS
 
 
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 < value < 1 << 53
-
-
-def _is_seconds(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < 1e12
-
-
-def _is_duration(value: Any) -> bool:
-    return _is_seconds(value) and value > 0
-
-
-def _is_speed(value: Any) -> bool:
-    return _is_duration(value) and math.isfinite(1 / value)
-
-
-def _facts(cut: Cut) -> Iterator[tuple[str, Any, Callable[[Any], bool], str]]:
-    """(place, value, what it must satisfy, in words) of everything that is read of a cut."""
-    text, count = "a string that is not empty", "a whole positive number"
-    yield "id", cut.id, _is_text, text
-    yield "start", cut.start, _is_seconds, "a number of seconds, 0 or more"
-    yield "duration", cut.duration, _is_duration, "a positive number of seconds"
-    yield "supervisions", cut.supervisions, lambda value: isinstance(value, list), "a list"
+def _facts(cut: Cut) -> Iterator[tuple[str, Any, str]]:
+    """(place, value, kind that it must be of) of everything that is read of a cut."""
+    yield from (("id", cut.id, _TEXT), ("start", cut.start, _TIME), ("duration", cut.duration, _DURATION))
+    yield "supervisions", cut.supervisions, _LIST
     for supervision in cut.supervisions:
-        yield "text of a supervision", supervision.text, _is_text_or_none, "a string"
-        yield "speaker of a supervision", supervision.speaker, _is_text_or_none, "a string"
-    custom = cut.custom
-    yield "custom", custom, lambda value: value is None or isinstance(value, dict), "an object"
-    if custom and "utterance" in custom:
-        yield "custom utterance", custom["utterance"], _is_text, text
-        yield "custom speed", custom.get("speed"), _is_speed, "a positive number"
+        yield "text of a supervision", supervision.text, _TEXT_OR_NONE
+        yield "speaker of a supervision", supervision.speaker, _TEXT_OR_NONE
+    yield "custom", cut.custom, _OBJECT
+    if cut.custom and "utterance" in cut.custom:
+        yield "custom utterance", cut.custom["utterance"], _TEXT
+        yield "custom speed", cut.custom.get("speed"), _POSITIVE
     if cut.recording is not None:
-        recording = cut.recording
-        yield "sampling_rate of the recording", recording.sampling_rate, _is_count, count
-        yield "num_samples of the recording", recording.num_samples, _is_count, count
-        yield "duration of the recording", recording.duration, _is_duration, "a positive number of seconds"
-        yield "sources of the recording", recording.sources, bool, "a list with one source at least"
-        yield "source of the recording", recording.sources[0].source, _is_text, text
+        yield "sampling_rate of the recording", cut.recording.sampling_rate, _COUNT
+        yield "num_samples of the recording", cut.recording.num_samples, _COUNT
+        yield "duration of the recording", cut.recording.duration, _DURATION
+        yield "sources of the recording", cut.recording.sources, _SOURCES
+        yield "source of the recording", cut.recording.sources[0].source, _TEXT
     if cut.features is not None:
-        features = cut.features
         for name in ("num_frames", "num_features"):
-            yield f"{name} of the features", getattr(features, name), _is_count, count
+            yield f"{name} of the features", getattr(cut.features, name), _COUNT
         for name in ("type", "storage_type", "storage_path", "storage_key"):
-            yield f"{name} of the features", getattr(features, name), _is_text, text
+            yield f"{name} of the features", getattr(cut.features, name), _TEXT
