@@ -3,10 +3,12 @@
 --out gets encoder-streaming.onnx and encoder-noncausal.onnx, which reads the other's output: what our own runtime
 (`transcribe --onnx-dir`) runs. sherpa-onnx runs encoder-streaming.onnx and encoder-look-ahead.onnx as online
 recognisers, encoder-full.onnx as an offline one; the latter two hold both encoders. All share decoder.onnx, joiner.onnx
-and tokens.txt; bpe.vocab, if the tokens are BPE, is for hotwords, the tokenizer's other files are for our runtime;
-export.json has the options, bytes per file, the differences measured. Chunk, block and left context are constants of
-these files; the model's blank penalty, or --blank-penalty, is taken off the blank's bias in joiner.onnx, because
-sherpa-onnx knows nothing of it (its own option would be taken off once more).
+and tokens.txt; bpe.vocab, if the tokens are BPE, is for hotwords, the tokenizer's other files are for our runtime.
+README.md has the commands of sherpa-onnx and what is known of the model; export.json the options, bytes per file, the
+differences measured. A model with an LSTM predictor gets the files of our own runtime only.
+
+Chunk, block and left context are constants of the files; the model's blank penalty, or --blank-penalty, is taken off
+the blank's bias in joiner.onnx, because sherpa-onnx knows nothing of it (its own option would be taken off once more).
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ from cascade.bin.cli import run_program
 from cascade.bin.model_arguments import add_model_arguments, check_values, load_for_decoding
 from cascade.config.options import Config
 from cascade.corpus.cuts import read_speech
-from cascade.export.onnx import DECODER, JOINER, OPSET, build_graphs, write_files
+from cascade.export.card import describe_export
+from cascade.export.onnx import DECODER, FULL, JOINER, OPSET, build_graphs, write_files
 from cascade.export.parity import graph_differences
 from cascade.export.sherpa import compare_with_sherpa, synthetic_recordings
 from cascade.export.wrappers import Geometry
@@ -47,6 +50,9 @@ def parse_arguments() -> argparse.Namespace:
         "(default: tones)",
     )
     parser.add_argument("--no-check", action="store_true", help="write the files without comparing them to PyTorch")
+    parser.add_argument(
+        "--license", default="not stated", metavar="TEXT", help="of the weights, for the card in README.md"
+    )
     arguments = parser.parse_args()
     check_values(arguments, epoch=1, avg=1)
     return arguments
@@ -67,6 +73,9 @@ def check_files(
     """The results of the checks for export.json; raises ValueError when a file is wrong."""
     differences = graph_differences(folder, model, geometry, blank_penalty)
     checks: dict[str, Any] = {"max_difference": differences, "sherpa_onnx": None}
+    if not (folder / FULL).is_file():
+        logging.warning("sherpa-onnx has no LSTM predictor: these files run in our own runtime (--onnx-dir) only")
+        return checks
     report = compare_with_sherpa(folder, model, config.features, tokenizer, geometry, recordings, blank_penalty)
     if report is None:
         logging.warning("sherpa-onnx is not installed, it was not compared: pip install sherpa-onnx")
@@ -127,6 +136,8 @@ def main() -> None:
         "stored_twice": f"the tied matrix, in {DECODER} and {JOINER}" if tied_bytes else None,
         **checks, "commit": git_commit(), "command": command_line(), "machine": machine(),
     }
+    card = describe_export(metadata, arguments.exp_dir, config, arguments.license)
+    (arguments.out / "README.md").write_text(card, encoding="utf-8")
     about_file.write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
     log_sizes(sizes, tied_bytes)
 

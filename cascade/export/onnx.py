@@ -11,7 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from cascade.config.options import ConfigError
-from cascade.export.wrappers import Decoder, Geometry, JoinerNetwork, NoncausalEncoder, OfflineEncoder, OnlineEncoder
+from cascade.export.wrappers import (
+    Decoder,
+    Geometry,
+    JoinerNetwork,
+    NoncausalEncoder,
+    OfflineEncoder,
+    OnlineEncoder,
+    RecurrentDecoder,
+)
+from cascade.models.predictor import LstmPredictor
 from cascade.models.transducer import CascadedTransducer, Mode
 
 OPSET = 17
@@ -39,27 +48,35 @@ class Graph:
 def build_graphs(model: CascadedTransducer, geometry: Geometry, blank_penalty: float = 0.0) -> dict[str, Graph]:
     """File name -> graph; the blank penalty becomes part of the joiner's bias.
 
+    A model with an LSTM predictor has no graphs that only sherpa-onnx would run.
+
     Raises:
       ConfigError: the features do not fit sherpa-onnx's states.
-      ValueError: the predictor is recurrent.
     """
     num_mel_bins = model.encoder.subsampling.num_mel_bins
     if num_mel_bins % 2:
         raise ConfigError(f"features.num_mel_bins must be even to be exported, got {num_mel_bins}")
-    decoder, joiner = Decoder(model), JoinerNetwork(model, blank_penalty)
-    labels = torch.zeros(2, decoder.predictor.context_size, dtype=torch.int64)
     frames, vectors = (torch.zeros(2, layer.in_features) for layer in (model.joiner.encoder_proj, model.joiner.output))
-    offline = {"x": torch.zeros(2, _TRACED_FRAMES, num_mel_bins), "x_lens": torch.tensor([_TRACED_FRAMES, 30])}
-    return {
+    joiner = Graph(
+        JoinerNetwork(model, blank_penalty), {"encoder_out": frames, "decoder_out": vectors}, ("logits",)
+    )
+    graphs = {
         STREAMING: _online_graph(OnlineEncoder(model, geometry, MODES[STREAMING])),
+        NONCAUSAL: _noncausal_graph(NoncausalEncoder(model, geometry), frames.shape[1]),
+    }
+    if isinstance(model.predictor, LstmPredictor):
+        states = model.predictor.initial_state(2)._asdict()
+        inputs, outputs = {"labels": torch.zeros(2, dtype=torch.int64)} | states, [f"next_{name}" for name in states]
+        return graphs | {DECODER: Graph(RecurrentDecoder(model), inputs, ("decoder_out", *outputs)), JOINER: joiner}
+    labels = torch.zeros(2, model.predictor.context_size, dtype=torch.int64)
+    offline = {"x": torch.zeros(2, _TRACED_FRAMES, num_mel_bins), "x_lens": torch.tensor([_TRACED_FRAMES, 30])}
+    return graphs | {
         LOOK_AHEAD: _online_graph(OnlineEncoder(model, geometry, MODES[LOOK_AHEAD])),
         FULL: Graph(
             OfflineEncoder(model, geometry), offline, ("encoder_out", "encoder_out_lens"), {"x": 1, "encoder_out": 1}
         ),
-        NONCAUSAL: _noncausal_graph(NoncausalEncoder(model, geometry), model.joiner.encoder_proj.in_features),
-        DECODER: Graph(decoder, {"labels": labels}, ("decoder_out",)),
-        JOINER: Graph(joiner, {"encoder_out": frames, "decoder_out": vectors}, ("logits",)),
-    }
+        DECODER: Graph(Decoder(model), {"labels": labels}, ("decoder_out",)), JOINER: joiner,
+    }  # fmt: skip
 
 
 def _online_graph(encoder: OnlineEncoder) -> Graph:

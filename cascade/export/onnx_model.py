@@ -18,8 +18,15 @@ from torch.nn import functional
 
 from cascade.config.options import ENCODER_FRAME_MS, FRAME_SHIFT_MS, SUBSAMPLING, Config, DecodingConfig, FeatureConfig
 from cascade.export.onnx import DECODER, JOINER, NONCAUSAL, STREAMING
-from cascade.export.sessions import NoncausalSession, OnlineSession, onnx_session, read_weights, run_session
-from cascade.models.predictor import ContextState
+from cascade.export.sessions import (
+    NoncausalSession,
+    OnlineSession,
+    onnx_session,
+    read_weights,
+    run_session,
+    zero_inputs,
+)
+from cascade.models.predictor import ContextState, LstmState
 from cascade.stream.decoder import StreamingDecoder
 from cascade.text.tokens import Tokenizer
 
@@ -33,11 +40,18 @@ class OnnxPredictor:
         self._session = onnx_session(path)
         self.context_size = int(self._session.get_modelmeta().custom_metadata_map["context_size"])
 
-    def initial_state(self, batch_size: int) -> ContextState:
+        self._is_recurrent = len(self._session.get_inputs()) > 1
+
+    def initial_state(self, batch_size: int) -> ContextState | LstmState:
+        if self._is_recurrent:
+            return LstmState(*_tensors(zero_inputs(self._session, 1, batch_size, 0)))
         return ContextState(torch.zeros(batch_size, self.context_size, dtype=torch.int64))
 
-    def step(self, labels: Tensor, state: ContextState) -> tuple[Tensor, ContextState]:
+    def step(self, labels: Tensor, state: ContextState | LstmState) -> tuple[Tensor, ContextState | LstmState]:
         """(N,) labels -> (N, D) and the new state."""
+        if self._is_recurrent:
+            out, *states = _tensors(run_session(self._session, labels.numpy(), *_arrays(state)))
+            return out, LstmState(*states)
         context = torch.cat((state.labels[:, 1:], labels.unsqueeze(1)), dim=1)
         return torch.from_numpy(run_session(self._session, context.numpy())[0]), ContextState(context)
 

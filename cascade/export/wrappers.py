@@ -25,7 +25,7 @@ from torch.nn import functional
 
 from cascade.config.options import ENCODER_FRAME_MS, SUBSAMPLING, ConfigError
 from cascade.models.encoder import Encoder
-from cascade.models.predictor import ContextPredictor
+from cascade.models.predictor import LstmState
 from cascade.models.state import StateTensor, fill_state, state_tensors
 from cascade.models.subsampling import PAST_FRAMES
 from cascade.models.transducer import CascadedTransducer, Mode
@@ -220,19 +220,10 @@ class NoncausalEncoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """The predictor as a function of the last labels, which is all that sherpa-onnx's transducers know.
-
-    Raises:
-      ValueError: the predictor is recurrent.
-    """
+    """The predictor as a function of the last labels, which is all that sherpa-onnx's transducers know."""
 
     def __init__(self, model: CascadedTransducer) -> None:
         super().__init__()
-        if not isinstance(model.predictor, ContextPredictor):
-            raise ValueError(
-                "model.predictor.kind lstm cannot be exported: sherpa-onnx's transducer decoders see the last labels "
-                "and keep no state; export a model with a tied_reduced or stateless predictor"
-            )
         self.predictor = model.predictor
         self.output = model.joiner.output  # a tied predictor reads its weight: E is stored in this graph too
         self.vocab_size = model.vocab_size
@@ -243,6 +234,15 @@ class Decoder(nn.Module):
     def forward(self, labels: Tensor) -> Tensor:
         """(N, context_size) int64 labels, oldest first, -1 and 0 where nothing was said -> (N, D)."""
         return self.predictor.forward_context(labels)
+
+
+class RecurrentDecoder(Decoder):
+    """An LSTM predictor, a label at a time. Our own runtime runs it; sherpa-onnx has no place for its state."""
+
+    def forward(self, labels: Tensor, hidden: Tensor, cell: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(N,) int64 labels, the first one blank, and (N, layers, H) states -> (N, D) and the new states."""
+        out, state = self.predictor.step(labels, LstmState(hidden, cell))
+        return out, *state
 
 
 class JoinerNetwork(nn.Module):

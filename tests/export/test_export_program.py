@@ -3,10 +3,12 @@ from __future__ import annotations
 import json
 import sys
 
+import numpy as np
 import pytest
 import soundfile
 import torch
 
+from cascade import Recognizer
 from cascade.bin import export_onnx, transcribe
 from cascade.checkpoint import load_file
 from cascade.config.options import ConfigError
@@ -18,8 +20,9 @@ from tests.export.conftest import KINDS, make_model_dir
 
 FILES = {
     "encoder-streaming.onnx", "encoder-noncausal.onnx", "encoder-look-ahead.onnx", "encoder-full.onnx", "decoder.onnx",
-    "joiner.onnx", "tokens.txt", "tokenizer.json", "tokens.model", "export.json",
+    "joiner.onnx", "tokens.txt", "tokenizer.json", "tokens.model", "README.md", "export.json",
 }
+FILES_OF_OUR_RUNTIME = FILES - {"encoder-look-ahead.onnx", "encoder-full.onnx", "tokens.model"}
 SMALL = ("--chunk-ms", 80, "--look-ahead-ms", 160, "--left-context-ms", 240)
 
 
@@ -37,16 +40,41 @@ def test_program_writes_checked_files_and_says_what_they_weigh(student, tmp_path
     out = tmp_path / "deep" / "onnx"
     soundfile.write(tmp_path / "a.wav", 0.1 * torch.randn(9000).numpy(), 8000)
     (tmp_path / "some.jsonl").write_text(json.dumps({"id": "a", "path": "a.wav", "text": "one"}) + "\n")
-    export(monkeypatch, "--exp-dir", student, "--out", out, *SMALL, "--manifest", tmp_path / "some.jsonl")
+    results, statistics = student / "decode" / "full" / "result.json", student.parent / "data" / "statistics.json"
+    row = {"test_set": "test", "mode": "full", "method": "greedy_search", "wer": 12.5, "commit": "abc"}
+    for path, content in ((results, row), (statistics, {"splits": {"train": {"hours": 0.5}}})):
+        path.parent.mkdir(parents=True)
+        path.write_text(json.dumps(content))
+    options = ("--manifest", tmp_path / "some.jsonl", "--license", "CC0")
+    export(monkeypatch, "--exp-dir", student, "--out", out, *SMALL, *options)
     assert {path.name for path in out.iterdir()} == FILES
     about = json.loads((out / "export.json").read_text())
     assert (about["model"], about["chunk_ms"], about["look_ahead_ms"]) == ("student", 80, 160)
-    assert about["bytes"] == {name: (out / name).stat().st_size for name in FILES - {"export.json"}}
+    assert about["bytes"] == {name: (out / name).stat().st_size for name in FILES - {"export.json", "README.md"}}
     assert about["total_bytes"] == sum(about["bytes"].values())
     assert about["bytes_stored_twice"] == 4 * 24 * len((out / "tokens.txt").read_text().splitlines())
     assert max(about["max_difference"].values()) < 1e-4 and len(about["max_difference"]) == 6
     if about["sherpa_onnx"] is not None:
         assert about["sherpa_onnx"]["num_recordings"] == 1
+    card = (out / "README.md").read_text()
+    assert "Append 0.09 s of zeros for encoder-streaming.onnx, 0.17 s for encoder-look-ahead.onnx" in card
+    assert "| test | full | greedy_search | 12.50 | abc |" in card and "Licence of the weights: CC0." in card
+    assert "0.5 hours" in card and "these are char" in card
+
+
+def test_the_readmes_python_runs(student, tmp_path, monkeypatch):
+    pytest.importorskip("sherpa_onnx", reason="sherpa-onnx is not installed")
+    export(monkeypatch, "--exp-dir", student, "--out", tmp_path, *SMALL, "--no-check")
+    lines = (tmp_path / "README.md").read_text().splitlines()
+    code = [line[4:] for line in lines[lines.index("    import numpy as np, sherpa_onnx"):] if line.startswith("    ")]
+    samples = synthetic_recordings((2.0,), 16000, seed=5).popitem()[1]
+    monkeypatch.chdir(tmp_path)
+    names = {"samples": samples}
+    exec("\n".join(code), names)
+    said = Recognizer(tmp_path, mode="streaming", endpoint=None).stream()
+    said.push(samples, 16000)
+    heard = names["recognizer"].get_result(names["stream"])
+    assert heard and heard.split() == said.finish().text.split()
 
 
 @pytest.fixture(scope="module")
@@ -117,11 +145,20 @@ def test_files_that_fail_their_check_do_not_appear(student, tmp_path, monkeypatc
     assert "max_difference" not in json.loads((tmp_path / "export.json").read_text())
 
 
-def test_recurrent_predictor_is_refused_before_anything_is_written(tmp_path, monkeypatch):
+@pytest.mark.parametrize("method", METHODS)
+def test_files_with_a_recurrent_predictor_say_what_pytorch_says(tmp_path, monkeypatch, method):
     teacher = make_model_dir(tmp_path / "teacher", "lstm")
-    with pytest.raises(ValueError, match="lstm cannot be exported: .* keep no state; .* tied_reduced or stateless"):
-        export(monkeypatch, "--exp-dir", teacher, "--out", tmp_path / "onnx")
-    assert not (tmp_path / "onnx").exists()
+    export(monkeypatch, "--exp-dir", teacher, "--out", tmp_path / "onnx", *SMALL)
+    names = {path.name for path in (tmp_path / "onnx").iterdir()}
+    assert names >= FILES_OF_OUR_RUNTIME and "encoder-full.onnx" not in names
+    samples = synthetic_recordings((2.0,), 16000, seed=5).popitem()[1]
+    samples[-2560:] = 0.0
+    said = {}
+    for folder, tail in ((tmp_path / "onnx", 0), (teacher, 1280)):  # the files hear one chunk of zeros more
+        stream = Recognizer(folder, method=method, chunk_ms=80, look_ahead_ms=160, left_context_ms=240).stream()
+        stream.push(np.concatenate((samples, np.zeros(tail, np.float32))), 16000)
+        said[folder.name] = [segment.hypotheses[0].tokens for segment in stream.finish().segments]
+    assert said["onnx"] == said["teacher"] != []
 
 
 @pytest.mark.parametrize(
