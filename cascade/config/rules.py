@@ -92,4 +92,8 @@ def _other_problem(config: Config) -> str | None:
     kept, averaged = config.training.keep_epochs, config.training.average_last
     if kept < averaged:
         return f"training.keep_epochs ({kept}) must be at least training.average_last ({averaged})"
+    if config.loss.pass_kl_scale and config.loss.pass_sampling:
+        return "loss.pass_kl_scale compares both passes of a step, loss.pass_sampling computes one: choose one of them"
+    if config.loss.intermediate_ctc_scale and config.model.causal.num_layers < 2:
+        return "loss.intermediate_ctc_scale wants a middle layer: model.causal.num_layers of at least 2"
     return None

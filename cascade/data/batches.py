@@ -187,8 +187,8 @@ class TrainBatches:
     @property
     def share_done(self) -> float:
         """Share of the epoch's audio that went to earlier parts of it."""
-        left = self._left(self._epoch, self._done)
-        return 1.0 - float(self._num_frames[left].sum() / self._num_frames.sum())
+        whole, left = (self._num_frames[self._left(self._epoch, done)] for done in ((), self._done))
+        return 1.0 - float(left.sum() / whole.sum())
 
     def __len__(self) -> int:
         """Batches of this rank in what is left of the epoch; the same for every rank."""
@@ -231,6 +231,10 @@ class TrainBatches:
     def _left(self, epoch: int, done: tuple[tuple[int, int], ...]) -> np.ndarray:
         """Indices of the utterances that no earlier part of the epoch has had."""
         left = np.arange(len(self._items))
+        if self._config.data.random_speed:
+            order = np.random.default_rng([self._config.seed, epoch, 1]).permutation(left)
+            _, first = np.unique([self._items[index].utterance for index in order], return_index=True)
+            left = np.sort(order[first])
         for world_size, num_batches in done:
             had = self._plan_of(left, epoch, world_size)[: num_batches * world_size]
             left = np.setdiff1d(left, np.concatenate(had)) if had else left

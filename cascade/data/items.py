@@ -25,12 +25,14 @@ class Item(NamedTuple):
     tokens: tuple[int, ...]
     num_frames: int
     features: Stored
+    utterance: str
+    """The id without the speed."""
     voice: str
     """The speaker and the speed of the copy; utterances without a speaker count as one speaker's."""
 
 
-def read_items(cuts_path: str | Path, tokenizer: Tokenizer, config: Config) -> Iterator[tuple[Item, tuple[str, int]]]:
-    """Yield (item, (utterance id without speed, samples at speed 1)) of each cut."""
+def read_items(cuts_path: str | Path, tokenizer: Tokenizer, config: Config) -> Iterator[tuple[Item, int]]:
+    """Yield (item, samples at speed 1) of each cut."""
     for cut in read_cuts(cuts_path):
         if cut.features is None:
             raise ValueError(f"{cuts_path}: {cut.id} has no stored features; run stage 1 (compute_features)")
@@ -45,25 +47,26 @@ def read_items(cuts_path: str | Path, tokenizer: Tokenizer, config: Config) -> I
         speed = custom.get("speed", 1.0)
         speaker = next((supervision.speaker for supervision in cut.supervisions), None)
         voice = sys.intern(f"{speaker} {speed}")
-        item = Item(cut.id, text, tokens, cut.features.num_frames, stored(cut.features), voice)
-        yield item, (custom.get("utterance", cut.id), round(cut.num_samples * speed))
+        utterance = custom.get("utterance", cut.id)
+        item = Item(cut.id, text, tokens, cut.features.num_frames, stored(cut.features), utterance, voice)
+        yield item, round(cut.num_samples * speed)
 
 
 def usable(
-    items: Iterator[tuple[Item, tuple[str, int]]], tokenizer: Tokenizer, config: Config
+    items: Iterator[tuple[Item, int]], tokenizer: Tokenizer, config: Config
 ) -> tuple[list[Item], dict[str, str]]:
     """What can be trained on, and {utterance id: reason} of what cannot, which goes with all its speed copies."""
-    kept: list[tuple[str, Item]] = []
+    kept: list[Item] = []
     bad: dict[str, str] = {}
-    for item, (utterance, num_samples) in items:
-        kept.append((utterance, item))
+    for item, num_samples in items:
+        kept.append(item)
         rate, speeds = config.features.sampling_rate, config.data.speed_factors
         problem = token_problem(item.text, num_samples, rate, speeds, tokenizer)
         if problem is not None:
-            bad[utterance] = problem
+            bad[item.utterance] = problem
     if bad:
         log.warning("%d training utterances do not fit the tokenizer and are left out, as stage 2 has listed", len(bad))
-    fitting = [item for utterance, item in kept if utterance not in bad]
+    fitting = [item for item in kept if item.utterance not in bad]
     usable = [item for item in fitting if len(item.tokens) <= item.num_frames // SUBSAMPLING]
     if len(usable) < len(fitting):
         log.info("%d fast copies have fewer frames than tokens and are left out", len(fitting) - len(usable))

@@ -152,6 +152,26 @@ def test_an_utterance_is_augmented_alike_whatever_the_batch_and_the_rank(exp):
     assert sorted(seen) == sorted(alone)
 
 
+def test_with_a_random_speed_an_epoch_has_one_copy_of_each_utterance(exp):
+    config = small_config()
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, random_speed=True))
+    utterances = {item.id.removesuffix("_sp0.9") for item in make(exp).items}
+    copies = {}
+    for epoch in range(1, 5):
+        ranks = [make(exp, config, rank=rank, world_size=2) for rank in range(2)]
+        for made in ranks:
+            made.set_epoch(epoch)
+        names = [name for made in ranks for batch in made for name in batch.ids]
+        assert sorted(name.removesuffix("_sp0.9") for name in names) == sorted(utterances)
+        copies[epoch] = sorted(names)
+        made = make(exp, config)
+        made.set_epoch(epoch, done=[(2, 1)])
+        assert 0 < made.share_done < 1
+        rest = [name for batch in made for name in batch.ids]
+        assert set(rest) < set(names) and len(rest) == len(set(rest))
+    assert copies[1] != copies[2] and len({name for names in copies.values() for name in names}) > len(utterances)
+
+
 class Level:
     """An augmentation of this test's own: another gain for every utterance."""
 

@@ -47,7 +47,7 @@ class Speech:
             name, text = f"utterance-{number}", " ".join(words)
             self.features.append(np.array(rows, dtype=np.float32) + np.float32(gain))
             self.gains.append(gain)
-            self.items.append(Item(name, text, tuple(tokenizer.encode(text)), len(rows), None, f"voice {voice}"))
+            self.items.append(Item(name, text, tuple(tokenizer.encode(text)), len(rows), None, name, f"voice {voice}"))
             self.timed[name] = timed
 
     @staticmethod

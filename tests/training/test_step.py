@@ -44,6 +44,8 @@ OBJECTIVES = {
     "uniform cells": ["distillation.weight=2", "distillation.cell_weight=uniform"],
     "one best": ["distillation.weight=2", "distillation.kind=one_best"],
     "collapsed": ["distillation.weight=2", "distillation.kind=collapsed"],
+    "intermediate CTC": ["loss.intermediate_ctc_scale=0.3", "model.causal.num_layers=2"],
+    "KL between the passes": ["loss.pass_kl_scale=2", "loss.pass_kl_shift=1"],
 }
 
 
