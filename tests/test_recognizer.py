@@ -11,6 +11,7 @@ from cascade import Recognizer
 from cascade.audio.io import read_audio
 from cascade.checkpoint import load_model
 from cascade.config.options import ConfigError
+from cascade.models.torch_engine import TorchEngine
 from cascade.search.methods import STREAMING_MODES, DecodingOptions
 from cascade.stream.decoder import StreamingDecoder
 from cascade.stream.endpoint import EndpointOptions
@@ -26,7 +27,7 @@ def test_it_says_what_the_decoder_says_whatever_the_packets(run_dir, mode):
     model, config, tokenizer = load_model(run_dir / "student")
     for samples in recordings(run_dir):
         options = DecodingOptions(mode, left_context_ms=640)
-        decoder = StreamingDecoder(model, config, tokenizer, options, EndpointOptions())
+        decoder = StreamingDecoder(TorchEngine(model), config, tokenizer, options, EndpointOptions())
         decoder.accept(samples, 16000)
         expected = decoder.finish()
         stream = recognizer.stream()

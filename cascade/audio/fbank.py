@@ -13,13 +13,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from cascade.config.options import FRAME_SHIFT_MS, FeatureConfig
+
+if TYPE_CHECKING:  # streams do without torch
+    from torch import Tensor
 
 WINDOW_MS = 25
 LOW_FREQUENCY, HIGH_FREQUENCY = 20.0, -400.0
@@ -53,6 +54,8 @@ def compute_fbank(samples: Tensor | np.ndarray, config: FeatureConfig) -> Tensor
       ValueError: fewer samples than one window.
       ImportError: config.extractor is not installed.
     """
+    import torch
+
     samples = torch.as_tensor(samples, dtype=torch.float32)
     assert samples.ndim == 1, samples.shape
     window = config.sampling_rate * WINDOW_MS // 1000
@@ -68,6 +71,7 @@ def _extractor(config: FeatureConfig) -> Callable[[Tensor], Tensor]:
 
 
 def _lhotse_fbank(config: FeatureConfig) -> Callable[[Tensor], Tensor]:
+    import torch
     from lhotse import Fbank, FbankConfig
 
     fbank = Fbank(FbankConfig(
@@ -120,7 +124,7 @@ class StreamingFbank:
         self._num_samples = 0
         self._finished = False
 
-    def accept(self, samples: Tensor | np.ndarray) -> Tensor:
+    def accept(self, samples: np.ndarray) -> np.ndarray:
         """Take (num_samples,) float32 samples in [-1, 1], return the (t, F) float32 frames they complete, t >= 0."""
         assert not self._finished, "accept() after finish()"
         samples = np.ascontiguousarray(np.asarray(samples, dtype=np.float32))
@@ -130,7 +134,7 @@ class StreamingFbank:
             self._fbank.accept_waveform(self._config.sampling_rate, samples)
         return self._take()
 
-    def finish(self) -> Tensor:
+    def finish(self) -> np.ndarray:
         """Return the last (t, F) float32 frames; none for a stream shorter than one window."""
         if not self._finished:
             self._finished = True
@@ -138,12 +142,12 @@ class StreamingFbank:
                 self._fbank.input_finished()
         return self._take()
 
-    def _take(self) -> Tensor:
+    def _take(self) -> np.ndarray:
         ready = self._fbank.num_frames_ready
         frames = [self._fbank.get_frame(index) for index in range(self._num_taken, ready)]
         if not frames:
-            return torch.zeros(0, self._config.num_mel_bins)
-        taken = torch.from_numpy(np.stack(frames))  # a copy: pop frees what get_frame shows
+            return np.zeros((0, self._config.num_mel_bins), np.float32)
+        taken = np.stack(frames)  # a copy: pop frees what get_frame shows
         self._fbank.pop(ready - self._num_taken)
         self._num_taken = ready
         return taken

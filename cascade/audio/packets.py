@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from cascade.audio.fbank import StreamingFbank
 from cascade.audio.io import HIGHEST_RATE, LARGEST_SAMPLE, LOWEST_RATE
@@ -27,7 +25,7 @@ class AudioInput:
         """Seconds of audio so far."""
         return self._num_samples / self.sampling_rate if self.sampling_rate else 0.0
 
-    def accept(self, samples: np.ndarray | Tensor, sampling_rate: int) -> Tensor:
+    def accept(self, samples: np.ndarray, sampling_rate: int) -> np.ndarray:
         """Take one packet.
 
         Args:
@@ -50,13 +48,13 @@ class AudioInput:
         self._num_samples += samples.size
         return self._fbank.accept(self._resampler.accept(samples.astype(np.float32, copy=True)))
 
-    def finish(self, silence: float = 0.0) -> Tensor:
+    def finish(self, silence: float = 0.0) -> np.ndarray:
         """The last (t, F) frames, as if `silence` seconds of zeros, which `duration` does not count, came last."""
         if self._resampler is None:
             return self._fbank.finish()
         zeros = np.zeros(round(silence * self.sampling_rate), np.float32)
         parts = [self._fbank.accept(part) for part in (self._resampler.accept(zeros), self._resampler.finish())]
-        return torch.cat((*parts, self._fbank.finish()))
+        return np.concatenate((*parts, self._fbank.finish()))
 
     def _check_rate(self, sampling_rate: int) -> None:
         if self.sampling_rate is None:

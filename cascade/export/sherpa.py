@@ -100,7 +100,7 @@ def synthetic_recordings(seconds: tuple[float, ...], sampling_rate: int, seed: i
 def _fbank(samples: np.ndarray, config: FeatureConfig) -> Tensor:
     """(T, F), by the library that sherpa-onnx uses too."""
     fbank = StreamingFbank(config)
-    return torch.cat((fbank.accept(samples), fbank.finish()))
+    return torch.from_numpy(np.concatenate((fbank.accept(samples), fbank.finish())))
 
 
 def _decode(

@@ -95,28 +95,27 @@ def open_model(source: ModelSource) -> TimedModel:
     return TimedModel(name, model, config, penalty, features, tokenizer, folder)
 
 
-@torch.inference_mode()
 def chunk_runner(timed: TimedModel, chunk_frames: int, left_frames: int) -> Callable[[], None]:
     """A function that decodes the stream's next chunk and notes its time."""
+    engine = TorchEngine(timed.model)
     if timed.tokenizer is None:
-        search = _PacedSearch(TorchEngine(timed.model), timed.blank_penalty)
+        search = _PacedSearch(engine, timed.blank_penalty)
     else:
-        search = GreedySearch(TorchEngine(timed.model), timed.blank_penalty, timed.tokenizer.unk_id)
-    encoder_state = timed.model.encoder.initial_state(1, left_frames)
-    row, lens, num_tokens = search.join(), np.array([chunk_frames]), 0
+        search = GreedySearch(engine, timed.blank_penalty, timed.tokenizer.unk_id)
+    encoder = engine.causal_rows(left_frames)
+    stream, row, lens, num_tokens = encoder.join(), search.join(), np.array([chunk_frames]), 0
     size, position = chunk_frames * SUBSAMPLING, 0
-    features = timed.features.repeat(1 + size // max(1, timed.features.shape[0]), 1)
+    features = timed.features.repeat(1 + size // max(1, timed.features.shape[0]), 1).numpy()
 
-    @torch.inference_mode()
     def run() -> None:
-        nonlocal encoder_state, num_tokens, position
+        nonlocal num_tokens, position
         if position + size > features.shape[0]:
             position = 0
         chunk = features[None, position : position + size]
         position += size
         start = time.perf_counter()
-        encoder_out, encoder_state = timed.model.encoder.forward_chunk(chunk, encoder_state)
-        search.advance([row], timed.model.joiner.project_encoder(encoder_out).numpy(), lens)
+        encoder_out = encoder.advance([stream], chunk, SUBSAMPLING * lens)
+        search.advance([row], engine.project(encoder_out), lens)
         timed.times_ms.append(1000 * (time.perf_counter() - start))
         before, num_tokens = num_tokens, int(search.places.num_tokens[row, 0])
         timed.num_symbols += num_tokens - before
@@ -183,7 +182,7 @@ def time_mode(
       models: each with its tokenizer, its options of this mode and what it hears, (T, F) unnormalised log-mel frames
         of the same utterances.
     """
-    batches = [StreamBatch(model, tokenizer, options) for model, tokenizer, options, _ in models]
+    batches = [StreamBatch(TorchEngine(model), tokenizer, options) for model, tokenizer, options, _ in models]
     times = [ModeTimes() for _ in models]
     for number in range(len(models[0][3])):
         for batch, mode_times, (_, _, _, features) in zip(batches, times, models, strict=True):
@@ -198,7 +197,7 @@ def _time_utterance(batch: StreamBatch, frames: Tensor, times: ModeTimes) -> Non
     size = options.chunk_ms // ENCODER_FRAME_MS * SUBSAMPLING
     for position in range(0, frames.shape[0] + 1, size):
         part = frames[position : position + size]
-        batch.accept(stream, part)
+        batch.accept(stream, part.numpy())
         if part.shape[0] < size:
             batch.finish(stream)
         start = time.perf_counter()

@@ -27,10 +27,12 @@ from torch import Tensor
 from cascade.audio.fbank import WINDOW_MS
 from cascade.config.options import ENCODER_FRAME_MS, FRAME_SHIFT_MS, SUBSAMPLING
 from cascade.measure.wer import align
+from cascade.models.torch_engine import TorchEngine
 from cascade.models.transducer import CascadedTransducer
 from cascade.search.methods import DecodingOptions
-from cascade.stream.batch import Stream, StreamBatch
+from cascade.stream.batch import StreamBatch
 from cascade.stream.endpoint import EndpointOptions, find_endpoint
+from cascade.stream.modes import Stream
 from cascade.stream.words import NOTHING, Word, words_of
 from cascade.text.tokens import Tokenizer
 
@@ -92,7 +94,7 @@ def watch_streams(
     model: CascadedTransducer, tokenizer: Tokenizer, options: DecodingOptions, features: Sequence[Tensor]
 ) -> list[Watched]:
     """Stream utterances, each (T, F) unnormalised log-mel frames, chunk by chunk, and note what is shown when."""
-    batch, watched = StreamBatch(model, tokenizer, options), []
+    batch, watched = StreamBatch(TorchEngine(model), tokenizer, options), []
     for begin in range(0, len(features), _STREAMS_AT_ONCE):
         watched += _watch_together(batch, tokenizer, features[begin : begin + _STREAMS_AT_ONCE])
     return watched
@@ -109,7 +111,7 @@ def _watch_together(batch: StreamBatch, tokenizer: Tokenizer, features: Sequence
         heard = [row for row in range(len(features)) if watched[row] is None]
         for row in heard:
             part = features[row][position : position + size]
-            batch.accept(streams[row], part)
+            batch.accept(streams[row], part.numpy())
             if part.shape[0] < size:
                 batch.finish(streams[row])
         changed = [stream.num_changed_words for stream in streams]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from cascade.config.options import ENCODER_FRAME_MS
+from cascade.models.encoder_rows import EncoderRows
 from cascade.models.predictor import ContextPredictor, StatelessPredictor, TiedReducedPredictor
+from cascade.models.state import fill_state, state_tensors
 
 State = tuple[np.ndarray, ...]
 
@@ -92,18 +95,57 @@ def _without_blank(embedding: np.ndarray) -> np.ndarray:
     return embedding * (np.arange(len(embedding)) > 0)[:, None]
 
 
-class TorchEngine:
-    """What a search runs of a model: `predictor`, `weight` (V, D) and `bias` (V,) of the joiner.
+class TorchRows(EncoderRows):
+    """The rows of an encoder in PyTorch, computed and kept without gradients."""
 
-    A model on the CPU shares its memory, of one on a GPU these are copies.
+    join, leave, advance = map(torch.inference_mode(), (EncoderRows.join, EncoderRows.leave, EncoderRows.advance))
+
+
+class TorchEngine:
+    """A model as searches and streams see it (`stream.engine.Engine`): arrays in, arrays out.
+
+    Encoders run where the model is; predictor and joiner run on the CPU: of a model there they share the memory, of one
+    on a GPU they are copies.
     """
 
+    whole_chunks = False
+
     def __init__(self, model: Any) -> None:
+        self._encoder, self._like = model.encoder, model.encoder.feature_mean
+        self.num_mel_bins = len(self._like)
         predictor, joiner = model.predictor, model.joiner
         if joiner.output_weight.device.type != "cpu":  # copied together: their matrix may be tied
             predictor, joiner = copy.deepcopy(nn.ModuleList((predictor, joiner))).to("cpu")
-        self.predictor = TorchPredictor(predictor)
-        self.weight, self.bias = (each.detach().numpy() for each in (joiner.output_weight, joiner.output_bias))
+        self._joiner, self.predictor = joiner, TorchPredictor(predictor)
+        self.weight, self.bias = _arrays(joiner.output_weight, joiner.output_bias)
+
+    def causal_rows(self, left: int) -> TorchRows:
+        return self._rows(partial(self._encoder.initial_state, left=left), self._encoder.forward_chunk)
+
+    def block_rows(self, left: int) -> TorchRows:
+        return self._rows(partial(self._encoder.initial_block_state, left=left), self._encoder.forward_block)
+
+    def _rows(self, initial: Callable[[int], Any], forward: Callable[..., tuple[Tensor, Any]]) -> TorchRows:
+        like = initial(0)
+
+        def step(frames: np.ndarray, lens: np.ndarray, state: Any) -> tuple[np.ndarray, list[Tensor]]:
+            valid = None if (lens == frames.shape[1]).all() else self._on_device(lens)
+            out, state = forward(self._on_device(frames, self._like.dtype), fill_state(like, state), valid)
+            return out.cpu().numpy(), state_tensors(state)
+
+        return TorchRows(lambda n: state_tensors(initial(n)), step)
+
+    def _on_device(self, array: np.ndarray, dtype: torch.dtype | None = None) -> Tensor:
+        return torch.from_numpy(array).to(self._like.device, dtype)
+
+    @torch.inference_mode()
+    def full(self, causal_out: np.ndarray, lens: np.ndarray) -> np.ndarray:
+        out = self._encoder.forward_noncausal(self._on_device(causal_out), self._on_device(lens), None, None)
+        return out.cpu().numpy()
+
+    @torch.inference_mode()
+    def project(self, encoder_out: np.ndarray) -> np.ndarray:
+        return self._joiner.project_encoder(torch.from_numpy(encoder_out)).numpy()
 
 
 @torch.inference_mode()

@@ -1,6 +1,6 @@
-"""Decode speech while it comes in: packets of samples to words with times, in every mode of `stream_batch`.
+"""Decode speech while it comes in: packets of samples to words with times, in every mode of `modes`.
 
-    decoder = StreamingDecoder(model, config, tokenizer, endpoint=EndpointOptions())
+    decoder = StreamingDecoder(engine, config, tokenizer, endpoint=EndpointOptions())
     for samples in packets:
         partial = decoder.accept(samples, 16000)
     final = decoder.finish()
@@ -14,15 +14,15 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-from torch import Tensor
 
 from cascade.audio.packets import AudioInput
-from cascade.config.options import Config
-from cascade.models.transducer import CascadedTransducer
+from cascade.config.options import FRAME_SHIFT_MS, SUBSAMPLING, Config
 from cascade.search.hypothesis import Hypothesis
 from cascade.search.methods import DecodingOptions
-from cascade.stream.batch import EndedSegment, StreamBatch
+from cascade.stream.batch import StreamBatch
 from cascade.stream.endpoint import EndpointOptions
+from cascade.stream.engine import Engine
+from cascade.stream.modes import EndedSegment
 from cascade.stream.words import Word, frame_seconds, join_words, words_of
 from cascade.text.normal import join_texts
 from cascade.text.tokens import Tokenizer
@@ -85,29 +85,29 @@ class StreamingDecoder:
     """One stream of audio.
 
     Args:
-      model, config, tokenizer: what `load_model` returns, in its order: StreamingDecoder(*load_model(folder)).
+      engine: runs the model of this config and tokenizer, TorchEngine(model) for one.
       options: how to decode; the mode may be two_pass. None: in mode two_pass, as the model's decoding section says;
         `DecodingOptions.for_model(config, ...)` keeps that section with other options.
-      endpoint: rules that end segments; None: the stream is one segment, decoded as `decode_batch` decodes a whole
-        utterance, and memory grows with it.
+      endpoint: rules that end segments; None: the stream is one segment, decoded as `decode` decodes a whole utterance,
+        and memory grows with it.
       batch: a StreamBatch to share; `options` and `endpoint` are then the batch's, and are not given.
       keep_segments: False for endless streams: every segment is handed out once, and forgotten.
     """
 
     def __init__(
-        self, model: CascadedTransducer, config: Config, tokenizer: Tokenizer, options: DecodingOptions | None = None,
+        self, engine: Engine, config: Config, tokenizer: Tokenizer, options: DecodingOptions | None = None,
         endpoint: EndpointOptions | None = None, *, batch: StreamBatch | None = None, keep_segments: bool = True,
     ) -> None:  # fmt: skip
         if batch is None:
             options = options or DecodingOptions.for_model(config, mode="two_pass")
-            batch = StreamBatch(model, tokenizer, options, endpoint)
+            batch = StreamBatch(engine, tokenizer, options, endpoint)
         elif options is not None or endpoint is not None:
             raise ValueError("options and endpoint belong to the batch: give them to StreamBatch, not to its decoders")
         self.batch = batch
         self._tokenizer, self._features, self._keep = tokenizer, config.features, keep_segments
         self._start()
 
-    def accept(self, samples: np.ndarray | Tensor, sampling_rate: int) -> Partial:
+    def accept(self, samples: np.ndarray, sampling_rate: int) -> Partial:
         """Hear (num_samples,) floating-point samples in [-1, 1] at `sampling_rate` Hz and decode what is complete.
 
         Raises:
@@ -123,7 +123,7 @@ class StreamingDecoder:
         self.batch.run()
         return self.final()
 
-    def push(self, samples: np.ndarray | Tensor, sampling_rate: int) -> None:
+    def push(self, samples: np.ndarray, sampling_rate: int) -> None:
         """Hear samples, decode nothing yet."""
         if self._stream.finished:
             raise ValueError("the stream has ended: reset() starts a new one")
@@ -173,9 +173,14 @@ class StreamingDecoder:
         self.leave()
         self._start()
 
-    def _last_features(self) -> Tensor:
-        """(t, F) frames that end the stream."""
-        return self._audio.finish()
+    def _last_features(self) -> np.ndarray:
+        """(t, F) frames that end the stream; silence fills its last chunk where the engine knows full ones only."""
+        if not self.batch.engine.whole_chunks:
+            return self._audio.finish()
+        size = self.batch.chunk_features
+        frames = self._audio.finish((size + 1) * FRAME_SHIFT_MS / 1000)  # a frame may be lost in rounding a length
+        heard = SUBSAMPLING * (self._stream.first_frame + self._stream.num_frames) + self._stream.num_waiting
+        return frames[: (heard + len(frames)) // size * size - heard]
 
     def _start(self) -> None:
         self._audio = AudioInput(self._features)

@@ -12,6 +12,7 @@ from cascade.audio.io import read_audio
 from cascade.bin import align, decode, latency, transcribe
 from cascade.checkpoint import load_file, load_model
 from cascade.config.options import ConfigError
+from cascade.models.torch_engine import TorchEngine
 from cascade.search.methods import METHODS, DecodingOptions
 from cascade.stream.decoder import StreamingDecoder
 from tests import tiny_run
@@ -110,7 +111,7 @@ def test_the_python_interface_takes_the_models_penalty(run_dir):
             options = None
             if penalty is not None:
                 options = DecodingOptions.for_model(config, mode="two_pass", blank_penalty=penalty)
-            decoder = StreamingDecoder(model, config, tokenizer, options)
+            decoder = StreamingDecoder(TorchEngine(model), config, tokenizer, options)
             decoder.accept(np.asarray(samples), 16000)
             texts[name, penalty] = decoder.finish().text
     assert texts["plain", None] == texts["plain", 0.0] == texts["student", 0.0]

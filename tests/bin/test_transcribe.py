@@ -16,6 +16,7 @@ from cascade.audio.io import read_audio
 from cascade.bin import transcribe
 from cascade.checkpoint import load_model
 from cascade.config.options import ConfigError
+from cascade.models.torch_engine import TorchEngine
 from cascade.processes.exits import Interrupted
 from cascade.search.methods import METHODS, STREAMING_MODES, DecodingOptions
 from cascade.stream import inputs
@@ -88,7 +89,8 @@ def test_files_decoded_together_say_what_each_says_alone(run_dir, call, mode, me
     assert without_confidences(alone) == without_confidences(together)  # float32 sums depend on the batch's size
     model, config, tokenizer = load_model(run_dir / "student")
     for path, line in zip(recordings(run_dir), together.splitlines(), strict=True):
-        decoder = StreamingDecoder(model, config, tokenizer, DecodingOptions(mode, method, left_context_ms=640))
+        options = DecodingOptions(mode, method, left_context_ms=640)
+        decoder = StreamingDecoder(TorchEngine(model), config, tokenizer, options)
         decoder.accept(read_audio(path, 16000)[0], 16000)
         assert json.loads(line)["text"] == decoder.finish().text
 

@@ -57,7 +57,7 @@ def make_model_dir(folder: Path, kind: str, *overrides: str) -> Path:
     torch.manual_seed(1)
     model = build_model(config, tokenizer.vocab_size)
     fbank = StreamingFbank(config.features)
-    features = fbank.accept(synthetic_recordings((3.0,), 16000, seed=2).popitem()[1])
+    features = torch.from_numpy(fbank.accept(synthetic_recordings((3.0,), 16000, seed=2).popitem()[1]))
     model.encoder.set_feature_stats(features.mean(dim=0), features.std(dim=0))
     model.joiner.encoder_proj.weight.data *= 4.0  # so that the best symbol changes from frame to frame
     model.joiner.output.weight.data *= 4.0

@@ -2,8 +2,6 @@
 
 import gzip
 import math
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -212,8 +210,3 @@ def test_scorer_adds_the_weighted_model_and_keeps_its_state_at_blanks(write, wei
     assert (state[0], state[3]) == (after_a, after_b)
     np.testing.assert_allclose(scorer.final(state), weight * model.final(state), rtol=1e-6)
     assert len(scorer.initial(0)) == len(scorer.advance(state[:0], np.zeros(0, int), np.zeros(0, int))) == 0
-
-
-def test_models_and_scorers_need_no_torch():
-    code = "import sys, cascade.search.scorer, cascade.text.ngram_training; sys.exit('torch' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=100)

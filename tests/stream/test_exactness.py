@@ -43,7 +43,7 @@ def speech(seconds, seed):
 
 def features_of(samples, config):
     fbank = StreamingFbank(config.features)
-    return torch.cat((fbank.accept(samples), fbank.finish()))
+    return torch.from_numpy(np.concatenate((fbank.accept(samples), fbank.finish())))
 
 
 def said(hypothesis):
@@ -100,8 +100,8 @@ def test_the_full_size_model_streamed_says_what_it_says_at_once(full_size, mode,
     model, chunk = models[torch.float32], rng.choice(CHUNKS[1:])
     options = DecodingOptions(mode, method, chunk_ms=40 * chunk, look_ahead_ms=40 * rng.choice(blocks(chunk)))
     recordings = [speech(1.3, 3), speech(0.7, 4)]
-    batch = StreamBatch(model, tokenizer, options)
-    decoders = [StreamingDecoder(model, config, tokenizer, batch=batch) for _ in recordings]
+    batch = StreamBatch(TorchEngine(model), tokenizer, options)
+    decoders = [StreamingDecoder(TorchEngine(model), config, tokenizer, batch=batch) for _ in recordings]
     for decoder, samples in zip(decoders, recordings, strict=True):
         for packet in np.split(samples, sorted(rng.choices(range(len(samples)), k=4))):
             decoder.push(packet, RATE)
@@ -129,7 +129,8 @@ class Player:
     """One stream of a batch and what it has heard since it began."""
 
     def __init__(self, loaded, batch):
-        self.decoder, self.batch, self.heard = StreamingDecoder(*loaded, batch=batch), batch, []
+        model, *rest = loaded
+        self.decoder, self.batch, self.heard = StreamingDecoder(TorchEngine(model), *rest, batch=batch), batch, []
 
     def hear(self, samples):
         self.decoder.push(samples, RATE)
@@ -150,7 +151,7 @@ def test_streams_under_any_schedule_say_what_whole_utterances_say(small, data):
         chunk_ms=40 * chunk, look_ahead_ms=40 * data.draw(st.sampled_from(blocks(chunk)), "block"),
         left_context_ms=40 * data.draw(st.sampled_from(LEFT), "left"),
     )  # fmt: skip
-    batch = StreamBatch(model, tokenizer, options)
+    batch = StreamBatch(TorchEngine(model), tokenizer, options)
     source = speech(9.0, data.draw(st.integers(0, 9), "audio"))
     active, ended, position = [], [], 0
     actions = st.lists(st.tuples(st.sampled_from("jhhhhrresl"), st.integers(0, 9), st.integers(1, 16000)), max_size=50)

@@ -8,6 +8,7 @@ import pytest
 from cascade.audio.resample import StreamingResampler, resample
 from cascade.checkpoint import load_model
 from cascade.config.options import ConfigError, TokenConfig
+from cascade.models.torch_engine import TorchEngine
 from cascade.search.hypothesis import Hypothesis
 from cascade.search.methods import DecodingOptions
 from cascade.stream.decoder import StreamingDecoder
@@ -78,7 +79,7 @@ def test_words_joined_are_the_text_and_partial_words_are_never_broken(byte_token
 
 def test_partial_results_never_show_half_a_character(byte_tokenizer, tmp_path):
     model, config, _ = load_model(make_model_dir(tmp_path / "model", epochs=1))
-    decoder = StreamingDecoder(model, config, byte_tokenizer, DecodingOptions(mode="streaming"))
+    decoder = StreamingDecoder(TorchEngine(model), config, byte_tokenizer, DecodingOptions(mode="streaming"))
     text = "a 你界 é"
     tokens = tuple(byte_tokenizer.encode(text))
     for count in range(len(tokens) + 1):

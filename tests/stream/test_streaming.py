@@ -35,6 +35,11 @@ def student(tmp_path_factory):
     return model.double().requires_grad_(False), config, tokenizer
 
 
+def decoder_of(loaded, *arguments, **options):
+    model, config, tokenizer = loaded
+    return StreamingDecoder(TorchEngine(model), config, tokenizer, *arguments, **options)
+
+
 def noise(seconds, seed=0, rate=RATE):
     time = np.arange(round(seconds * rate))
     samples = 0.2 * np.random.default_rng(seed).standard_normal(len(time)) * np.sin(time / 3000)
@@ -51,7 +56,7 @@ def packets(samples, rng, largest=9000):
 
 def features_of(samples, config):
     fbank = StreamingFbank(config.features)
-    return torch.cat((fbank.accept(samples), fbank.finish())).double()
+    return torch.from_numpy(np.concatenate((fbank.accept(samples), fbank.finish()))).double()
 
 
 def simulate(loaded, samples, options):
@@ -73,7 +78,7 @@ def said(final):
 
 
 def decode(loaded, samples, options, endpoint=None, cuts=None):
-    decoder = StreamingDecoder(*loaded, options, endpoint)
+    decoder = decoder_of(loaded, options, endpoint)
     for packet in [samples] if cuts is None else cuts:
         decoder.accept(packet, RATE)
     return decoder.finish()
@@ -125,11 +130,12 @@ def test_packets_of_one_sample_and_of_minutes_give_the_same(student, mode, endpo
 def test_a_complete_block_shows_what_the_look_ahead_pass_says(student, method):
     options = DecodingOptions(mode="two_pass", method=method, chunk_ms=160, look_ahead_ms=320, left_context_ms=320)
     features = features_of(noise(1.6, 6), student[1])
-    batches = [StreamBatch(student[0], student[2], replace(options, mode=mode)) for mode in ("two_pass", "look_ahead")]
+    engine, modes = TorchEngine(student[0]), ("two_pass", "look_ahead")
+    batches = [StreamBatch(engine, student[2], replace(options, mode=mode)) for mode in modes]
     streams = [batch.join() for batch in batches]
     for start in range(0, len(features) - 16, 16):
         for batch, stream in zip(batches, streams, strict=True):
-            batch.accept(stream, features[start : start + 16])
+            batch.accept(stream, features[start : start + 16].numpy())
             batch.run()
         if start % 32 == 0:  # between two blocks the streaming pass goes on from the look-ahead pass
             stable = batches[0].stable_tokens(streams[0])
@@ -156,14 +162,14 @@ def test_streams_that_share_a_batch_do_not_disturb_each_other(loaded, mode, meth
     rng = random.Random(8)
     options = DecodingOptions(mode=mode, method=method, chunk_ms=160, look_ahead_ms=320, left_context_ms=320)
     recordings = [noise(seconds, seed) for seed, seconds in enumerate((1.1, 0.3, 0.9, 0.012, 1.3, 0.7))]
-    batch = StreamBatch(loaded[0], loaded[2], options, SHORT)
+    batch = StreamBatch(TorchEngine(loaded[0]), loaded[2], options, SHORT)
     waiting = list(enumerate(recordings))
     active, finals = [], {}
-    broken_off = StreamingDecoder(*loaded, batch=batch)
+    broken_off = decoder_of(loaded, batch=batch)
     while waiting or active:
         if waiting and rng.random() < 0.4:
             place, samples = waiting.pop(0)
-            active.append((place, StreamingDecoder(*loaded, batch=batch), packets(samples, rng)))
+            active.append((place, decoder_of(loaded, batch=batch), packets(samples, rng)))
         if broken_off is not None:
             broken_off.push(noise(0.1, 9), RATE)
             if len(finals) >= 2:
@@ -192,7 +198,7 @@ def test_streams_that_share_a_batch_do_not_disturb_each_other(loaded, mode, meth
 
 def test_reset_forgets_everything(student):
     options = DecodingOptions(mode="two_pass", left_context_ms=640)
-    decoder = StreamingDecoder(*student, options, SHORT)
+    decoder = decoder_of(student, options, SHORT)
     samples = noise(1.2, 10)
     expected = decode(student, samples, options, SHORT)
     decoder.accept(noise(0.9, 11), RATE)
@@ -208,7 +214,7 @@ def test_reset_forgets_everything(student):
 def test_another_sampling_rate_decodes_as_the_resampled_recording(student):
     options = DecodingOptions(mode="look_ahead", left_context_ms=640)
     samples = noise(1.1, 13, 8000)
-    decoder = StreamingDecoder(*student, options)
+    decoder = decoder_of(student, options)
     for packet in packets(samples, random.Random(14)):
         decoder.accept(packet, 8000)
     final = decoder.finish()
@@ -220,7 +226,7 @@ def test_another_sampling_rate_decodes_as_the_resampled_recording(student):
 @pytest.mark.parametrize("mode", STREAMING_MODES)
 def test_the_stable_beginning_of_a_partial_stays(student, mode, method):
     options = DecodingOptions(mode=mode, method=method, chunk_ms=80, look_ahead_ms=320, left_context_ms=320)
-    decoder = StreamingDecoder(*student, options)
+    decoder = decoder_of(student, options)
     stable, texts = "", []
     for packet in np.array_split(noise(1.5, 15), 40):
         partial = decoder.accept(packet, RATE)
@@ -295,8 +301,8 @@ def test_an_endpoint_keeps_the_encoder_and_the_last_labels(loaded, method):
 
 def scripted(student, says, endpoint, mode="streaming"):
     """A batch whose search says symbol 3 at the frames (of a segment) for which `says` holds."""
-    batch = StreamBatch(student[0], student[2], DecodingOptions(mode=mode), endpoint)
-    batch._step_search.choose = lambda logits, frames: 3 * says(frames)
+    batch = StreamBatch(TorchEngine(student[0]), student[2], DecodingOptions(mode=mode), endpoint)
+    batch.mode.search.choose = lambda logits, frames: 3 * says(frames)
     return batch
 
 
@@ -304,7 +310,7 @@ def test_silence_after_speech_ends_a_segment_and_silence_alone_is_dropped(studen
     features = features_of(noise(8.0, 19), student[1])
     batch = scripted(student, lambda frames: frames < 10, EndpointOptions(silence_after_speech=1.2))
     stream = batch.join()
-    batch.accept(stream, features)
+    batch.accept(stream, features.numpy())
     batch.finish(stream)
     batch.run()
     # The last word ends at frame 9; 30 frames of silence are complete with frame 39, the end of chunk 5.
@@ -315,7 +321,7 @@ def test_silence_after_speech_ends_a_segment_and_silence_alone_is_dropped(studen
     batch = scripted(student, lambda frames: frames < 0, EndpointOptions(silence_from_start=2.0), "two_pass")
     stream = batch.join()
     for start in range(0, 800, 32):
-        batch.accept(stream, features[start : start + 32])
+        batch.accept(stream, features[start : start + 32].numpy())
         batch.run()
         assert stream.num_frames == sum(map(len, stream.causal_out)) < 56 and stream.num_waiting == 0
     assert stream.first_frame == 168
@@ -324,19 +330,19 @@ def test_silence_after_speech_ends_a_segment_and_silence_alone_is_dropped(studen
 @pytest.mark.parametrize("mode", STREAMING_MODES)
 def test_memory_does_not_grow_with_the_stream(student, mode):
     options = DecodingOptions(mode=mode, chunk_ms=160, look_ahead_ms=320, left_context_ms=320)
-    decoder = StreamingDecoder(*student, options, SHORT, keep_segments=False)
+    decoder = decoder_of(student, options, SHORT, keep_segments=False)
     sizes = []
     for _ in range(12):
         decoder.accept(noise(0.8, 20), RATE)
         stream = decoder._stream
         kept = [*stream.block, *stream.causal_out, stream.features[stream.num_taken :]]
-        sizes.append(sum(tensor.numel() for tensor in kept) + len(decoder.batch._search.entries.chains.before))
+        sizes.append(sum(frames.size for frames in kept) + len(decoder.batch.mode.search.entries.chains.before))
         assert stream.segments == [] and decoder._segments == []
     assert max(sizes[6:]) <= 1.3 * max(sizes[:6])
 
 
 def test_wrong_audio_is_named(student):
-    decoder = StreamingDecoder(*student, DecodingOptions(mode="streaming"))
+    decoder = decoder_of(student, DecodingOptions(mode="streaming"))
     for samples, message in (
         (np.zeros((2, 100), np.float32), r"mix channels down.*got float32 of shape \(2, 100\)"),
         (np.zeros(100, np.int16), "divide 16-bit integers by 32768.*got int16"),
@@ -363,14 +369,14 @@ def test_audio_too_short_to_say_anything_is_no_error(student):
             assert (final.segments, final.text, final.num_frames) == ((), "", 0)
 
 
-def test_what_load_model_returns_makes_a_decoder(tmp_path):
-    decoder = StreamingDecoder(*load_model(make_model_dir(tmp_path / "model", epochs=1)))
+def test_what_load_model_returns_makes_an_engine_and_a_decoder(tmp_path):
+    decoder = decoder_of(load_model(make_model_dir(tmp_path / "model", epochs=1)))
     assert decoder.accept(noise(1.0), RATE).text or decoder.finish().text
 
 
 def test_a_step_longer_than_a_segment_is_refused(student):
     options = DecodingOptions(mode="look_ahead", look_ahead_ms=1280)
     with pytest.raises(ConfigError, match="longest_segment must be at least one decoding step of 1280 ms, got 0.7 s"):
-        StreamingDecoder(*student, options, SHORT)
+        decoder_of(student, options, SHORT)
     with pytest.raises(ValueError, match="options and endpoint belong to the batch"):
-        StreamingDecoder(*student, options, batch=StreamBatch(student[0], student[2], options))
+        decoder_of(student, options, batch=StreamBatch(TorchEngine(student[0]), student[2], options))
