@@ -60,11 +60,11 @@ class Recognizer:
         if (folder / EXPORTED).is_file():
             if device == "cuda" or epoch is not None:
                 raise ConfigError(f"{folder} holds exported files: they run on the CPU, and have no epochs")
-            kind, model, config, tokenizer, options = _open_exported(folder, options, threads)
+            engine, config, tokenizer, options = _open_exported(folder, options, threads)
         else:
-            kind, model, config, tokenizer, options = _open_model(folder, options, device, threads, epoch, average)
-        self._batch = StreamBatch(model, tokenizer, DecodingOptions.for_model(config, **options), endpoint)
-        self._new_decoder = partial(kind, model, config, tokenizer, batch=self._batch)
+            engine, config, tokenizer, options = _open_model(folder, options, device, threads, epoch, average)
+        self._batch = StreamBatch(engine, tokenizer, DecodingOptions.for_model(config, **options), endpoint)
+        self._new_decoder = partial(StreamingDecoder, engine, config, tokenizer, batch=self._batch)
         self.name = folder.resolve().name
         self.sampling_rate = config.features.sampling_rate
         """Hz of the model; audio of other rates is resampled to it."""
@@ -136,11 +136,12 @@ class Stream:
 def _open_model(
     folder: Path, options: dict[str, Any], device: str, threads: int | None, epoch: int | None, average: int
 ) -> tuple[Any, ...]:
-    """PyTorch's model: the kind of decoder, what it is made from, and the options."""
+    """PyTorch's model: its engine, config and tokenizer, and the options."""
     import torch
 
     from cascade.checkpoint import load_model
     from cascade.device import choose_device
+    from cascade.models.torch_engine import TorchEngine
 
     if threads is not None:
         torch.set_num_threads(threads)
@@ -150,19 +151,19 @@ def _open_model(
     if options.get("left_context_ms") is None:
         chunk_ms = options.get("chunk_ms", DecodingOptions.chunk_ms)
         options = {**options, "left_context_ms": default_left_context_ms(config, chunk_ms)}
-    return StreamingDecoder, model, config, tokenizer, options
+    return TorchEngine(model), config, tokenizer, options
 
 
 def _open_exported(folder: Path, options: dict[str, Any], threads: int | None) -> tuple[Any, ...]:
     """Exported files, by onnxruntime: as `_open_model`."""
     import torch
 
-    from cascade.export.onnx_model import OnnxDecoder, OnnxModel
+    from cascade.export.onnx_engine import OnnxEngine
 
     if threads is not None:
         torch.set_num_threads(threads)
-    model = OnnxModel(folder)
-    for name, built_in in model.times.items():
+    engine = OnnxEngine(folder)
+    for name, built_in in engine.times.items():
         if options.get(name, built_in) != built_in:
             raise ConfigError(f"{name}={options[name]} needs other files: {folder} was exported with {built_in}")
-    return OnnxDecoder, model, model.config, model.tokenizer, {**options, **model.times}
+    return engine, engine.config, engine.tokenizer, {**options, **engine.times}

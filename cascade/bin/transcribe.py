@@ -34,6 +34,7 @@ from cascade.bin.model_arguments import (
     load_for_decoding,
 )
 from cascade.config.options import Config, ConfigError
+from cascade.models.torch_engine import TorchEngine
 from cascade.processes.exits import EXIT_FAILED, Interrupted
 from cascade.search.methods import METHODS, STREAMING_MODES, DecodingOptions
 from cascade.stream.batch import StreamBatch
@@ -135,19 +136,19 @@ def open_batch(
     search = {"method": arguments.method, "beam": arguments.beam}
     if arguments.onnx_dir is None:
         model, config, tokenizer, options = load_for_decoding(arguments, arguments.mode, **search)
-        kind = StreamingDecoder
+        engine = TorchEngine(model)
     else:
-        from cascade.export.onnx_model import OnnxDecoder, OnnxModel
+        from cascade.export.onnx_engine import OnnxEngine
 
         search |= {"mode": arguments.mode}
         DecodingOptions(blank_penalty=arguments.blank_penalty or 0.0, **search)  # so that a wrong one is said first
         open_device(arguments, "onnxruntime runs the files of --onnx-dir on the CPU")
-        model = OnnxModel(arguments.onnx_dir)
-        check_onnx_arguments(arguments, model.times)
-        config, tokenizer, kind = model.config, model.tokenizer, OnnxDecoder
-        options = DecodingOptions.for_model(config, blank_penalty=arguments.blank_penalty, **search, **model.times)
-    batch = StreamBatch(model, tokenizer, options, endpoint)
-    return partial(kind, model, config, tokenizer, batch=batch), config
+        engine = OnnxEngine(arguments.onnx_dir)
+        check_onnx_arguments(arguments, engine.times)
+        config, tokenizer = engine.config, engine.tokenizer
+        options = DecodingOptions.for_model(config, blank_penalty=arguments.blank_penalty, **search, **engine.times)
+    batch = StreamBatch(engine, tokenizer, options, endpoint)
+    return partial(StreamingDecoder, engine, config, tokenizer, batch=batch), config
 
 
 def write(transcript: Transcript, arguments: argparse.Namespace, is_live: bool) -> None:

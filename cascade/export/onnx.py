@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cascade.config.options import ConfigError
+from cascade.export.sessions import DECODER, FULL, JOINER, LOOK_AHEAD, NONCAUSAL, STREAMING
 from cascade.export.wrappers import (
     Decoder,
     Geometry,
@@ -24,9 +25,6 @@ from cascade.models.predictor import LstmPredictor
 from cascade.models.transducer import CascadedTransducer, Mode
 
 OPSET = 17
-STREAMING, LOOK_AHEAD, FULL = "encoder-streaming.onnx", "encoder-look-ahead.onnx", "encoder-full.onnx"
-NONCAUSAL = "encoder-noncausal.onnx"
-DECODER, JOINER = "decoder.onnx", "joiner.onnx"
 MODES: dict[str, Mode] = {STREAMING: "streaming", LOOK_AHEAD: "look_ahead", FULL: "full"}
 """Encoder file -> the pass it runs."""
 TOKEN_FILES = ("tokens.txt", "bpe.vocab", "tokenizer.json", "tokens.model")

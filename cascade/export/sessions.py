@@ -8,6 +8,10 @@ from typing import Any
 
 import numpy as np
 
+STREAMING, LOOK_AHEAD, FULL = "encoder-streaming.onnx", "encoder-look-ahead.onnx", "encoder-full.onnx"
+NONCAUSAL = "encoder-noncausal.onnx"
+DECODER, JOINER = "decoder.onnx", "joiner.onnx"
+
 
 def onnx_session(path: Path) -> Any:
     """An onnxruntime session on one CPU thread.

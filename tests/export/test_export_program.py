@@ -13,7 +13,7 @@ from cascade.bin import export_onnx, transcribe
 from cascade.checkpoint import load_file
 from cascade.config.options import ConfigError
 from cascade.export import parity
-from cascade.export.onnx_model import OnnxJoiner, OnnxModel
+from cascade.export.onnx_engine import OnnxEngine, read_joiner
 from cascade.export.sherpa import synthetic_recordings
 from cascade.search.methods import METHODS
 from tests.export.conftest import KINDS, make_model_dir
@@ -90,12 +90,12 @@ def test_the_joiner_has_the_penalty_in_force_and_the_files_say_so(penalised, tmp
     about = json.loads((tmp_path / "export.json").read_text())
     assert about["decoding"] == {"blank_penalty": penalty}
     bias = load_file(penalised / "averaged.pt")["model"]["joiner.output.bias"]
-    baked = OnnxJoiner(tmp_path / "joiner.onnx").output_bias
+    baked = torch.from_numpy(read_joiner(tmp_path / "joiner.onnx")[-1].copy())
     assert float(bias[0] - baked[0]) == pytest.approx(penalty, abs=1e-6)
     torch.testing.assert_close(baked[1:], bias[1:])
-    model = OnnxModel(tmp_path)
-    assert model.config.decoding.blank_penalty == penalty
-    torch.testing.assert_close(model.joiner.output_bias, bias)  # a search takes the penalty off once
+    engine = OnnxEngine(tmp_path)
+    assert engine.config.decoding.blank_penalty == penalty
+    torch.testing.assert_close(torch.from_numpy(engine.bias), bias)  # a search takes the penalty off once
 
 
 def test_a_joiner_with_another_penalty_fails_its_check(penalised, tmp_path, monkeypatch):
@@ -131,7 +131,7 @@ def test_files_that_do_not_say_their_penalty_are_refused(penalised, tmp_path, mo
     for decoding in (None, {}, {"blank_penalty": "x"}, {"other": 1}):
         (tmp_path / "export.json").write_text(json.dumps(about | {"decoding": decoding}))
         with pytest.raises(ValueError, match="export.json is not what export_onnx writes .*: export again"):
-            OnnxModel(tmp_path)
+            OnnxEngine(tmp_path)
 
 
 def test_files_that_fail_their_check_do_not_appear(student, tmp_path, monkeypatch):

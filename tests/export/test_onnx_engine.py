@@ -13,7 +13,7 @@ from cascade import Recognizer
 from cascade.audio.fbank import StreamingFbank
 from cascade.bin import transcribe
 from cascade.config.options import ENCODER_FRAME_MS, ConfigError
-from cascade.export.onnx_model import OnnxDecoder, OnnxModel
+from cascade.export.onnx_engine import OnnxEngine
 from cascade.export.sherpa import synthetic_recordings
 from cascade.models.torch_engine import TorchEngine, decode_batch
 from cascade.search.methods import METHODS, STREAMING_MODES, DecodingOptions, build_search
@@ -30,31 +30,32 @@ ABOUT = TIMES | {"sampling_rate": 16000, "num_mel_bins": 80, "decoding": {"blank
 
 
 @pytest.fixture(scope="module")
-def onnx_model(exported):
+def engine(exported):
     (exported.folder / "export.json").write_text(json.dumps(ABOUT))
-    return OnnxModel(exported.folder)
+    return OnnxEngine(exported.folder)
 
 
-def test_the_joiners_matrix_is_read_out_of_its_graph(exported, onnx_model):
-    torch.testing.assert_close(onnx_model.joiner.output_weight, exported.model.joiner.output_weight.detach())
-    torch.testing.assert_close(onnx_model.joiner.output_bias, exported.model.joiner.output_bias.detach())
+def test_the_joiners_matrix_is_read_out_of_its_graph(exported, engine):
+    expected = TorchEngine(exported.model)
+    np.testing.assert_array_equal(engine.weight, expected.weight)
+    np.testing.assert_array_equal(engine.bias, expected.bias)
 
 
 def whole_steps(samples, config):
     """Features of the audio and zeros, cut to whole chunks: what a stream on the files hears."""
     fbank, step = StreamingFbank(config.features), 4 * GEOMETRY.chunk_frames
-    frames = torch.cat((fbank.accept(np.concatenate((samples, np.zeros((step + 1) * 160)))), fbank.finish()))
-    return frames[: len(frames) // step * step]
+    frames = np.concatenate((fbank.accept(np.concatenate((samples, np.zeros((step + 1) * 160)))), fbank.finish()))
+    return torch.from_numpy(frames[: len(frames) // step * step])
 
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("mode", STREAMING_MODES)
-def test_streams_on_the_files_say_what_pytorch_says(exported, onnx_model, mode, method):
+def test_streams_on_the_files_say_what_pytorch_says(exported, engine, mode, method):
     options = DecodingOptions(mode=mode, method=method, **TIMES)
-    batch = StreamBatch(onnx_model, onnx_model.tokenizer, options)
+    batch = StreamBatch(engine, engine.tokenizer, options)
     rng = random.Random(1)
     recordings = [*synthetic_recordings((0.9, 2.03, 1.31), 16000, seed=3).values()]
-    decoders = [OnnxDecoder(onnx_model, onnx_model.config, onnx_model.tokenizer, batch=batch) for _ in recordings]
+    decoders = [StreamingDecoder(engine, engine.config, engine.tokenizer, batch=batch) for _ in recordings]
     parts = [np.array_split(samples, rng.randint(1, 9)) for samples in recordings]
     for step in range(10):
         for decoder, packets in zip(decoders, parts, strict=True):
@@ -78,7 +79,7 @@ def test_streams_on_the_files_say_what_pytorch_says(exported, onnx_model, mode, 
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("mode", STREAMING_MODES)
-def test_segments_on_the_files_are_those_of_pytorch(exported, onnx_model, mode, method):
+def test_segments_on_the_files_are_those_of_pytorch(exported, engine, mode, method):
     """Every pass goes on behind an endpoint from the state that PyTorch has there."""
     endpoint = EndpointOptions(longest_segment=0.7, late_pause=0.2, silence_after_speech=0.3)
     chunk = TIMES["chunk_ms"] * 16
@@ -86,8 +87,8 @@ def test_segments_on_the_files_are_those_of_pytorch(exported, onnx_model, mode, 
     samples = np.concatenate((samples, np.zeros(-len(samples) % chunk + chunk, np.float32)))
     options = DecodingOptions(mode=mode, method=method, **TIMES)
     finals = []
-    for kind, model, tail in ((OnnxDecoder, onnx_model, 0), (StreamingDecoder, exported.model, chunk)):
-        decoder = kind(model, exported.config, exported.tokenizer, options, endpoint)
+    for each, tail in ((engine, 0), (TorchEngine(exported.model), chunk)):
+        decoder = StreamingDecoder(each, exported.config, exported.tokenizer, options, endpoint)
         for packet in np.array_split(np.concatenate((samples, np.zeros(tail, np.float32))), 17):
             decoder.accept(packet, 16000)
         finals.append(decoder.finish())
@@ -99,11 +100,11 @@ def test_segments_on_the_files_are_those_of_pytorch(exported, onnx_model, mode, 
 
 
 @pytest.mark.parametrize("mode", STREAMING_MODES)
-def test_segments_on_the_files_cover_the_stream(onnx_model, mode):
+def test_segments_on_the_files_cover_the_stream(engine, mode):
     endpoint = EndpointOptions(longest_segment=0.7, late_pause=0.2, silence_after_speech=0.3)
     samples = synthetic_recordings((3.3,), 16000, seed=4).popitem()[1]
-    batch = StreamBatch(onnx_model, onnx_model.tokenizer, DecodingOptions(mode=mode, **TIMES), endpoint)
-    decoder = OnnxDecoder(onnx_model, onnx_model.config, onnx_model.tokenizer, batch=batch)
+    batch = StreamBatch(engine, engine.tokenizer, DecodingOptions(mode=mode, **TIMES), endpoint)
+    decoder = StreamingDecoder(engine, engine.config, engine.tokenizer, batch=batch)
     for packet in np.array_split(samples, 17):
         decoder.accept(packet, 16000)
     final = decoder.finish()
@@ -113,7 +114,7 @@ def test_segments_on_the_files_cover_the_stream(onnx_model, mode):
         assert segment.end <= following.start
 
 
-def test_transcribe_runs_on_the_files(exported, onnx_model, tmp_path, monkeypatch, capsys):
+def test_transcribe_runs_on_the_files(exported, engine, tmp_path, monkeypatch, capsys):
     import soundfile
 
     samples = synthetic_recordings((1.7,), 8000, seed=5).popitem()[1]
@@ -134,11 +135,11 @@ def test_transcribe_runs_on_the_files(exported, onnx_model, tmp_path, monkeypatc
         call("--epoch", 3)
 
 
-def test_a_recogniser_opens_the_files(exported, onnx_model):
+def test_a_recogniser_opens_the_files(exported, engine):
     samples = synthetic_recordings((1.7,), 16000, seed=6).popitem()[1]
     recognizer = Recognizer(exported.folder)
     options = DecodingOptions(mode="two_pass", **TIMES)
-    decoder = OnnxDecoder(onnx_model, onnx_model.config, onnx_model.tokenizer, options, EndpointOptions())
+    decoder = StreamingDecoder(engine, engine.config, engine.tokenizer, options, EndpointOptions())
     decoder.accept(samples, 16000)
     assert recognizer.chunk_seconds == 0.08
     stream = recognizer.stream()
@@ -150,11 +151,11 @@ def test_a_recogniser_opens_the_files(exported, onnx_model):
         Recognizer(exported.folder, device="cuda")
 
 
-def test_a_folder_that_is_no_export_is_named(exported, onnx_model, tmp_path):
+def test_a_folder_that_is_no_export_is_named(exported, engine, tmp_path):
     with pytest.raises(FileNotFoundError, match="export.json not found: --onnx-dir is a folder that export_onnx wrote"):
-        OnnxModel(tmp_path)
+        OnnxEngine(tmp_path)
     for file in exported.folder.iterdir():
         (tmp_path / file.name).symlink_to(file)
     (tmp_path / "tokenizer.json").unlink()
     with pytest.raises(ValueError, match="an earlier version wrote it, run export_onnx again"):
-        OnnxModel(tmp_path)
+        OnnxEngine(tmp_path)
