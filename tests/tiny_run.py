@@ -70,7 +70,7 @@ def make_manifest(folder: Path) -> Path:
     for number, (text, seconds) in enumerate(zip(TEXTS, SECONDS, strict=True)):
         samples = 0.2 * generator.standard_normal(int(seconds * 16000)) * np.sin(np.arange(int(seconds * 16000)) / 3000)
         soundfile.write(folder / f"{number}.wav", samples, 16000)
-        lines.append({"id": f"utt-{number}", "path": f"{number}.wav", "text": text})
+        lines.append({"id": f"utt-{number}", "path": f"{number}.wav", "text": text, "speaker": f"speaker-{number % 2}"})
     (folder / "broken.wav").write_bytes(b"RIFF nothing")
     lines.append({"id": "broken", "path": "broken.wav", "text": "one"})
     path = folder / "test.jsonl"

@@ -1,11 +1,11 @@
 """Decode a test set with one pass and one search, or with all of them, and score it.
 
 Whole utterances are decoded under the masks of streaming, which gives what a stream would give. --out gets hyps.jsonl
-(one object per utterance: id, ref, hyp, tokens, timestamps in seconds, token log-probs), wer.txt (totals, by length,
-every alignment) and result.json (one row of results.json). --nbest N adds nbest.jsonl (one object per utterance: id,
-ref, nbest: hypotheses best first) and the oracle WER, that of the best choice among each utterance's N hypotheses, to
-wer.txt and result.json. With --mode all or --method all the model is loaded once, and --out gets a folder
-MODE-METHOD for each pair, with the same files as if it had been decoded alone.
+(one object per utterance: id, ref, speaker where it is known, hyp, tokens, timestamps in seconds, token log-probs),
+wer.txt (totals, by length, every alignment) and result.json (one row of results.json). --nbest N adds nbest.jsonl (one
+object per utterance: id, ref, nbest: hypotheses best first) and the oracle WER, that of the best choice among each
+utterance's N hypotheses, to wer.txt and result.json. With --mode all or --method all the model is loaded once, and
+--out gets a folder MODE-METHOD for each pair, with the same files as if it had been decoded alone.
 """
 
 from __future__ import annotations
@@ -86,11 +86,13 @@ def hypothesis_fields(hypothesis: Hypothesis, tokenizer: Tokenizer) -> dict[str,
 
 
 def utterance_lines(
-    ids: list[str], texts: list[str], n_best: list[list[Hypothesis]], tokenizer: Tokenizer
+    ids: list[str], texts: list[str], n_best: list[list[Hypothesis]], tokenizer: Tokenizer, speakers: dict[str, str]
 ) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
     """The objects of hyps.jsonl and nbest.jsonl for one batch; the reference in the form in which it is scored."""
     for name, text, hypotheses in zip(ids, texts, n_best, strict=True):
         utterance = {"id": name, "ref": tokenizer.normalize(text)}
+        if name in speakers:
+            utterance["speaker"] = speakers[name]
         fields = [hypothesis_fields(hypothesis, tokenizer) for hypothesis in hypotheses]
         ranked = [
             {**values, "log_prob": round(hypothesis.log_prob, 4), "score": round(hypothesis.score, 6)}
@@ -198,7 +200,7 @@ def main(words: Sequence[str] | None = None) -> None:
             start = time.perf_counter()
             inputs = (model, decoding.search, batch.features, batch.feature_lens, decoding.options)
             n_best = [hypotheses[: arguments.nbest or 1] for hypotheses in n_best_batch(*inputs)]
-            decoding.lines.extend(utterance_lines(batch.ids, batch.texts, n_best, tokenizer))
+            decoding.lines.extend(utterance_lines(batch.ids, batch.texts, n_best, tokenizer, batches.speakers))
             decoding.seconds += time.perf_counter() - start
     if not decodings[0].lines:
         raise ValueError(

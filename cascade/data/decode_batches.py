@@ -28,6 +28,7 @@ class _Entry(NamedTuple):
     id: str
     path: str
     text: str
+    speaker: str | None
     num_frames: int
     read: Callable[[], np.ndarray]
 
@@ -35,7 +36,8 @@ class _Entry(NamedTuple):
 class DecodeBatches:
     """Iterates over Batches without tokens, shortest utterances first; see `decode_batches`.
 
-    `problems` lists what could not be read so far; it is complete after an iteration.
+    `problems` lists what could not be read so far, `speakers` has those that the manifest knows by the utterances' ids;
+    both are complete after an iteration.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class DecodeBatches:
         self._manifest, self._config, self._max_frames = Path(manifest), config, max_seconds * FRAMES_PER_SECOND
         self._max_utterances = max_utterances
         self.problems: list[Problem] = []
+        self.speakers: dict[str, str] = {}
 
     def __iter__(self) -> Iterator[Batch]:
         self.problems = []
@@ -51,6 +54,7 @@ class DecodeBatches:
         entries = list(self._from_manifest() if is_manifest else self._from_cuts())
         if self._max_utterances is not None and len(entries) > self._max_utterances:
             entries = [entries[len(entries) * place // self._max_utterances] for place in range(self._max_utterances)]
+        self.speakers = {entry.id: entry.speaker for entry in entries if entry.speaker is not None}
         num_frames = np.array([entry.num_frames for entry in entries], dtype=np.int64)
         order = np.argsort(num_frames, kind="stable")
         for indices in cut_batches(order, num_frames, self._max_frames):
@@ -91,7 +95,7 @@ class DecodeBatches:
                 self._add(line)
                 continue
             num_frames = round(_seconds(line) * FRAMES_PER_SECOND)
-            yield _Entry(line.id, str(line.path), normalize(line.text), num_frames, reader(line))
+            yield _Entry(line.id, str(line.path), normalize(line.text), line.speaker, num_frames, reader(line))
 
     def _from_cuts(self) -> Iterator[_Entry]:
         features, normalize = self._config.features, normalizer(self._config.tokens)
@@ -108,7 +112,8 @@ class DecodeBatches:
             if cut.recording is None and cut.features is None:
                 self._add(Problem(cut.id, self._manifest.stem, path, f"{MALFORMED}: neither recording nor features"))
                 continue
-            yield _Entry(cut.id, path, text, round(cut.duration * FRAMES_PER_SECOND), reader(cut))
+            speaker = next((supervision.speaker for supervision in cut.supervisions), None)
+            yield _Entry(cut.id, path, text, speaker, round(cut.duration * FRAMES_PER_SECOND), reader(cut))
 
 
 def decode_batches(

@@ -41,6 +41,7 @@ def test_decode_writes_hypotheses_scores_and_a_row(run_dir, tmp_path, monkeypatc
     assert row["left_context_ms"] == 5120 and row["num_params"] > 0 and row["size_bytes"] > 4 * row["num_params"]
     lines = [json.loads(line) for line in (tmp_path / "hyps.jsonl").read_text().splitlines()]
     assert [line["id"] for line in lines] == ["utt-0", "utt-1", "utt-2", "utt-3"]
+    assert [line["speaker"] for line in lines] == ["speaker-0", "speaker-1"] * 2
     assert any(line["tokens"] for line in lines)
     for line in lines:
         assert len(line["tokens"]) == len(line["timestamps"]) == len(line["log_probs"])

@@ -1,0 +1,75 @@
+"""The runner of ablations on the tiny corpus; programs run in this process."""
+
+import csv
+import json
+
+import pytest
+
+from cascade.config.options import ConfigError
+from tests.training.conftest import OPTIONS, corpus, run  # noqa: F401
+from tools import run_arms
+
+
+@pytest.fixture
+def arms(tmp_path, corpus, monkeypatch):  # noqa: F811
+    """arms(*words, YAML): run the tool; the list of programs that it called."""
+    called = []
+
+    def call(program, *words):
+        called.append(program)
+        run(program, *words)
+
+    monkeypatch.setattr(run_arms, "call", call)
+
+    def start(text, *words):
+        (tmp_path / "arms.yaml").write_text(text)
+        (tmp_path / "tiny.yaml").write_text("")
+        monkeypatch.setattr("sys.argv", ["run_arms", *map(str, (
+            "--arms", tmp_path / "arms.yaml", "--data", corpus / "fbank", "--tokens", corpus / "tokens", "--manifest",
+            corpus / "fbank" / "test_cuts.jsonl.gz", "--exp-dir", tmp_path / "exp", "--out", tmp_path / "runs.csv",
+            "--seeds", 3, *words))])
+        called.clear()
+        run_arms.main()
+        return list(called)
+
+    return start
+
+
+TINY = [option for option in OPTIONS if not option.startswith("tokens.")]
+TINY = f"base: {{config: [tiny.yaml], options: {[*TINY, 'training.num_epochs=1', 'training.average_last=1']}}}\n"
+
+
+def test_arms_are_trained_once_and_their_rows_written_once(arms, tmp_path):
+    text = TINY + (
+        "tuned: {like: base, init_from: base, epoch: 1, options: [training.learning_rate=1e-4]}\n"
+        "recombined: {like: base, alignment: base, options: [augment.recombine_share=0.5]}\n"
+        "student: {like: base, teacher: base, model: small, options: [distillation.weight=2]}\n"
+    )
+    assert arms(text, "--only", "tuned") == ["train", "train", "decode", "decode"]  # base first
+    assert arms(text) == ["decode", "decode", "align", "train", "decode", "decode", "train", "decode", "decode"]
+    assert arms(text) == []
+    rows = list(csv.DictReader(open(tmp_path / "runs.csv", newline="")))
+    assert [(row["arm"], row["model"], row["seed"]) for row in rows] == [
+        ("tuned", "teacher", "3"), ("base", "teacher", "3"), ("recombined", "teacher", "3"), ("student", "small", "3")
+    ]
+    lines = (tmp_path / "exp" / "tuned-seed3" / "decode" / "test" / "full-greedy_search" / "hyps.jsonl").read_text()
+    assert [json.loads(line)["speaker"] for line in lines.splitlines()] == ["0", "1"]
+    assert len({row["dev_loss"] for row in rows}) == 4
+    for row in rows:
+        assert float(row["dev_loss"]) > 0 and float(row["dev_cer"]) > 0 and int(row["steps"]) > 0
+        assert float(row["wer_full_greedy"]) > 0 and row["wer_full_beam"] == "" and row["test_set"] == "test"
+
+
+@pytest.mark.parametrize(("text", "words", "message"), [
+    ("base: {}", (), "base must be an arm with config or like"),
+    ("base: {config: [tiny.yaml], optoins: []}", (), "base must be an arm with config or like"),
+    ("a: {like: b}\nb: {like: a}", (), "arm a needs itself: a -> b -> a"),
+    ("a: {config: [tiny.yaml], teacher: b}", (), "a -> b must be an arm"),
+    ("a: {config: [tiny.yaml]}", ("--only", "b"), "has no arm b"),
+    ("a: {config: [tiny.yaml], options: [training.epochs=3]}", (), "training.epochs"),
+    ("a: {config: [tiny.yaml], options: [tokens.kind=char]}", (), "arm a has tokens of its own"),
+    ("- a", (), "must map names to arms"),
+])
+def test_a_wrong_file_is_said_before_anything_is_trained(text, words, message, arms):
+    with pytest.raises(ConfigError, match=message):
+        arms(text, *words)

@@ -1,0 +1,160 @@
+#!/usr/bin/env python
+"""Measure training steps of a conf: python tools/bench_train.py --config A.yaml --data DIR --tokens DIR --json FILE.
+
+Optimizers take turns on the same batches, spread over all lengths, in one process and in as many as --num-processes
+says, each with --threads. A row of --json holds seconds of speech, padding not counted, per second and per second of
+processor time, and the share of the matrix product's peak: the floating-point operations of the products of a step, per
+second, against those of a product of two 1024 x 1024 float32 matrices measured between the steps. On a busy machine the
+rows of one call can be compared with each other, not with those of another day.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import logging
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from cascade.bin.cli import add_config_arguments, config_from_arguments, run_program  # noqa: E402
+from cascade.config.options import Config  # noqa: E402
+from cascade.data.batches import FRAMES_PER_SECOND  # noqa: E402
+from cascade.losses.backends import set_backend  # noqa: E402
+from cascade.processes.group import Processes  # noqa: E402
+from cascade.provenance import command_line, git_commit, machine  # noqa: E402
+from cascade.training.run_inputs import RunPaths, build_trainer, check_options, read_inputs  # noqa: E402
+from cascade.training.trainer import Trainer  # noqa: E402
+
+OPTIMIZERS = ("adamw", "muon")
+SIDE = 1024
+
+
+def seconds_of(work: Callable[[], object]) -> tuple[float, float]:
+    """Wall and processor seconds of a call."""
+    marks = time.perf_counter(), time.process_time()
+    work()
+    return time.perf_counter() - marks[0], time.process_time() - marks[1]
+
+
+def spread_batches(trainer: Trainer, count: int) -> list[np.ndarray]:
+    """This many batches of the epoch, from the smallest to the largest by their number of frames."""
+    plan = trainer.train_batches.plan()
+    frames = [sum(trainer.train_batches.items[index].num_frames for index in indices) for indices in plan]
+    order = np.argsort(frames, kind="stable")
+    return [plan[order[place]] for place in np.linspace(0, len(plan) - 1, count).round().astype(int)]
+
+
+def measure(config: Config, paths: RunPaths, num_steps: int, processes: Processes) -> list[dict[str, Any]]:
+    """One row per optimizer, for all processes together."""
+    inputs, trainers = read_inputs(paths, config), {}
+    for name in OPTIMIZERS:
+        chosen = dataclasses.replace(config, training=dataclasses.replace(config.training, optimizer=name))
+        trainers[name] = build_trainer(chosen, paths, inputs, {}, processes)
+        trainers[name].model.train()
+    first = trainers[OPTIMIZERS[0]]
+    first.train_batches.set_epoch(config.data.sorted_epochs + 1)
+    plan = spread_batches(first, num_steps + 1)
+    left, right = torch.randn(2, SIDE, SIDE)
+    spent = {name: np.zeros(2) for name in (*OPTIMIZERS, "product")}
+    flops, frames = dict.fromkeys(OPTIMIZERS, 0), 0
+    for step, indices in enumerate([plan[-1], *plan[:-1]]):  # the first compiles and allocates: it does not count
+        batch = first.train_batches.load(indices)
+        for name in OPTIMIZERS if step % 2 else OPTIMIZERS[::-1]:
+            processes.barrier()
+            used = seconds_of(partial(trainers[name].take_step.attempt, batch, step, 0.01, num_parts=1))
+            if step:
+                spent[name] += used
+        if step:
+            spent["product"] += seconds_of(partial(torch.mm, left, right))
+            frames += int(batch.feature_lens.sum())
+        if step == num_steps // 2 + 1:  # of a batch of middle size, in proportion to its frames
+            for name in OPTIMIZERS:
+                with FlopCounterMode(display=False) as counter:
+                    trainers[name].take_step.attempt(batch, step, 0.01, num_parts=1)
+                flops[name] = counter.get_total_flops() / int(batch.feature_lens.sum())
+    peak = 2 * SIDE**3 * num_steps / spent["product"][1]
+    speech = processes.sum([frames / FRAMES_PER_SECOND])[0]
+    rows = []
+    for name in OPTIMIZERS:
+        wall, cpu = processes.max(spent[name][0]), processes.sum([spent[name][1]])[0]
+        rows.append({
+            "optimizer": name, "processes": processes.world_size, "threads": torch.get_num_threads(),
+            "steps": num_steps, "speech_per_second": round(speech / wall, 2),
+            "speech_per_cpu_second": round(speech / cpu, 2),
+            "share_of_peak": round(flops[name] * speech * FRAMES_PER_SECOND / cpu / peak, 3),
+            "peak_gflops": round(peak / 1e9, 1), "commit": git_commit(), "command": command_line(),
+            "machine": machine(processes.device),
+        })
+    return rows
+
+
+def in_processes(count: int) -> None:
+    """Run this very command as the ranks of one group.
+
+    Raises:
+      OSError: one of them failed; it has said why.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
+    ranks = [
+        subprocess.Popen([sys.executable, *sys.argv], env={**os.environ, **group, "RANK": str(rank),
+                                                           "LOCAL_RANK": str(rank)})
+        for rank in range(count)
+    ]
+    if any([rank.wait() for rank in ranks]):
+        raise OSError("a process failed, see above")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_config_arguments(parser)
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="features, what compute_features wrote")
+    parser.add_argument("--tokens", type=Path, required=True, metavar="DIR", help="what train_tokens wrote")
+    parser.add_argument("--teacher", type=Path, metavar="DIR", help="the teacher's --exp-dir, for distillation")
+    parser.add_argument("--num-processes", type=int, default=2, metavar="N", help="besides one process (default 2)")
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads of each process (default 1)")
+    parser.add_argument("--num-steps", type=int, default=20, metavar="N", help="of each optimizer (default 20)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows here")
+    arguments = parser.parse_intermixed_args()
+    config = config_from_arguments(arguments)
+    paths = RunPaths(arguments.data, arguments.tokens, Path(os.devnull), arguments.teacher)
+    check_options(config, paths)
+    set_backend(config.loss.backend)
+    torch.set_flush_denormal(True)
+    torch.set_num_threads(arguments.threads)
+    is_rank = "WORLD_SIZE" in os.environ
+    processes = Processes.from_environment("cpu") if is_rank else Processes(device=torch.device("cpu"))
+    rows = measure(config, paths, arguments.num_steps, processes)
+    if not processes.is_first:
+        processes.close()
+        return
+    for row in rows:
+        logging.info("%(optimizer)s, %(processes)d process(es) of %(threads)d thread(s): %(speech_per_second)g s of "
+                     "speech per second, %(speech_per_cpu_second)g per second of processor time, %(share_of_peak)g of "
+                     "the peak", row)
+    if arguments.json is not None:
+        before = json.loads(arguments.json.read_text()) if is_rank and arguments.json.is_file() else []
+        arguments.json.write_text(json.dumps(before + rows, indent=2) + "\n")
+    processes.close()
+    if not is_rank and arguments.num_processes > 1:
+        in_processes(arguments.num_processes)
+
+
+if __name__ == "__main__":
+    run_program(main)
