@@ -58,3 +58,6 @@ if stage 9 "report: results.json, RESULTS.md, plots"; then
 fi
 
 recipe_end
+if [ -z "$help" ] && [ -f "$exp/student/export/export.json" ]; then
+    say "speak to it: $PYTHON -m cascade.bin.serve --onnx-dir $exp/student/export, then open http://127.0.0.1:8080"
+fi

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -10,13 +11,14 @@ import torch
 
 from cascade import Recognizer
 from cascade.bin import export_onnx, transcribe
-from cascade.checkpoint import load_file
+from cascade.checkpoint import load_file, save_file
 from cascade.config.options import ConfigError
 from cascade.export import parity
 from cascade.export.onnx_engine import OnnxEngine, read_joiner
 from cascade.export.sherpa import synthetic_recordings
 from cascade.search.methods import METHODS
 from tests.export.conftest import KINDS, make_model_dir
+from tools import check_export
 
 FILES = {
     "encoder-streaming.onnx", "encoder-noncausal.onnx", "encoder-look-ahead.onnx", "encoder-full.onnx", "decoder.onnx",
@@ -143,6 +145,33 @@ def test_files_that_fail_their_check_do_not_appear(student, tmp_path, monkeypatc
     export(monkeypatch, "--exp-dir", student, "--out", tmp_path, *SMALL, "--no-check")
     assert {path.name for path in tmp_path.iterdir()} == FILES
     assert "max_difference" not in json.loads((tmp_path / "export.json").read_text())
+
+
+def test_whole_recordings_of_files_and_model_are_compared(student, tmp_path, monkeypatch, capsys):
+    export(monkeypatch, "--exp-dir", student, "--out", tmp_path / "onnx", *SMALL, "--no-check")
+    lines = []
+    for number, samples in enumerate(synthetic_recordings((1.3, 0.8, 1.7), 16000, seed=5).values()):
+        soundfile.write(tmp_path / f"{number}.wav", samples, 16000)
+        lines.append(json.dumps({"id": str(number), "path": f"{number}.wav", "text": "one"}) + "\n")
+    (tmp_path / "some.jsonl").write_text("".join(lines))
+
+    def check(model):
+        words = ["--exp-dir", model, "--onnx-dir", tmp_path / "onnx", "--manifest", tmp_path / "some.jsonl"]
+        words += ["--modes", "two_pass", "--methods", "modified_beam_search", "--json", tmp_path / "rows.json"]
+        monkeypatch.setattr(sys, "argv", [check_export.__file__, *map(str, words)])
+        check_export.main()
+
+    check(student)
+    (row,) = json.loads((tmp_path / "rows.json").read_text())
+    assert row["num_identical"] == row["num_streams"] == 2 and row["num_tokens"] > 10
+    other = tmp_path / "other"
+    shutil.copytree(student, other)
+    values = load_file(other / "averaged.pt")
+    values["model"]["joiner.output.bias"][0] -= 1.0
+    save_file(values, other / "averaged.pt")
+    with pytest.raises(SystemExit):
+        check(other)
+    assert "the exported files differ from PyTorch" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("method", METHODS)
