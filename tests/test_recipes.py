@@ -131,7 +131,7 @@ def test_programs_exist_and_know_the_words_that_recipes_give_them(recipe, comman
             programs[name].parse_args(words[2:])
         else:
             assert words[0].endswith("local/prepare.py") and words[0].startswith("egs/books/")
-    assert {name.rpartition(".")[2] for name in programs} == {
+    assert {name.rpartition(".")[2] for name in programs} - {"align"} == {  # egs/an4 alone recombines aligned words
         "prepare_data", "compute_features", "train_tokens", "train", "decode", "latency", "export_onnx", "report"
     }
 
@@ -225,7 +225,7 @@ def test_recipes_of_cpu_results_train_on_the_cpu_and_device_changes_that(recipe,
     device = " ".join(training.split()[:2])
     for program, words in (("train", training), ("decode", f"{device} ")):
         chosen = [line for line in lines if f"cascade.bin.{program} " in line]
-        assert len(chosen) == 3 and all(words in line for line in chosen), chosen
+        assert len(chosen) >= 3 and all(words in line for line in chosen), chosen
         assert all(("--num-processes" in line) == ("--num-processes" in words) for line in chosen), chosen
 
 

@@ -156,13 +156,22 @@ train_tokens() {
         python -m cascade.bin.train_tokens --data "$exp/data" --out "$exp/tokens" "$@"
 }
 
-# train MODEL [--teacher "$exp/STEP"] WORD...
+# train MODEL WORD...: after the steps whose outputs are among the words, as in --teacher "$exp/STEP"
 train() {
-    local model="$1" teacher=""
-    if [ "$2" = --teacher ]; then teacher="$(basename "$3")"; fi
-    step "$model" --after fbank tokens ${teacher:+"$teacher"} --outputs "$exp/$model" -- \
+    local model="$1" word after=()
+    for word in "${@:2}"; do
+        case "$word" in "$exp"/*) word="${word#"$exp"/}" && after+=("${word%%/*}") ;; esac
+    done
+    step "$model" --after fbank tokens "${after[@]}" --outputs "$exp/$model" -- \
         python -m cascade.bin.train --data "$exp/fbank" --tokens "$exp/tokens" --exp-dir "$exp/$model" \
         --device "$device" ${num_processes:+--num-processes "$num_processes"} ${force:+--force} "${@:2}"
+}
+
+# align MODEL WORD...: the times of the words of the training audio
+align() {
+    step align --after fbank "$1" --outputs "$exp/align/alignment.ctm" -- \
+        python -m cascade.bin.align --exp-dir "$exp/$1" --manifest "$exp/fbank/train_cuts.jsonl.gz" \
+        --device "$device" --out "$exp/align" "${@:2}"
 }
 
 # decode MODEL TEST-SET WORD...

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# AN4: 0.6 h of spelled names, numbers and dates. A teacher, a student alone and a student distilled from the teacher,
+# AN4: 0.7 h of spelled names, numbers and dates. A teacher, a student alone and a student distilled from the teacher,
 # decoded in three modes and timed. ./egs/an4/run.sh --help lists options and stages.
 
 # The results are those of two CPU processes, whatever this machine has; --device auto or cuda trains in one process.
@@ -9,8 +9,10 @@ device=cpu  # NAME train and decode on cpu, cuda (a GPU) or auto (a GPU where th
 num_processes=2
 [ "$device" = cpu ] || num_processes=""
 data=("$conf/data.yaml" "${quick_conf[@]}")
+aligner=("$conf/data.yaml" "$conf/teacher.yaml" "$conf/aligner.yaml" "${quick_conf[@]}")
 teacher=("$conf/data.yaml" "$conf/teacher.yaml" "${quick_conf[@]}")
 student=("$conf/data.yaml" "$conf/teacher.yaml" "$conf/student.yaml" "${quick_conf[@]}")
+alignment="$exp/align/alignment.ctm"
 
 if stage 0 "data: download or --corpus-dir, manifests, validation"; then
     step manifests --inputs ${corpus_dir:+"$corpus_dir"} --outputs "$exp/manifests" -- \
@@ -26,16 +28,18 @@ if stage 2 "tokens"; then
     train_tokens --config "${data[@]}"
 fi
 
-if stage 3 "train the teacher"; then
-    train teacher --config "${teacher[@]}"
+if stage 3 "train the teacher, after a small model that finds the words to recombine"; then
+    train aligner --config "${aligner[@]}"
+    align aligner --mode streaming
+    train teacher --alignment "$alignment" --config "${teacher[@]}"
 fi
 
 if stage 4 "train the student alone, without teacher"; then
-    train student_alone --config "${student[@]}" distillation=null
+    train student_alone --alignment "$alignment" --config "${student[@]}" distillation=null
 fi
 
 if stage 5 "train the student, distilled from the teacher"; then
-    train student --teacher "$exp/teacher" --config "${student[@]}"
+    train student --teacher "$exp/teacher" --alignment "$alignment" --config "${student[@]}"
 fi
 
 if stage 6 "decode the test set: three modes, two methods"; then
