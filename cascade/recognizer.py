@@ -25,6 +25,7 @@ from cascade.search.methods import DecodingOptions, default_left_context_ms
 from cascade.stream.batch import StreamBatch
 from cascade.stream.decoder import Final, Partial, StreamingDecoder
 from cascade.stream.endpoint import EndpointOptions
+from cascade.threads import limit_threads
 
 EXPORTED = "export.json"
 """The file by which a folder is known as an exported one."""
@@ -144,7 +145,7 @@ def _open_model(
     from cascade.models.torch_engine import TorchEngine
 
     if threads is not None:
-        torch.set_num_threads(threads)
+        limit_threads(threads)
     torch.set_flush_denormal(True)  # before the first parallel region: its threads inherit it
     model, config, tokenizer = load_model(folder, epoch, average)
     model.to(choose_device(device))
@@ -156,12 +157,11 @@ def _open_model(
 
 def _open_exported(folder: Path, options: dict[str, Any], threads: int | None) -> tuple[Any, ...]:
     """Exported files, by onnxruntime: as `_open_model`."""
-    import torch
 
     from cascade.export.onnx_engine import OnnxEngine
 
     if threads is not None:
-        torch.set_num_threads(threads)
+        limit_threads(threads)
     engine = OnnxEngine(folder)
     for name, built_in in engine.times.items():
         if options.get(name, built_in) != built_in:

@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 
-BASE = {"config", "log", "provenance", "files"}
+BASE = {"config", "log", "provenance", "files", "threads"}
 FRONT = BASE | {"device", "processes", "audio", "text"}
 NETWORKS = FRONT | {"models", "losses", "checkpoint"}
 RUNTIME = NETWORKS | {"search", "stream"}
@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "log": set(),
     "nvidia": set(),
     "provenance": set(),
+    "threads": set(),
     "device": BASE | {"nvidia"},
     "processes": BASE | {"device"},
     "audio": BASE,
@@ -62,6 +63,7 @@ DOORS = {
     "tensorboard": ("training",),
     "matplotlib": ("report.plots", "corpus.statistics_plot"),
     "tqdm": ("log",),
+    "threadpoolctl": ("threads",),
     "onnx": ("export",),
     "onnxruntime": ("export",),
     "sherpa_onnx": ("export",),

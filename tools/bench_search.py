@@ -27,6 +27,7 @@ from cascade.models.torch_engine import TorchEngine  # noqa: E402
 from cascade.provenance import command_line, git_commit, machine  # noqa: E402
 from cascade.search.beam import BACKENDS, ModifiedBeamSearch  # noqa: E402
 from cascade.search.greedy import GreedySearch  # noqa: E402
+from cascade.threads import limit_threads
 
 
 def time_ms(function: Callable[[], object], repeats: int) -> tuple[float, float]:
@@ -59,7 +60,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=7)
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    limit_threads(arguments.threads)
     torch.manual_seed(1)
     config = load_config([], [
         "model.causal.num_layers=1", "model.noncausal.num_layers=1", f"model.joiner_dim={arguments.dim}",

@@ -36,6 +36,7 @@ from cascade.data.batches import FRAMES_PER_SECOND  # noqa: E402
 from cascade.losses.backends import set_backend  # noqa: E402
 from cascade.processes.group import Processes  # noqa: E402
 from cascade.provenance import command_line, git_commit, machine  # noqa: E402
+from cascade.threads import limit_threads
 from cascade.training.run_inputs import RunPaths, build_trainer, check_options, read_inputs  # noqa: E402
 from cascade.training.trainer import Trainer  # noqa: E402
 
@@ -137,7 +138,7 @@ def main() -> None:
     check_options(config, paths)
     set_backend(config.loss.backend)
     torch.set_flush_denormal(True)
-    torch.set_num_threads(arguments.threads)
+    limit_threads(arguments.threads)
     is_rank = "WORLD_SIZE" in os.environ
     processes = Processes.from_environment("cpu") if is_rank else Processes(device=torch.device("cpu"))
     rows = measure(config, paths, arguments.num_steps, processes)

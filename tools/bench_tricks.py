@@ -25,6 +25,7 @@ from cascade.config.load import load_config  # noqa: E402
 from cascade.models.build import build_model  # noqa: E402
 from cascade.models.dropout import Dropout  # noqa: E402
 from cascade.provenance import command_line, git_commit, machine  # noqa: E402
+from cascade.threads import limit_threads
 
 
 def small_encoders() -> list[Callable[[], object]]:
@@ -50,7 +51,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    limit_threads(arguments.threads)
     torch.set_flush_denormal(True)
     torch.manual_seed(1)
     steps, times = small_encoders(), []

@@ -23,7 +23,7 @@ from pathlib import Path
 from cascade.bin.cli import run_program
 from cascade.bin.model_arguments import add_model_arguments, check_values, load_for_decoding
 from cascade.config.options import FRAME_SHIFT_MS, SUBSAMPLING
-from cascade.corpus.quarantine import EMPTY_TEXT, MALFORMED, TOO_MANY_TOKENS, UNKNOWN_CHARACTERS, Problem
+from cascade.corpus.quarantine import EMPTY_TEXT, TOO_MANY_TOKENS, UNKNOWN_CHARACTERS, Problem
 from cascade.data.alignments import TimedWord, write_aligned_cuts, write_ctm
 from cascade.data.batches import Batch
 from cascade.data.decode_batches import decode_batches
@@ -54,12 +54,10 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
-def reason_against(name: str, text: str, num_frames: int, tokenizer: Tokenizer, rnnt_type: str) -> str | None:
+def reason_against(text: str, num_frames: int, tokenizer: Tokenizer, rnnt_type: str) -> str | None:
     """The reason why an utterance of so many encoder frames cannot be aligned, or None."""
     if not text.strip():
         return f"{EMPTY_TEXT}: the reference has no word"
-    if any(character.isspace() for character in name):
-        return f"{MALFORMED}: white space in the utterance's id, which CTM cannot hold"
     tokens = tokenizer.encode(text)
     if tokenizer.unk_id in tokens:
         return f"{UNKNOWN_CHARACTERS}: the tokenizer lacks {' '.join(sorted(tokenizer.unknown_characters(text)))}"
@@ -91,7 +89,7 @@ def align(arguments: argparse.Namespace) -> tuple[dict[str, list[TimedWord]], li
         rows = []
         for row, (name, text) in enumerate(zip(batch.ids, batch.texts, strict=True)):
             num_frames = int(batch.feature_lens[row]) // SUBSAMPLING
-            reason = reason_against(name, text, num_frames, tokenizer, rnnt_type)
+            reason = reason_against(text, num_frames, tokenizer, rnnt_type)
             if reason is None:
                 rows.append(row)
             else:

@@ -13,13 +13,12 @@ import argparse
 import logging
 from pathlib import Path
 
-import torch
-
 from cascade.bin.cli import add_config_arguments, config_from_arguments, run_program
 from cascade.config.options import Config
 from cascade.data.noise import remove_noise, store_noise
 from cascade.data.rooms import read_rooms
 from cascade.data.storage import store_split
+from cascade.threads import limit_threads
 
 SUFFIX = "_cuts.jsonl.gz"
 
@@ -58,7 +57,7 @@ def main() -> None:
     arguments = parser.parse_intermixed_args()
     if arguments.num_jobs < 1:
         parser.error(f"--num-jobs must be at least 1, got {arguments.num_jobs}")
-    torch.set_num_threads(1)  # the processes are what runs in parallel
+    limit_threads(1)  # the processes are what runs in parallel
     compute_features(
         arguments.data, arguments.out, config_from_arguments(arguments), arguments.num_jobs, arguments.noise_dir,
         arguments.rir_dir,

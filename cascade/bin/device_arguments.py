@@ -9,6 +9,7 @@ import torch
 
 from cascade.config.options import ConfigError
 from cascade.device import CHOICES, choose_device, describe_device
+from cascade.threads import limit_threads
 
 
 def add_device_argument(parser: argparse.ArgumentParser, cpu_only: bool = False) -> None:
@@ -28,7 +29,7 @@ def open_device(arguments: argparse.Namespace, why_cpu: str | None = None) -> to
     if why_cpu is not None and arguments.device == "cuda":
         raise ConfigError(f"--device cuda cannot be: {why_cpu}; take --device cpu or leave it out")
     if getattr(arguments, "threads", None) is not None:
-        torch.set_num_threads(arguments.threads)
+        limit_threads(arguments.threads)
     torch.set_flush_denormal(True)  # before the first parallel region: its threads inherit it
     device = torch.device("cpu") if why_cpu is not None else choose_device(arguments.device)
     logging.info("device: %s", describe_device(device))

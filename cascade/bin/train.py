@@ -32,6 +32,7 @@ from cascade.models.build import params_by_part
 from cascade.processes.exits import Interrupted
 from cascade.processes.group import Processes
 from cascade.processes.launch import check_count, is_worker, run_workers
+from cascade.threads import limit_threads
 from cascade.training.dry_run import dry_run
 from cascade.training.earlier_run import carry_on, make_room, plan_run
 from cascade.training.run_inputs import RunInputs, RunPaths, build_trainer, check_options, describe_inputs, read_inputs
@@ -105,7 +106,7 @@ def main() -> None:
         sys.exit(run_workers(arguments.num_processes))
     torch.set_flush_denormal(True)  # before the first parallel region: its threads inherit it
     if arguments.threads:
-        torch.set_num_threads(arguments.threads)
+        limit_threads(arguments.threads)
     processes = Processes.from_environment(arguments.device)
     set_backend(config.loss.backend, processes.device)
     if not processes.is_first:

@@ -1,15 +1,18 @@
 """Words with their times, as cuts, raw manifests and CTM files hold them.
 
 A CTM file (NIST's time-marked conversation format) has a line `utterance channel start duration word [confidence]` per
-word, times in seconds from the utterance's start; lines that begin with `;;` are comments.
+word, times in seconds from the utterance's start; lines that begin with `;;` are comments. White space and `%` in an
+utterance's id are written as in a URL: `%20`, `%25`.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote, unquote
 
 from lhotse.supervision import AlignmentItem
 from lhotse.utils import fastcopy
@@ -75,7 +78,7 @@ def read_ctm(path: str | Path) -> dict[str, list[TimedWord]]:
             raise ValueError(
                 f"{path} line {number}: expected 'utterance channel start duration word [confidence]', got {line!r}"
             ) from error
-        alignments.setdefault(name, []).append(TimedWord(word, start, start + duration, confidence))
+        alignments.setdefault(unquote(name), []).append(TimedWord(word, start, start + duration, confidence))
     return {name: sorted(words, key=lambda word: word.start) for name, words in alignments.items()}
 
 
@@ -83,6 +86,7 @@ def write_ctm(path: str | Path, alignments: Mapping[str, Sequence[TimedWord]]) -
     """Write the words of all utterances, in the order of the mapping, to a CTM file that is whole or absent."""
     with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
         for name, words in alignments.items():
+            name = re.sub(r"[\s%]", lambda match: quote(match[0]), name)
             for word in words:
                 start, duration = round(word.start, 3), max(0.0, round(word.end - word.start, 3))
                 confidence = "" if word.confidence is None else f" {word.confidence:.4f}"

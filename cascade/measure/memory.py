@@ -16,10 +16,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
-
 from cascade.config.options import ENCODER_FRAME_MS
 from cascade.measure.compute import ModelSource, chunk_runner, open_model
+from cascade.threads import limit_threads
 
 _NUM_CHUNKS = 60
 _MEGABYTE = 1e6
@@ -71,7 +70,7 @@ def stream_once(source: ModelSource, chunk_ms: int, left_context_ms: int) -> Non
 
 
 def main() -> None:
-    torch.set_num_threads(1)
+    limit_threads(1)
     before, _ = resident_bytes()
     source, *contexts = json.loads(sys.argv[1])
     stream_once(ModelSource(**source), *contexts)

@@ -11,9 +11,8 @@ from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
 from typing import Any
 
-import torch
-
 from cascade.processes.signals import ignore_signals
+from cascade.threads import limit_threads
 
 
 class Stopped(Exception):
@@ -81,7 +80,7 @@ def compute_parts(
 def _start_worker(stop) -> None:
     global _stop_event
     _stop_event = stop
-    torch.set_num_threads(1)
+    limit_threads(1)
     ignore_signals()
     parent = multiprocessing.parent_process()
 

@@ -38,14 +38,20 @@ def prepare(script: Path, *words: object) -> None:
 
 def run_stages(exp: Path, conf: Path, *overrides: str) -> list[dict]:
     """Stages 0 to 6 and 9 after local/prepare.py, with --quick's options and a smaller model; results.json."""
-    data, teacher, student = (
-        [*(conf / f"{name}.yaml" for name in ("data", *model)), ROOT / "egs" / "quick.yaml", *TINY, *overrides]
-        for model in ((), ("teacher",), ("teacher", "student"))
+    data, aligner, teacher, student = (
+        [*(file for name in ("data", *model) if (file := conf / f"{name}.yaml").exists()),
+         ROOT / "egs" / "quick.yaml", *TINY, *overrides]
+        for model in ((), ("teacher", "aligner"), ("teacher",), ("teacher", "student"))
     )
     run("prepare_data", "--manifest-dir", exp / "manifests", "--out", exp / "data", "--config", *data)
     run("compute_features", "--data", exp / "data", "--out", exp / "fbank", "--num-jobs", 1, "--config", *data)
     run("train_tokens", "--data", exp / "data", "--out", exp / "tokens", "--config", *data)
     inputs = ["--data", exp / "fbank", "--tokens", exp / "tokens", "--threads", 1]
+    if (conf / "aligner.yaml").exists():
+        run("train", *inputs, "--exp-dir", exp / "aligner", "--config", *aligner)
+        run("align", "--exp-dir", exp / "aligner", "--manifest", exp / "fbank" / "train_cuts.jsonl.gz", "--mode",
+            "streaming", "--threads", 1, "--out", exp / "align")
+        inputs += ["--alignment", exp / "align" / "alignment.ctm"]
     run("train", *inputs, "--exp-dir", exp / "teacher", "--config", *teacher)
     run("train", *inputs, "--exp-dir", exp / "student", "--teacher", exp / "teacher", "--config", *student)
     test = exp / "fbank" / "test_cuts.jsonl.gz"

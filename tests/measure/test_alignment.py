@@ -54,16 +54,18 @@ def test_ctm_holds_the_words_of_the_references_in_their_order(run_dir, tmp_path,
     for name, _, start, duration, word, confidence in lines:
         assert float(start) >= 0 and float(duration) > 0 and 0 <= float(confidence) <= 1
         texts.setdefault(name, []).append(word)
-    assert texts == {"utt-0": ["one", "two"], "utt-1": ["three"], "utt-2": ["two", "three", "four", "five"]}
+    assert texts == {
+        "utt-0": ["one", "two"], "utt-1": ["three"], "utt-2": ["two", "three", "four", "five"], "an%20id": ["one"],
+    }
     for words in read_ctm(tmp_path / "alignment.ctm").values():
         for one, other in zip(words, words[1:], strict=False):
             assert one.end <= other.start + 1e-9  # one symbol per frame at most, a word is a symbol
     summary = json.loads((tmp_path / "alignment.json").read_text())
-    assert (summary["num_utterances"], summary["num_words"], summary["num_set_aside"]) == (3, 7, 5)
+    assert (summary["num_utterances"], summary["num_words"], summary["num_set_aside"]) == (4, 8, 4)
     kinds = {item["id"]: item["reason"].split(":")[0] for item in summary["set_aside"]}
     assert kinds == {
         "utt-3": "empty text", "broken": "unreadable audio", "stranger": "unknown characters",
-        "wordy": "too many tokens", "an id": "malformed line",
+        "wordy": "too many tokens",
     }
     assert any("seven" in item["reason"] for item in summary["set_aside"])
 
@@ -119,6 +121,12 @@ def test_ctm_is_read_as_it_was_written(tmp_path):
     assert [(word.word, word.start, round(word.end, 6), word.confidence) for word in found] == [
         ("eins", 0.0, 0.04, 0.5), ("zw\u00f6lf", 0.48, 0.56, 1.0)
     ]  # fmt: skip
+
+
+def test_ctm_holds_any_id(tmp_path):
+    words = {name: [TimedWord("yes", 0.5, 1.0)] for name in ("two words", "5 %", "a%20b", "tab\there")}
+    write_ctm(tmp_path / "x.ctm", words)
+    assert read_ctm(tmp_path / "x.ctm") == words
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,8 @@ class ToyTransducer(nn.Module):
         else:
             self.predictor = (StatelessPredictor if kind == "stateless" else RecurrentPredictor)(vocab_size, dim)
             self.joiner = Joiner(vocab_size, dim, blank_bias)
+        self.encoder = nn.Module()  # an engine looks at its features only
+        self.encoder.register_buffer("feature_mean", torch.zeros(1))
         self.double().eval().requires_grad_(False)
 
 
