@@ -27,7 +27,7 @@ from cascade.models.torch_engine import TorchEngine  # noqa: E402
 from cascade.provenance import command_line, git_commit, machine  # noqa: E402
 from cascade.search.beam import BACKENDS, ModifiedBeamSearch  # noqa: E402
 from cascade.search.greedy import GreedySearch  # noqa: E402
-from cascade.threads import limit_threads
+from cascade.threads import limit_threads  # noqa: E402
 
 
 def time_ms(function: Callable[[], object], repeats: int) -> tuple[float, float]:

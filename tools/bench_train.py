@@ -15,8 +15,6 @@ import dataclasses
 import json
 import logging
 import os
-import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -30,13 +28,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from cascade.bin.cli import add_config_arguments, config_from_arguments, run_program  # noqa: E402
+from cascade.bin.cli import add_config_arguments, add_input_arguments, config_from_arguments, run_program  # noqa: E402
 from cascade.config.options import Config  # noqa: E402
 from cascade.data.batches import FRAMES_PER_SECOND  # noqa: E402
 from cascade.losses.backends import set_backend  # noqa: E402
 from cascade.processes.group import Processes  # noqa: E402
+from cascade.processes.launch import is_worker, run_workers  # noqa: E402
 from cascade.provenance import command_line, git_commit, machine  # noqa: E402
-from cascade.threads import limit_threads
+from cascade.threads import limit_threads  # noqa: E402
 from cascade.training.run_inputs import RunPaths, build_trainer, check_options, read_inputs  # noqa: E402
 from cascade.training.trainer import Trainer  # noqa: E402
 
@@ -103,44 +102,23 @@ def measure(config: Config, paths: RunPaths, num_steps: int, processes: Processe
     return rows
 
 
-def in_processes(count: int) -> None:
-    """Run this very command as the ranks of one group.
-
-    Raises:
-      OSError: one of them failed; it has said why.
-    """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
-    ranks = [
-        subprocess.Popen([sys.executable, *sys.argv], env={**os.environ, **group, "RANK": str(rank),
-                                                           "LOCAL_RANK": str(rank)})
-        for rank in range(count)
-    ]
-    if any([rank.wait() for rank in ranks]):
-        raise OSError("a process failed, see above")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_config_arguments(parser)
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="features, what compute_features wrote")
-    parser.add_argument("--tokens", type=Path, required=True, metavar="DIR", help="what train_tokens wrote")
-    parser.add_argument("--teacher", type=Path, metavar="DIR", help="the teacher's --exp-dir, for distillation")
+    add_input_arguments(parser)
     parser.add_argument("--num-processes", type=int, default=2, metavar="N", help="besides one process (default 2)")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads of each process (default 1)")
     parser.add_argument("--num-steps", type=int, default=20, metavar="N", help="of each optimizer (default 20)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows here")
     arguments = parser.parse_intermixed_args()
     config = config_from_arguments(arguments)
-    paths = RunPaths(arguments.data, arguments.tokens, Path(os.devnull), arguments.teacher)
+    nowhere = Path(os.devnull)
+    paths = RunPaths(arguments.data, arguments.tokens, nowhere, arguments.teacher, alignment=arguments.alignment)
     check_options(config, paths)
     set_backend(config.loss.backend)
     torch.set_flush_denormal(True)
     limit_threads(arguments.threads)
-    is_rank = "WORLD_SIZE" in os.environ
-    processes = Processes.from_environment("cpu") if is_rank else Processes(device=torch.device("cpu"))
+    processes = Processes.from_environment("cpu")
     rows = measure(config, paths, arguments.num_steps, processes)
     if not processes.is_first:
         processes.close()
@@ -150,11 +128,11 @@ def main() -> None:
                      "speech per second, %(speech_per_cpu_second)g per second of processor time, %(share_of_peak)g of "
                      "the peak", row)
     if arguments.json is not None:
-        before = json.loads(arguments.json.read_text()) if is_rank and arguments.json.is_file() else []
+        before = json.loads(arguments.json.read_text()) if is_worker() and arguments.json.is_file() else []
         arguments.json.write_text(json.dumps(before + rows, indent=2) + "\n")
     processes.close()
-    if not is_rank and arguments.num_processes > 1:
-        in_processes(arguments.num_processes)
+    if not is_worker() and arguments.num_processes > 1 and (code := run_workers(arguments.num_processes, sys.argv[:1])):
+        sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from cascade.config.load import load_config  # noqa: E402
 from cascade.models.build import build_model  # noqa: E402
 from cascade.models.dropout import Dropout  # noqa: E402
 from cascade.provenance import command_line, git_commit, machine  # noqa: E402
-from cascade.threads import limit_threads
+from cascade.threads import limit_threads  # noqa: E402
 
 
 def small_encoders() -> list[Callable[[], object]]:

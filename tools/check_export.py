@@ -21,12 +21,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from cascade.bin.cli import run_program  # noqa: E402
 from cascade.bin.model_arguments import check_values  # noqa: E402
 from cascade.corpus.cuts import Speech, read_speech  # noqa: E402
-from cascade.processes.exits import EXIT_FAILED  # noqa: E402
 from cascade.provenance import command_line, git_commit, machine  # noqa: E402
 from cascade.recognizer import Recognizer  # noqa: E402
 from cascade.search.methods import METHODS, STREAMING_MODES  # noqa: E402
 from cascade.stream.decoder import Final  # noqa: E402
-from tools.check_streaming import stream_all  # noqa: E402
+from tools.check_streaming import conclude, stream_all  # noqa: E402
 
 PAUSE_SECONDS = 1.6
 
@@ -61,14 +60,14 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows here")
     arguments = parser.parse_args()
     check_values(arguments, num_streams=1, threads=1)
-    about = json.loads((arguments.onnx_dir / "export.json").read_text(encoding="utf-8"))
-    options = {name: about[name] for name in ("chunk_ms", "look_ahead_ms", "left_context_ms")}
+    exported = json.loads((arguments.onnx_dir / "export.json").read_text(encoding="utf-8"))
+    options = {name: exported[name] for name in ("chunk_ms", "look_ahead_ms", "left_context_ms")}
     rows, speech = [], None
     for mode, method in product(arguments.modes, arguments.methods):
         files = Recognizer(arguments.onnx_dir, mode=mode, method=method)
         model = Recognizer(
             arguments.exp_dir, mode=mode, method=method, device="cpu", threads=arguments.threads, **options,
-            **about["decoding"],
+            **exported["decoding"],
         )  # fmt: skip
         if speech is None:
             speech = join_pairs(
@@ -93,11 +92,7 @@ def main() -> None:
             f"{mode:<11}{method:<22}{row['num_identical']:>5} of {row['num_streams']} streams identical, "
             f"{row['num_segments']} segments, {row['num_tokens']} tokens", flush=True,
         )  # fmt: skip
-    if arguments.json is not None:
-        arguments.json.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
-    if any(row["num_identical"] < row["num_streams"] for row in rows):
-        print("error: the exported files differ from PyTorch", file=sys.stderr)
-        sys.exit(EXIT_FAILED)
+    conclude(rows, "num_streams", "the exported files differ from PyTorch", arguments.json)
 
 
 if __name__ == "__main__":

@@ -105,6 +105,15 @@ def compare(finals: dict[str, Final], decoded: Path, tokenizer: Tokenizer) -> di
     return {"num_utterances": len(lines), "num_tokens": num_tokens, "num_identical": num_identical}
 
 
+def conclude(rows: list[dict[str, Any]], total: str, difference: str, file: Path | None) -> None:
+    """Write the rows; exit with code 1 if fewer are identical than row[total]."""
+    if file is not None:
+        file.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    if any(row["num_identical"] < row[total] for row in rows):
+        print(f"error: {difference}", file=sys.stderr)
+        sys.exit(EXIT_FAILED)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_model_arguments(parser)
@@ -130,11 +139,7 @@ def main() -> None:
             row = {"mode": mode, "method": method, **compare(finals, decoded / "hyps.jsonl", tokenizer), "wer": wer}
             rows.append(row | {"commit": git_commit(), "command": command_line(), "machine": machine()})
             print(f"{mode:<11}{method:<22}{row['num_identical']:>5} of {row['num_utterances']} identical, WER {wer}")
-    if arguments.json is not None:
-        arguments.json.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
-    if any(row["num_identical"] < row["num_utterances"] for row in rows):
-        print("error: what was streamed differs from what was decoded at once", file=sys.stderr)
-        sys.exit(EXIT_FAILED)
+    conclude(rows, "num_utterances", "what was streamed differs from what was decoded at once", arguments.json)
 
 
 if __name__ == "__main__":

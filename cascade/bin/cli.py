@@ -53,8 +53,11 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="single options")
 
 
-def add_alignment_argument(parser: argparse.ArgumentParser) -> None:
-    """Add --alignment, an input of training with augment.recombine_share."""
+def add_input_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add what a training reads: --data, --tokens, --teacher, --alignment."""
+    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="features, what compute_features wrote")
+    parser.add_argument("--tokens", type=Path, required=True, metavar="DIR", help="what train_tokens wrote")
+    parser.add_argument("--teacher", type=Path, metavar="DIR", help="the teacher's --exp-dir, for distillation")
     parser.add_argument(
         "--alignment", type=Path, metavar="CTM",
         help="where the training words lie, what align wrote of DIR/train_cuts.jsonl.gz; for augment.recombine_share",

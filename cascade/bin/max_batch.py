@@ -14,7 +14,7 @@ import math
 import os
 from pathlib import Path
 
-from cascade.bin.cli import add_alignment_argument, add_config_arguments, config_from_arguments, run_program
+from cascade.bin.cli import add_config_arguments, add_input_arguments, config_from_arguments, run_program
 from cascade.bin.device_arguments import add_device_argument, open_device
 from cascade.losses.backends import set_backend
 from cascade.processes.group import Processes
@@ -25,10 +25,7 @@ from cascade.training.run_inputs import RunPaths, build_trainer, check_options, 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_config_arguments(parser)
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="features, what compute_features wrote")
-    parser.add_argument("--tokens", type=Path, required=True, metavar="DIR", help="what train_tokens wrote")
-    parser.add_argument("--teacher", type=Path, metavar="DIR", help="the teacher's --exp-dir, for distillation")
-    add_alignment_argument(parser)
+    add_input_arguments(parser)
     add_device_argument(parser)
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
     arguments = parser.parse_intermixed_args()

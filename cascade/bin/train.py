@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from cascade.bin.cli import add_alignment_argument, add_config_arguments, config_from_arguments, run_program
+from cascade.bin.cli import add_config_arguments, add_input_arguments, config_from_arguments, run_program
 from cascade.bin.device_arguments import add_device_argument
 from cascade.config.load import save_config
 from cascade.config.options import Config, ConfigError
@@ -71,16 +71,13 @@ def train(config: Config, paths: RunPaths, inputs: RunInputs, processes: Process
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_config_arguments(parser)
-    parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="features, what compute_features wrote")
-    parser.add_argument("--tokens", type=Path, required=True, metavar="DIR", help="what train_tokens wrote")
+    add_input_arguments(parser)
     parser.add_argument("--exp-dir", type=Path, required=True, metavar="DIR", help="where the model goes")
-    parser.add_argument("--teacher", type=Path, metavar="DIR", help="the teacher's --exp-dir, for distillation")
     parser.add_argument(
         "--init-from", type=Path, metavar="CHECKPOINT",
         help="start from this model: an --exp-dir (its averaged.pt) or an epoch-N.pt in one; the encoders and features "
         "of the config must be its own, symbols that both vocabularies have keep their rows",
     )
-    add_alignment_argument(parser)
     add_device_argument(parser)
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
     parser.add_argument(

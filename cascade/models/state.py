@@ -31,16 +31,6 @@ def map_state(function: Callable[..., Tensor], *states: State) -> State:
     return type(first)(*parts) if hasattr(first, "_fields") else type(first)(parts)
 
 
-def select_streams(state: State, streams: Tensor) -> State:
-    """The states of the streams with these indices (int64), in that order: leave, reorder, copy."""
-    return map_state(lambda tensor: tensor.index_select(0, streams), state)
-
-
-def join_streams(*states: State) -> State:
-    """One batch out of several: streams of any age may join."""
-    return map_state(lambda *tensors: torch.cat(tensors), *states)
-
-
 def state_tensors(state: Any) -> list[Tensor]:
     """The tensors in order, as ONNX inputs list them."""
     return [state] if isinstance(state, Tensor) else [tensor for item in state for tensor in state_tensors(item)]

@@ -22,6 +22,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from typing import IO
 
 from cascade.config.options import ConfigError
@@ -119,8 +120,10 @@ class Worker:
             self.code = EXIT_PEER_LOST
 
 
-def run_workers(count: int) -> int:
-    """Run this very command `count` times, as the ranks of one training; return the exit code to end with.
+def run_workers(count: int, program: Sequence[str] = ("-m", "cascade.bin.train")) -> int:
+    """Run `program` `count` times with the words of this command, as the ranks of one training.
+
+    Returns the exit code to end with.
 
     Signals are passed on, so that the workers save and stop together (75). When one fails or stands still the others
     are ended. Rank 0 writes to stderr; what the others had to say follows at the end, unless rank 0 failed by itself,
@@ -134,7 +137,7 @@ def run_workers(count: int) -> int:
     passed_on: set[int] = set()
     failed_s, looked, silent = 0.0, time.monotonic(), ""
     with catching(wanted.append), tempfile.TemporaryFile("w+") as others:
-        workers = _start(count, others)
+        workers = _start(count, program, others)
         while any(worker.code is None for worker in workers):
             for number in wanted[:]:
                 wanted.remove(number)
@@ -173,7 +176,7 @@ def run_workers(count: int) -> int:
     return codes[0] if codes[0] > 0 and codes[0] not in (EXIT_INTERRUPTED, EXIT_PEER_LOST) else EXIT_FAILED
 
 
-def _start(count: int, others: IO[str]) -> list[Worker]:
+def _start(count: int, program: Sequence[str], others: IO[str]) -> list[Worker]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -182,7 +185,7 @@ def _start(count: int, others: IO[str]) -> list[Worker]:
         "OMP_NUM_THREADS": str(threads), **os.environ, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
         "WORLD_SIZE": str(count),
     }
-    command = [sys.executable, "-m", "cascade.bin.train", *sys.argv[1:]]
+    command = [sys.executable, *program, *sys.argv[1:]]
     return [
         Worker(command, {**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}, others if rank else None)
         for rank in range(count)

@@ -8,6 +8,7 @@ depends on, and looked up before the predictor runs.
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
@@ -170,7 +171,7 @@ class Slots:
         return np.array(following, np.int64)
 
 
-class Search:
+class Search(ABC):
     """The store of a search: rows of B hypotheses, one row a stream.
 
     Args:
@@ -261,8 +262,9 @@ class Search:
             self._advance(rows, encoder_out.astype(self.weight.dtype, copy=False), lens)
             self.num_frames[rows] += lens
 
+    @abstractmethod
     def _advance(self, rows: np.ndarray, encoder_out: np.ndarray, lens: np.ndarray) -> None:
-        raise NotImplementedError
+        """`advance` where some stream has frames."""
 
     def decode(self, encoder_out: np.ndarray, encoder_out_lens: np.ndarray) -> list[list[Hypothesis]]:
         """Whole utterances, (N, T, D) projected frames and their (N,) lengths: what `n_best` gives."""

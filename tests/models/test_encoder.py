@@ -7,7 +7,7 @@ from cascade.config.load import load_config
 from cascade.models.build import build_model, params_by_part
 from cascade.models.encoder import ENCODERS
 from cascade.models.masks import block_attention_mask, padding_mask
-from cascade.models.state import join_streams, map_state, select_streams, state_tensors
+from cascade.models.state import map_state, state_tensors
 from tests.models.convolutional_encoder import ConvolutionalEncoder
 
 MEL_BINS = 10
@@ -151,12 +151,13 @@ def test_streams_join_wait_and_leave_without_disturbing_each_other():
     features, lens = torch.randn(2, 96, MEL_BINS).double(), torch.tensor([96, 96])
     whole, _ = encoder.forward_causal(features, lens, chunk, left)
     first, state = encoder.forward_chunk(features[:1, :16], encoder.initial_state(1, left))
-    state = join_streams(state, encoder.initial_state(1, left))
+    state = map_state(lambda *streams: torch.cat(streams), state, encoder.initial_state(1, left))
     # Stream 0 goes on, stream 1 waits, then both run, then stream 0 leaves.
     both = torch.stack((features[0, 16:32], torch.full((16, MEL_BINS), 7.0).double()))
     second, state = encoder.forward_chunk(both, state, torch.tensor([16, 0]))
     third, state = encoder.forward_chunk(torch.stack((features[0, 32:48], features[1, :16])), state)
-    fourth, state = encoder.forward_chunk(features[1:, 16:32], select_streams(state, torch.tensor([1])))
+    state = map_state(lambda streams: streams[1:], state)
+    fourth, state = encoder.forward_chunk(features[1:, 16:32], state)
     assert torch.allclose(torch.cat((first[0], second[0], third[0])), whole[0, :12], atol=1e-10)
     assert torch.allclose(torch.cat((third[1], fourth[0])), whole[1, :8], atol=1e-10)
     assert all(tensor.shape[0] == 1 for tensor in state_tensors(state))
