@@ -175,7 +175,7 @@ def test_a_signal_before_the_training_begins_is_an_interruption(launch, tmp_path
     (("sys.exit(0)", "sys.exit(0)"), 0),
 ])
 def test_the_exit_code_is_that_of_the_first_process_when_it_failed_by_itself(monkeypatch, ends, code):
-    def start(count, others):
+    def start(count, program, others):
         return [
             launching.Worker([sys.executable, "-S", "-c", f"import os, sys; {end}"], {}, others) for end in ends
         ]
