@@ -1,26 +1,21 @@
-"""Log-mel fbank: lhotse's (or kaldifeat's) for whole files, kaldi-native-fbank for streams.
+"""Log-mel fbank by kaldi-native-fbank: of whole files and of streams, packet by packet, the same frames to the bit.
 
-All are Kaldi's fbank: 25 ms Povey window every 10 ms, 20 Hz to 400 Hz below half the sampling rate, no dither,
+It is Kaldi's fbank: 25 ms Povey window every 10 ms, 20 Hz to 400 Hz below half the sampling rate, no dither,
 snip_edges=False (the edges are mirrored, so that T = round(num_samples / hop)), power spectrum, natural log, float32.
-They agree within 2e-4 (1 + |value|). What differs is how the FFTs round in float32: on speech 99.99 % of the values are
-closer than 2e-4; in bins near the floor of a loud frame each differs by up to 7e-4 from the others, and by as much from
-the same computation in float64.
+kaldifeat, an option of training, agrees within 2e-4 (1 + |value|), as lhotse's Fbank does. What differs is how the FFTs
+round in float32: on speech 99.99 % of the values are closer than 2e-4; in bins near the floor of a loud frame each
+differs by up to 7e-4 from the others, and by as much from the same computation in float64.
 Samples lie in [-1, 1]. Normalisation is part of the model, not of the features.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict
-from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from cascade.config.options import FRAME_SHIFT_MS, FeatureConfig
-
-if TYPE_CHECKING:  # streams do without torch
-    from torch import Tensor
 
 WINDOW_MS = 25
 LOW_FREQUENCY, HIGH_FREQUENCY = 20.0, -400.0
@@ -35,15 +30,17 @@ def num_feature_frames(num_samples: int, sampling_rate: int) -> int:
 def equal_features(config: FeatureConfig) -> list[dict[str, Any]]:
     """Descriptions under which stored features equal this config's, its own first: extractors do not differ.
 
-    An option that is newer than some stored features is left out where it has its default.
+    An option that is newer than some stored features is left out where it has its default. lhotse's Fbank is what
+    earlier versions took.
     """
     first = ("sampling_rate", "num_mel_bins", "extractor")
     defaults = asdict(FeatureConfig())
     own = {name: value for name, value in asdict(config).items() if name in first or value != defaults[name]}
-    return [own, *(own | {"extractor": name} for name in ("lhotse", "kaldifeat") if name != config.extractor)]
+    extractors = ("kaldi-native-fbank", "kaldifeat", "lhotse")
+    return [own, *(own | {"extractor": name} for name in extractors if name != config.extractor)]
 
 
-def compute_fbank(samples: Tensor | np.ndarray, config: FeatureConfig) -> Tensor:
+def compute_fbank(samples: np.ndarray, config: FeatureConfig) -> np.ndarray:
     """The fbank of a whole utterance.
 
     Args:
@@ -54,43 +51,26 @@ def compute_fbank(samples: Tensor | np.ndarray, config: FeatureConfig) -> Tensor
       ValueError: fewer samples than one window.
       ImportError: config.extractor is not installed.
     """
-    import torch
-
-    samples = torch.as_tensor(samples, dtype=torch.float32)
-    assert samples.ndim == 1, samples.shape
     window = config.sampling_rate * WINDOW_MS // 1000
-    if samples.numel() < window:
-        raise ValueError(f"audio must have at least {window} samples ({WINDOW_MS} ms), got {samples.numel()}")
-    return _extractor(config)(samples).reshape(-1, config.num_mel_bins)
+    if samples.size < window:
+        raise ValueError(f"audio must have at least {window} samples ({WINDOW_MS} ms), got {samples.size}")
+    if config.extractor == "kaldifeat":
+        return _kaldifeat_fbank(samples, config)
+    fbank = StreamingFbank(config)
+    return np.concatenate((fbank.accept(samples), fbank.finish()))
 
 
-@lru_cache(maxsize=4)
-def _extractor(config: FeatureConfig) -> Callable[[Tensor], Tensor]:
-    """(num_samples,) float32 samples -> (T, F) float32 features."""
-    return {"lhotse": _lhotse_fbank, "kaldifeat": _kaldifeat_fbank}[config.extractor](config)
-
-
-def _lhotse_fbank(config: FeatureConfig) -> Callable[[Tensor], Tensor]:
-    import torch
-    from lhotse import Fbank, FbankConfig
-
-    fbank = Fbank(FbankConfig(
-        sampling_rate=config.sampling_rate, num_filters=config.num_mel_bins, frame_length=WINDOW_MS / 1000,
-        frame_shift=FRAME_SHIFT_MS / 1000, snip_edges=False, dither=0.0, window_type="povey",
-        low_freq=LOW_FREQUENCY, high_freq=HIGH_FREQUENCY,
-    ))
-    return lambda samples: torch.as_tensor(fbank.extract(samples[None], config.sampling_rate))
-
-
-def _kaldifeat_fbank(config: FeatureConfig) -> Callable[[Tensor], Tensor]:
+def _kaldifeat_fbank(samples: np.ndarray, config: FeatureConfig) -> np.ndarray:
     try:
         import kaldifeat
+        import torch
     except ImportError as error:
         raise ImportError(
             f"features.extractor=kaldifeat cannot be loaded ({' '.join(str(error).split())}): run "
-            "tools/install_kaldifeat.sh, or set features.extractor=lhotse, which gives the same features"
+            "tools/install_kaldifeat.sh, or leave the option out: the features are the same"
         ) from error
-    return kaldifeat.Fbank(_set_fbank_options(kaldifeat.FbankOptions(), config))
+    options = _set_fbank_options(kaldifeat.FbankOptions(), config)
+    return kaldifeat.Fbank(options)(torch.as_tensor(samples, dtype=torch.float32)).numpy()
 
 
 def _set_fbank_options(options: Any, config: FeatureConfig) -> Any:
@@ -108,7 +88,7 @@ def _set_fbank_options(options: Any, config: FeatureConfig) -> Any:
 
 
 class StreamingFbank:
-    """The same fbank from packets of any size, one sample and more.
+    """The fbank of a stream, from packets of any size, one sample and more.
 
     A frame comes out as soon as the last sample of its window is in; the mirrored ones at the end come from `finish`.
     """
@@ -117,7 +97,7 @@ class StreamingFbank:
         try:
             import kaldi_native_fbank as knf
         except ImportError as error:
-            raise ImportError("streaming features need kaldi-native-fbank: pip install kaldi-native-fbank") from error
+            raise ImportError("features need the package kaldi-native-fbank: pip install kaldi-native-fbank") from error
         self._config = config
         self._fbank = knf.OnlineFbank(_set_fbank_options(knf.FbankOptions(), config))
         self._num_taken = 0

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args, get_origin
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from cascade.config.options import Config, ConfigError, DecodingConfig
+from cascade.config.options import Config, ConfigError, DecodingConfig, FeatureConfig
 from cascade.config.rules import FIELDS, each_option, first_problem, starts_over
 
 _MOVED = {"training.blank_penalty": "decoding.blank_penalty"}
@@ -51,7 +51,13 @@ def load_decoding(path: str | Path, base: DecodingConfig) -> DecodingConfig:
 
 
 def config_from_dict(values: dict[str, Any]) -> Config:
-    """Rebuild a Config from `config_to_dict`'s builtin types (what a checkpoint carries)."""
+    """Rebuild a Config from `config_to_dict`'s builtin types (what a checkpoint carries).
+
+    lhotse's Fbank, the extractor of earlier versions, has given way to another with the same features.
+    """
+    match values:
+        case {"features": {"extractor": "lhotse"} as features}:
+            values = values | {"features": features | {"extractor": FeatureConfig.extractor}}
     return _checked(_merge(OmegaConf.structured(Config), values, "config of another version"))
 
 

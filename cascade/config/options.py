@@ -48,8 +48,8 @@ class FeatureConfig:
     """Hz; recordings at another rate are resampled."""
     num_mel_bins: int = option(80, at_least=4)
     """Mel bins F of the Kaldi-style log-mel fbank (25 ms window, 10 ms shift)."""
-    extractor: Literal["lhotse", "kaldifeat"] = option("lhotse", goes_on=True)
-    """Package that computes the fbank of whole files, both equally; tools/install_kaldifeat.sh builds kaldifeat."""
+    extractor: Literal["kaldi-native-fbank", "kaldifeat"] = option("kaldi-native-fbank", goes_on=True)
+    """Package that computes the fbank for training, both equally; tools/install_kaldifeat.sh builds kaldifeat."""
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,7 @@ class DecodeBatches:
         def reader(utterance: Utterance) -> Callable[[], np.ndarray]:
             def read() -> np.ndarray:
                 samples, _ = read_audio(utterance.path, features.sampling_rate, utterance.start, utterance.end)
-                return compute_fbank(samples, features).numpy()
+                return compute_fbank(samples, features)
 
             return read
 
@@ -104,7 +104,7 @@ class DecodeBatches:
             made = cut.features
             if made is not None and made.type == FEATURE_TYPE and made.num_features == features.num_mel_bins:
                 return partial(read_features, stored(made))
-            return lambda: compute_fbank(load_samples(cut, features.sampling_rate), features).numpy()
+            return lambda: compute_fbank(load_samples(cut, features.sampling_rate), features)
 
         for cut in read_cuts(self._manifest):
             text = normalize(" ".join(supervision.text or "" for supervision in cut.supervisions))

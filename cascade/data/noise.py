@@ -120,7 +120,7 @@ def _read_noise(path: Path, features: FeatureConfig) -> list[np.ndarray]:
             samples = resample(samples, rate, features.sampling_rate)
         if blocks and len(samples) < features.sampling_rate * WINDOW_MS // 1000:
             break
-        block = compute_fbank(samples, features).numpy()
+        block = compute_fbank(samples, features)
         loudest = max(loudest, float(np.exp(block).mean()))
         blocks.append(block.astype(np.float16))
     if loudest < SILENT_ENERGY:

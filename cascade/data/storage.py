@@ -186,7 +186,7 @@ def _compute_part(part: Part) -> None:
                         response = read_response(part.rooms.folder / name, part.features.sampling_rate)
                         changed = reverberate(changed, *response)
                         copy.custom = {**copy.custom, "room": name}
-                    fbank = compute_fbank(changed, part.features).numpy()
+                    fbank = compute_fbank(changed, part.features)
                     wide = fbank.astype(np.float64)  # before lilcom, which rounds in place
                     count, total, squares = count + len(wide), total + wide.sum(0), squares + (wide**2).sum(0)
                     copy.features = Features(

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cascade.audio.fbank import StreamingFbank
+from cascade.audio.fbank import compute_fbank
 from cascade.config.options import ENCODER_FRAME_MS, FRAME_SHIFT_MS, SUBSAMPLING, FeatureConfig
 from cascade.export.onnx import DECODER, FULL, JOINER, MODES
 from cascade.export.wrappers import Geometry
@@ -56,7 +56,7 @@ def compare_with_sherpa(
     num_zeros = (SUBSAMPLING * geometry.block_frames + 1) * FRAME_SHIFT_MS * features.sampling_rate // 1000
     tail = np.zeros(num_zeros, dtype=np.float32)
     samples = [np.concatenate((recording, tail)) for recording in recordings.values()]
-    frames = [_fbank(waveform, features) for waveform in samples]
+    frames = [torch.from_numpy(compute_fbank(waveform, features)) for waveform in samples]
     num_tokens: dict[str, dict[str, int]] = {file: {} for file in MODES}
     for file, method in product(MODES, METHODS):
         files = {
@@ -95,12 +95,6 @@ def synthetic_recordings(seconds: tuple[float, ...], sampling_rate: int, seed: i
         noise = 0.003 * generator.standard_normal(time.size)
         recordings[f"{duration} s of tones"] = (loudness * np.sin(2 * np.pi * pitch * time) + noise).astype(np.float32)
     return recordings
-
-
-def _fbank(samples: np.ndarray, config: FeatureConfig) -> Tensor:
-    """(T, F), by the library that sherpa-onnx uses too."""
-    fbank = StreamingFbank(config)
-    return torch.from_numpy(np.concatenate((fbank.accept(samples), fbank.finish())))
 
 
 def _decode(

@@ -144,3 +144,11 @@ def test_options_cannot_be_changed_by_accident():
 def test_changed_options_are_listed_by_name():
     changes = changed_options(load_config(), load_config(overrides=["training.num_epochs=7"]))
     assert changes == {"training.num_epochs": (Config().training.num_epochs, 7)}
+
+
+def test_a_checkpoint_of_a_version_that_took_lhotses_fbank_is_read():
+    values = config_to_dict(Config())
+    values["features"]["extractor"] = "lhotse"
+    assert config_from_dict(values) == Config()
+    with pytest.raises(ConfigError, match=r"extractor must be one of kaldi-native-fbank \| kaldifeat, got 'lhotse'"):
+        load_config(overrides=["features.extractor=lhotse"])
