@@ -29,18 +29,20 @@ class AudioInput:
         """Take one packet.
 
         Args:
-          samples: (num_samples,) floating-point samples in [-1, 1].
+          samples: (num_samples,) int16 samples, or floating-point ones in [-1, 1].
           sampling_rate: Hz, the same in every packet of a stream.
         Returns:
           (t, F) float32 frames that are complete now, t >= 0.
         Raises:
-          ValueError: not one-dimensional, not floating point, no numbers or huge ones; another rate, or no rate.
+          ValueError: not one-dimensional, another type, no numbers or huge ones; another rate, or no rate.
         """
         samples = np.asarray(samples)
+        if samples.ndim == 1 and samples.dtype == np.int16:
+            samples = samples.astype(np.float32) / 32768
         if samples.ndim != 1 or not np.issubdtype(samples.dtype, np.floating):
             raise ValueError(
-                "samples must be one-dimensional floating-point numbers in [-1, 1] (mix channels down, divide 16-bit "
-                f"integers by 32768), got {samples.dtype} of shape {samples.shape}"
+                "samples must be one-dimensional, int16 or floating-point numbers in [-1, 1] (mix channels down), got "
+                f"{samples.dtype} of shape {samples.shape}"
             )
         if not (np.abs(samples) <= LARGEST_SAMPLE).all():
             raise ValueError(f"samples must be numbers of a size up to {LARGEST_SAMPLE:g}, got others, nan or inf")

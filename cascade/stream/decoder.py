@@ -108,7 +108,7 @@ class StreamingDecoder:
         self._start()
 
     def accept(self, samples: np.ndarray, sampling_rate: int) -> Partial:
-        """Hear (num_samples,) floating-point samples in [-1, 1] at `sampling_rate` Hz and decode what is complete.
+        """Hear (num_samples,) int16 samples, or floating-point ones in [-1, 1], and decode what is complete.
 
         Raises:
           ValueError: samples of another kind, a sampling rate that is none or changes, or the stream has ended.

@@ -74,6 +74,6 @@ def pipe_packets(pipe: BinaryIO, rate: int, sampling_rate: int, stop: PipeStop) 
         data = rest + data
         whole = len(data) // 2 * 2
         rest = data[whole:]
-        yield np.frombuffer(data[:whole], dtype="<i2").astype(np.float32) / 32768, rate
+        yield np.frombuffer(data[:whole], dtype="<i2").astype(np.int16, copy=False), rate
     if rest and not stop.asked:
         logging.warning("standard input ends within a sample: its last byte is left out")

@@ -345,7 +345,7 @@ def test_wrong_audio_is_named(student):
     decoder = decoder_of(student, DecodingOptions(mode="streaming"))
     for samples, message in (
         (np.zeros((2, 100), np.float32), r"mix channels down.*got float32 of shape \(2, 100\)"),
-        (np.zeros(100, np.int16), "divide 16-bit integers by 32768.*got int16"),
+        (np.zeros(100, np.int32), "int16 or floating-point numbers.*got int32"),
         (np.array([0.0, np.nan]), "samples must be numbers of a size up to 1e"),
     ):
         with pytest.raises(ValueError, match=message):
