@@ -19,17 +19,26 @@ NEWTON_SCHULZ = (3.4445, -4.775, 2.0315)
 def orthogonalise(matrices: Tensor, num_rounds: int = 5) -> Tensor:
     """The nearest orthogonal matrices, roughly: singular values between about 0.7 and 1.2, directions kept.
 
-    X <- a X + (b A + c A A) X with A = X X^T, from X = M / (|M| + 1e-7).
+    X <- Q X, Q = a I + b A + c A A with A = X X^T, from X = M / (|M| + 1e-7). Every Q is a polynomial of the first A, so
+    wide matrices are multiplied once, by the product of all Q, and A <- Q A Q follows X from round to round.
 
     Args:
       matrices: (M, rows, columns) with rows <= columns, so that A is the smaller product.
     """
     a, b, c = NEWTON_SCHULZ
     x = matrices / (torch.linalg.matrix_norm(matrices, keepdim=True) + 1e-7)
-    for _ in range(num_rounds):
-        gram = x @ x.transpose(1, 2)
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
-    return x
+    if 2 * x.shape[1] > x.shape[2]:  # nearly square: as many products either way, and these are simpler
+        for _ in range(num_rounds):
+            gram = x @ x.transpose(1, 2)
+            x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+        return x
+    gram, product = x @ x.transpose(1, 2), None
+    for last in [False] * (num_rounds - 1) + [True]:
+        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+        factor.diagonal(dim1=1, dim2=2).add_(a)
+        product = factor if product is None else factor @ product
+        gram = gram if last else factor @ gram @ factor
+    return product @ x
 
 
 class Muon(torch.optim.Optimizer):

@@ -64,7 +64,21 @@ def test_orthogonalised_matrices_keep_their_directions_and_lose_their_scales():
     u, _, v = torch.linalg.svd(matrix, full_matrices=False)
     values = torch.diagonal(u.transpose(1, 2) @ orthogonalise(matrix) @ v.transpose(1, 2), dim1=1, dim2=2)
     assert bool((values > 0.6).all()) and bool((values < 1.3).all())
-    assert not torch.isnan(orthogonalise(torch.zeros(1, 3, 4))).any()
+    for columns in (4, 9):
+        assert not torch.isnan(orthogonalise(torch.zeros(1, 3, columns))).any()
+
+
+@pytest.mark.parametrize("shape", [(12, 12), (12, 23), (12, 24), (12, 60), (1, 7)])
+def test_every_shape_goes_through_the_same_polynomials(shape):
+    torch.manual_seed(0)
+    matrix = torch.randn(3, *shape, dtype=torch.float64)
+    x = matrix / matrix.flatten(1).norm(dim=1)[:, None, None]
+    for _ in range(5):
+        gram = x @ x.mT
+        x = 3.4445 * x - 4.775 * gram @ x + 2.0315 * gram @ gram @ x
+    assert torch.allclose(orthogonalise(matrix), x, rtol=0, atol=1e-6)  # 1e-7 beside the norm is the difference
+    rank_one = (matrix[:, :, :1] @ matrix[:, :1, :]).float()  # what rounding has of A's small values must not grow
+    assert torch.allclose(orthogonalise(rank_one), orthogonalise(rank_one.double()).float(), rtol=0, atol=2e-3)
 
 
 def test_a_parameter_without_a_gradient_is_left_alone():
