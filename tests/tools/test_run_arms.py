@@ -2,12 +2,16 @@
 
 import csv
 import json
+from argparse import Namespace
+from pathlib import Path
 
 import pytest
 
 from cascade.config.options import ConfigError
 from tests.training.conftest import OPTIONS, corpus, run  # noqa: F401
 from tools import run_arms
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -73,3 +77,9 @@ def test_arms_are_trained_once_and_their_rows_written_once(arms, tmp_path):
 def test_a_wrong_file_is_said_before_anything_is_trained(text, words, message, arms):
     with pytest.raises(ConfigError, match=message):
         arms(text, *words)
+
+
+def test_the_arms_of_an4_have_options_that_exist():
+    experiment = run_arms.Experiment(Namespace(arms=ROOT / "egs/an4/conf/arms.yaml", text=ROOT))
+    for name in experiment.arms:
+        experiment.check(name)
