@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
 
 from cascade.config.options import ConfigError
 from cascade.nvidia import has_nvidia_gpu
 from cascade.provenance import processor
+
+if TYPE_CHECKING:  # options of programs that do without it stand here too
+    import torch
 
 CHOICES = ("auto", "cpu", "cuda")
 ON_THE_CPU = "or take the CPU with --device cpu"
@@ -21,6 +24,8 @@ def choose_device(choice: str, num_processes: int = 1, local_rank: int = 0) -> t
       ConfigError: cuda where there is no GPU; more processes than GPUs.
       ValueError: auto or cuda where an NVIDIA GPU is here that torch cannot use. Nobody would want the CPU silently.
     """
+    import torch
+
     assert choice in CHOICES, choice
     if choice == "cpu":
         return torch.device("cpu")
@@ -41,6 +46,8 @@ def choose_device(choice: str, num_processes: int = 1, local_rank: int = 0) -> t
 
 
 def _why_not() -> str:
+    import torch
+
     if torch.version.cuda is None:
         return (
             "this PyTorch is the CPU build, perhaps set up on a machine without one: run tools/setup.sh again on this "
@@ -51,6 +58,8 @@ def _why_not() -> str:
 
 def describe_device(device: torch.device) -> str:
     """The device in words, for logs: the GPU's name, or the processor's and the number of threads."""
+    import torch
+
     if device.type == "cuda":
         return f"{device}, {torch.cuda.get_device_name(device)}"
     threads = torch.get_num_threads()

@@ -6,8 +6,10 @@ import logging
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from tqdm import tqdm
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 
 def setup_logging(log_file: str | Path | None = None) -> None:
@@ -25,4 +27,6 @@ def setup_logging(log_file: str | Path | None = None) -> None:
 
 def progress(items: Iterable, description: str, total: int | None = None) -> tqdm:
     """A progress bar over `items` on a terminal; silent elsewhere."""
+    from tqdm import tqdm
+
     return tqdm(items, desc=description, total=total, disable=not sys.stderr.isatty(), dynamic_ncols=True, leave=False)

@@ -13,23 +13,24 @@ one thread, the one that made it.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from cascade.config.options import ConfigError
+from cascade.provenance import processor
 from cascade.search.methods import DecodingOptions, default_left_context_ms
 from cascade.stream.batch import StreamBatch
-from cascade.stream.decoder import Final, Partial, StreamingDecoder
+from cascade.stream.decoder import StreamingDecoder
 from cascade.stream.endpoint import EndpointOptions
 from cascade.threads import limit_threads
 
 EXPORTED = "export.json"
 """The file by which a folder is known as an exported one."""
 PAUSES = EndpointOptions()
+log = logging.getLogger(__name__)
 
 
 class Recognizer:
@@ -46,6 +47,7 @@ class Recognizer:
     Raises:
       FileNotFoundError, ValueError: the folder is not one of these, or damaged.
       ConfigError: an option that does not exist or does not fit.
+      ImportError: what runs the folder is not installed: PyTorch for a model directory, onnxruntime for exported files.
     """
 
     def __init__(
@@ -59,8 +61,13 @@ class Recognizer:
         options = {"mode": "two_pass", **options}
         DecodingOptions(**options)  # a wrong option is said before the model is read
         if (folder / EXPORTED).is_file():
-            if device == "cuda" or epoch is not None:
-                raise ConfigError(f"{folder} holds exported files: they run on the CPU, and have no epochs")
+            if device == "cuda":
+                raise ConfigError(
+                    "--device cuda cannot be: onnxruntime runs exported files on the CPU; take --device cpu or leave "
+                    "it out"
+                )
+            if epoch is not None:
+                raise ConfigError(f"--epoch chooses weights of --exp-dir: give it to export_onnx, not with {folder}")
             engine, config, tokenizer, options = _open_exported(folder, options, threads)
         else:
             engine, config, tokenizer, options = _open_model(folder, options, device, threads, epoch, average)
@@ -73,7 +80,7 @@ class Recognizer:
         """The text can change once in so much audio."""
         self.endpoint = endpoint
 
-    def stream(self, hotwords: Sequence[str] | None = None, *, keep_segments: bool = True) -> Stream:
+    def stream(self, hotwords: Sequence[str] | None = None, *, keep_segments: bool = True) -> StreamingDecoder:
         """A new stream, which has heard nothing.
 
         Args:
@@ -81,74 +88,37 @@ class Recognizer:
         """
         if hotwords:
             raise ValueError("hotwords are not supported yet: call stream() without them")
-        return Stream(self, self._new_decoder(keep_segments=keep_segments))
+        return self._new_decoder(keep_segments=keep_segments)
 
     def advance(self) -> None:
         """Decode what all streams have heard, as far as their chunks are complete."""
         self._batch.run()
 
 
-class Stream:
-    """One stream of a Recognizer; `Recognizer.stream` makes it."""
-
-    def __init__(self, recognizer: Recognizer, decoder: StreamingDecoder) -> None:
-        self._recognizer, self._decoder = recognizer, decoder
-
-    def accept(self, samples: np.ndarray, sampling_rate: int) -> Partial:
-        """Hear samples, decode what is complete (of all streams), say what is known now. Raises: as `push`."""
-        self.push(samples, sampling_rate)
-        self._recognizer.advance()
-        return self.partial()
-
-    def finish(self) -> Final:
-        """Decode what is left, to the last frame; again, and it says the same."""
-        self.end()
-        self._recognizer.advance()
-        return self.final()
-
-    def push(self, samples: np.ndarray, sampling_rate: int) -> None:
-        """Hear (num_samples,) int16 samples, or floating-point ones in [-1, 1]; `advance` decodes them.
-
-        Raises:
-          ValueError: samples of another kind, no possible rate or not the stream's, or the stream has ended.
-        """
-        samples = np.asarray(samples)
-        if samples.dtype == np.int16:
-            samples = samples.astype(np.float32) / 32768
-        self._decoder.push(samples, sampling_rate)
-
-    def end(self) -> None:
-        """No more audio will come: the next `advance` decodes the rest."""
-        self._decoder.end()
-
-    def partial(self) -> Partial:
-        """What is known now; segments that became final are handed out once."""
-        return self._decoder.partial()
-
-    def final(self) -> Final:
-        """The whole stream, after `end` and `advance`."""
-        return self._decoder.final()
-
-    def leave(self) -> None:
-        """Break the stream off: what was not final is lost."""
-        self._decoder.leave()
-
-
 def _open_model(
     folder: Path, options: dict[str, Any], device: str, threads: int | None, epoch: int | None, average: int
 ) -> tuple[Any, ...]:
     """PyTorch's model: its engine, config and tokenizer, and the options."""
-    import torch
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no such model directory: {folder}")
+    try:
+        import torch
 
-    from cascade.checkpoint import load_model
-    from cascade.device import choose_device
-    from cascade.models.torch_engine import TorchEngine
-
+        from cascade.checkpoint import load_model
+        from cascade.device import choose_device, describe_device
+        from cascade.models.torch_engine import TorchEngine
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"{folder} is a model directory (it has no {EXPORTED}), which needs the package {error.name}: run pip "
+            "install '.[train]' where pyproject.toml is, or open what cascade.bin.export_onnx makes of it elsewhere"
+        ) from error
     if threads is not None:
         limit_threads(threads)
     torch.set_flush_denormal(True)  # before the first parallel region: its threads inherit it
+    chosen = choose_device(device)
+    log.info("device: %s", describe_device(chosen))
     model, config, tokenizer = load_model(folder, epoch, average)
-    model.to(choose_device(device))
+    model.to(chosen)
     if options.get("left_context_ms") is None:
         chunk_ms = options.get("chunk_ms", DecodingOptions.chunk_ms)
         options = {**options, "left_context_ms": default_left_context_ms(config, chunk_ms)}
@@ -157,13 +127,16 @@ def _open_model(
 
 def _open_exported(folder: Path, options: dict[str, Any], threads: int | None) -> tuple[Any, ...]:
     """Exported files, by onnxruntime: as `_open_model`."""
-
     from cascade.export.onnx_engine import OnnxEngine
 
     if threads is not None:
         limit_threads(threads)
+    log.info("device: cpu, %s", processor())
     engine = OnnxEngine(folder)
     for name, built_in in engine.times.items():
         if options.get(name, built_in) != built_in:
-            raise ConfigError(f"{name}={options[name]} needs other files: {folder} was exported with {built_in}")
+            raise ConfigError(
+                f"--{name.replace('_', '-')} {options[name]} needs other files: {folder} was exported with {built_in}, "
+                "a constant of its graphs"
+            )
     return engine, engine.config, engine.tokenizer, {**options, **engine.times}

@@ -149,13 +149,14 @@ def test_the_device_is_the_first_line_of_the_log(run_dir, tmp_path, monkeypatch,
     (latency, [], "latency is the compute of CPU threads"),
     (export_onnx, ["--out", "x"], "onnxruntime on the CPU"),
     (check_long_audio, ["--manifest", __file__], "memory of this process"),
-    (transcribe, ["--onnx-dir", "x", "x.wav"], "onnxruntime runs the files of --onnx-dir on the CPU"),
+    (transcribe, ["x.wav"], "onnxruntime runs exported files on the CPU"),
 ])
 def test_what_runs_on_the_cpu_alone_refuses_cuda_and_takes_the_cpu_by_itself(
-    gpus, run_dir, monkeypatch, caplog, program, words, why
+    gpus, run_dir, tmp_path, monkeypatch, caplog, program, words, why
 ):
     gpus(1)
-    words = words if "--onnx-dir" in words else ["--exp-dir", run_dir / "nowhere", *words]
+    (tmp_path / "export.json").touch()
+    words = [*(["--onnx-dir", tmp_path] if program is transcribe else ["--exp-dir", run_dir / "nowhere"]), *words]
     with pytest.raises(ConfigError, match=f"--device cuda cannot be: .*{why}.*; take --device cpu or leave it out"):
         call(monkeypatch, program, *words, "--device", "cuda")
     caplog.set_level("INFO")

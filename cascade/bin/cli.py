@@ -12,7 +12,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from cascade.config.load import load_config
 from cascade.config.options import Config, ConfigError
 from cascade.log import setup_logging
 from cascade.processes.exits import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, Interrupted
@@ -69,6 +68,8 @@ def config_from_arguments(arguments: argparse.Namespace) -> Config:
 
     `--config a.yaml b.yaml x.y=1` is accepted too: what has an '=' is an override.
     """
+    from cascade.config.load import load_config
+
     files = [word for word in arguments.config if "=" not in word]
     overrides = [word for word in arguments.config if "=" in word] + arguments.overrides
     return load_config(files, overrides)

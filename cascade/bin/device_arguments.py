@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 import logging
-
-import torch
+from typing import TYPE_CHECKING
 
 from cascade.config.options import ConfigError
 from cascade.device import CHOICES, choose_device, describe_device
 from cascade.threads import limit_threads
+
+if TYPE_CHECKING:
+    import torch
 
 
 def add_device_argument(parser: argparse.ArgumentParser, cpu_only: bool = False) -> None:
@@ -26,6 +28,8 @@ def open_device(arguments: argparse.Namespace, why_cpu: str | None = None) -> to
     Raises:
       ConfigError, ValueError: as `choose_device`; --device cuda with why_cpu.
     """
+    import torch
+
     if why_cpu is not None and arguments.device == "cuda":
         raise ConfigError(f"--device cuda cannot be: {why_cpu}; take --device cpu or leave it out")
     if getattr(arguments, "threads", None) is not None:

@@ -5,18 +5,22 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cascade.bin.device_arguments import add_device_argument, open_device
-from cascade.checkpoint import load_model
 from cascade.config.options import Config, ConfigError
-from cascade.models.transducer import CascadedTransducer
+from cascade.recognizer import EXPORTED, Recognizer
 from cascade.search.methods import (
     DEFAULT_CHUNK_MS,
     DEFAULT_LOOK_AHEAD_MS,
     DecodingOptions,
     default_left_context_ms,
 )
+from cascade.stream.endpoint import EndpointOptions
 from cascade.text.tokens import Tokenizer
+
+if TYPE_CHECKING:  # programs that run exported files do without torch
+    from cascade.models.transducer import CascadedTransducer
 
 
 def add_model_arguments(parser: argparse.ArgumentParser, or_onnx: bool = False, cpu_only: bool = False) -> None:
@@ -72,22 +76,23 @@ def check_values(arguments: argparse.Namespace, **minimum: int) -> None:
             raise FileNotFoundError(f"--{name} {path} not found")
 
 
-def check_onnx_arguments(arguments: argparse.Namespace, times: dict[str, int]) -> None:
-    """Raise a ConfigError for an option that asks for something else than --onnx-dir was exported with.
+def open_recognizer(arguments: argparse.Namespace, mode: str, endpoint: EndpointOptions) -> Recognizer:
+    """The model or the exported files that the options name, with `--method` and `--beam`.
 
-    Args:
-      times: chunk_ms, look_ahead_ms and left_context_ms of the files.
+    Raises:
+      As `Recognizer`.
     """
-    if arguments.epoch is not None:
-        raise ConfigError("--epoch chooses weights of --exp-dir: give it to export_onnx, not with --onnx-dir")
-    defaults = {"chunk_ms": DEFAULT_CHUNK_MS, "look_ahead_ms": DEFAULT_LOOK_AHEAD_MS, "left_context_ms": None}
-    for name, default in defaults.items():
-        value = getattr(arguments, name)
-        if value not in (default, times[name]):
-            raise ConfigError(
-                f"--{name.replace('_', '-')} {value} needs other files: {arguments.onnx_dir} was exported with "
-                f"{times[name]}, a constant of its graphs"
-            )
+    folder = arguments.onnx_dir or arguments.exp_dir
+    if arguments.onnx_dir is not None and not (folder / EXPORTED).is_file():
+        raise FileNotFoundError(f"{folder / EXPORTED} not found: --onnx-dir is a folder that export_onnx wrote")
+    as_built = {"chunk_ms": DEFAULT_CHUNK_MS, "look_ahead_ms": DEFAULT_LOOK_AHEAD_MS, "left_context_ms": None}
+    options = {name: getattr(arguments, name) for name in as_built if getattr(arguments, name) != as_built[name]}
+    if arguments.blank_penalty is not None:
+        options["blank_penalty"] = arguments.blank_penalty  # 0 replaces the model's own
+    return Recognizer(
+        folder, endpoint=endpoint, device=arguments.device, threads=arguments.threads, epoch=arguments.epoch,
+        average=arguments.avg, mode=mode, method=arguments.method, beam=arguments.beam, **options,
+    )
 
 
 def load_for_decoding(
@@ -109,6 +114,8 @@ def load_for_decoding(
         left_context_ms=arguments.chunk_ms if left_context_ms is None else left_context_ms,
         blank_penalty=blank_penalty or 0.0, **search,
     )
+    from cascade.checkpoint import load_model
+
     device = open_device(arguments, why_cpu)
     model, config, tokenizer = load_model(arguments.exp_dir, arguments.epoch, arguments.avg)
     model.to(device)

@@ -14,10 +14,9 @@ import asyncio
 from pathlib import Path
 
 from cascade.bin.cli import run_program
-from cascade.bin.model_arguments import add_model_arguments, add_search_arguments, check_values
+from cascade.bin.model_arguments import add_model_arguments, add_search_arguments, check_values, open_recognizer
 from cascade.config.options import ConfigError
-from cascade.recognizer import EXPORTED, Recognizer
-from cascade.search.methods import METHODS, DecodingOptions
+from cascade.search.methods import METHODS
 from cascade.stream.endpoint import EndpointOptions
 
 
@@ -52,22 +51,6 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
-def make_recognizer(arguments: argparse.Namespace) -> Recognizer:
-    """The model that the options name; options that are as they are everywhere are left to it."""
-    if arguments.onnx_dir is not None and not (arguments.onnx_dir / EXPORTED).is_file():
-        raise FileNotFoundError(f"{arguments.onnx_dir / EXPORTED} not found: --onnx-dir is what export_onnx wrote")
-    names = ("method", "beam", "chunk_ms", "look_ahead_ms", "left_context_ms", "blank_penalty")
-    given = {name: getattr(arguments, name) for name in names}
-    options = {name: value for name, value in given.items() if value not in (None, getattr(DecodingOptions, name))}
-    if arguments.blank_penalty is not None:
-        options["blank_penalty"] = arguments.blank_penalty  # 0 replaces the model's own
-    return Recognizer(
-        arguments.onnx_dir or arguments.exp_dir, device=arguments.device, threads=arguments.threads,
-        endpoint=EndpointOptions(silence_after_speech=arguments.silence_after_speech), epoch=arguments.epoch,
-        average=arguments.avg, **options,
-    )  # fmt: skip
-
-
 def main() -> None:
     arguments = parse_arguments()
     try:
@@ -77,11 +60,14 @@ def main() -> None:
         from cascade.server.worker import Worker
     except ModuleNotFoundError as error:
         raise ImportError(f"the server needs aiohttp ({error}): pip install aiohttp") from error
+    endpoint = EndpointOptions(silence_after_speech=arguments.silence_after_speech)
     tls = open_certificate(arguments.certificate, arguments.key)
     keys = read_api_keys(arguments.api_key_file) if arguments.api_key_file else []
 
     async def run() -> None:
-        worker = Worker(lambda: make_recognizer(arguments), arguments.max_streams, 60 * arguments.max_minutes)
+        worker = Worker(
+            lambda: open_recognizer(arguments, "two_pass", endpoint), arguments.max_streams, 60 * arguments.max_minutes
+        )
         server = Server(worker, keys, arguments.idle, arguments.max_upload_mb << 20)
         await serve(server, arguments.host, arguments.port, tls, bool(keys))
 

@@ -20,25 +20,14 @@ import argparse
 import json
 import shutil
 import sys
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 from cascade.bin.cli import run_program
-from cascade.bin.device_arguments import open_device
-from cascade.bin.model_arguments import (
-    add_model_arguments,
-    add_search_arguments,
-    check_onnx_arguments,
-    check_values,
-    load_for_decoding,
-)
-from cascade.config.options import Config, ConfigError
-from cascade.models.torch_engine import TorchEngine
+from cascade.bin.model_arguments import add_model_arguments, add_search_arguments, check_values, open_recognizer
+from cascade.config.options import ConfigError
 from cascade.processes.exits import EXIT_FAILED, Interrupted
-from cascade.search.methods import METHODS, STREAMING_MODES, DecodingOptions
-from cascade.stream.batch import StreamBatch
-from cascade.stream.decoder import Segment, StreamingDecoder
+from cascade.search.methods import METHODS, STREAMING_MODES
+from cascade.stream.decoder import Segment
 from cascade.stream.endpoint import EndpointOptions
 from cascade.stream.inputs import PipeStop
 from cascade.stream.subtitles import clock, format_srt, format_vtt
@@ -129,28 +118,6 @@ def formatted(transcript: Transcript, arguments: argparse.Namespace) -> str:
     return heading + "".join(f"{segment_line(segment)}\n" for segment in transcript.segments)
 
 
-def open_batch(
-    arguments: argparse.Namespace, endpoint: EndpointOptions
-) -> tuple[Callable[..., StreamingDecoder], Config]:
-    """A maker of decoders of one batch, and the model's config; PyTorch's model or the exported files."""
-    search = {"method": arguments.method, "beam": arguments.beam}
-    if arguments.onnx_dir is None:
-        model, config, tokenizer, options = load_for_decoding(arguments, arguments.mode, **search)
-        engine = TorchEngine(model)
-    else:
-        from cascade.export.onnx_engine import OnnxEngine
-
-        search |= {"mode": arguments.mode}
-        DecodingOptions(blank_penalty=arguments.blank_penalty or 0.0, **search)  # so that a wrong one is said first
-        open_device(arguments, "onnxruntime runs the files of --onnx-dir on the CPU")
-        engine = OnnxEngine(arguments.onnx_dir)
-        check_onnx_arguments(arguments, engine.times)
-        config, tokenizer = engine.config, engine.tokenizer
-        options = DecodingOptions.for_model(config, blank_penalty=arguments.blank_penalty, **search, **engine.times)
-    batch = StreamBatch(engine, tokenizer, options, endpoint)
-    return partial(StreamingDecoder, engine, config, tokenizer, batch=batch), config
-
-
 def write(transcript: Transcript, arguments: argparse.Namespace, is_live: bool) -> None:
     """Write what became of one input, unless it is on standard output already; what cannot be written is its error."""
     if arguments.out is not None and (transcript.error is None or arguments.format == "json"):
@@ -175,7 +142,7 @@ def main() -> None:
         silence_from_start=arguments.silence_from_start, silence_after_speech=arguments.silence_after_speech,
         longest_segment=arguments.longest_segment,
     )
-    new_decoder, config = open_batch(arguments, endpoint)
+    recognizer = open_recognizer(arguments, arguments.mode, endpoint)
     sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be text, in JSON neither
     on_terminal = sys.stdout.isatty()
     is_live = arguments.format is None and arguments.out is None and (on_terminal or arguments.files == [PIPE])
@@ -184,7 +151,7 @@ def main() -> None:
     num_failed = num_done = 0
     with PipeStop() as stop:
         transcripts = transcribe(
-            arguments.files, config.features.sampling_rate, lambda: new_decoder(keep_segments=not is_live),
+            arguments.files, recognizer.sampling_rate, lambda: recognizer.stream(keep_segments=not is_live),
             1 if is_live else arguments.num_streams, arguments.sampling_rate,
             LiveText(on_terminal).show if is_live else lambda job: None, stop,
         )

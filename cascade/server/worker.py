@@ -18,8 +18,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from cascade.recognizer import Recognizer, Stream
-from cascade.stream.decoder import Final, Partial
+from cascade.recognizer import Recognizer
+from cascade.stream.decoder import Final, Partial, StreamingDecoder
 
 QUEUE_SECONDS = 4.0
 """Audio of a client that may wait."""
@@ -81,7 +81,7 @@ class Session:
         self._waiting = 0.0
         self._ends = 0  # that were asked for and not answered
         self._is_last = False
-        self._stream: Stream | None = None
+        self._stream: StreamingDecoder | None = None
         self._heard = self._decoded = 0.0
         self._ended = False
         self.seconds = 0.0
@@ -203,7 +203,7 @@ class Session:
         heard, self._stream, self._ended = self._heard, None, False
         return heard
 
-    def _open(self, recognizer: Recognizer) -> Stream:
+    def _open(self, recognizer: Recognizer) -> StreamingDecoder:
         if self._stream is None:
             self._stream = recognizer.stream(keep_segments=False)
             self._heard = self._decoded = 0.0

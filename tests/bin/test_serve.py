@@ -81,5 +81,5 @@ def test_wrong_options_are_errors_that_name_them(run_dir, monkeypatch, arguments
 
 
 def test_a_folder_that_is_no_export_is_named(run_dir, monkeypatch):
-    with pytest.raises(FileNotFoundError, match="export.json not found: --onnx-dir is what export_onnx wrote"):
+    with pytest.raises(FileNotFoundError, match="export.json not found: --onnx-dir is a folder that export_onnx wrote"):
         call(monkeypatch, serve, "--onnx-dir", run_dir, "--port", 0)

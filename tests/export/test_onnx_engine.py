@@ -145,9 +145,9 @@ def test_a_recogniser_opens_the_files(exported, engine):
     stream = recognizer.stream()
     stream.accept(samples, 16000)
     assert stream.finish().text == decoder.finish().text != ""
-    with pytest.raises(ConfigError, match="chunk_ms=640 needs other files: .* was exported with 80"):
+    with pytest.raises(ConfigError, match="--chunk-ms 640 needs other files: .* was exported with 80"):
         Recognizer(exported.folder, chunk_ms=640)
-    with pytest.raises(ConfigError, match="holds exported files: they run on the CPU"):
+    with pytest.raises(ConfigError, match="--device cuda cannot be: onnxruntime runs exported files on the CPU"):
         Recognizer(exported.folder, device="cuda")
 
 
