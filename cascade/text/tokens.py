@@ -15,11 +15,15 @@ import re
 import tempfile
 from collections import Counter
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from cascade.config.options import ConfigError, TokenConfig
 from cascade.text.normal import INVISIBLE, WORD_MARK, drop_idle_spaces, normalize_text, normalizer
+
+if TYPE_CHECKING:  # decoding does without it
+    from sentencepiece import SentencePieceProcessor
 
 BLANK, UNKNOWN = "<blk>", "<unk>"
 BLANK_ID, UNKNOWN_ID = 0, 1
@@ -50,24 +54,16 @@ class Tokenizer:
         self.strip_punctuation = strip_punctuation
         self._symbols = symbols
         self._ids = {symbol: index for index, symbol in enumerate(symbols)}
-        self._processor = None
-        if model_file is not None:
-            from sentencepiece import SentencePieceProcessor
-
-            self._processor = SentencePieceProcessor(model_file=str(model_file))
-        pieces = self._processor
-        self._bytes = {
-            index: bytes([int(symbols[index][3:5], 16)])
-            for index in range(0 if pieces is None else min(len(pieces), len(symbols)))
-            if pieces.is_byte(index)
-        }
+        self._model_file = model_file
+        matches = (re.fullmatch("<0x([0-9A-F]{2})>", symbol) for symbol in (symbols if model_file else ()))
+        self._bytes = {index: bytes.fromhex(match[1]) for index, match in enumerate(matches) if match}
 
     @classmethod
     def load(cls, directory: str | Path) -> Tokenizer:
         """Read a folder that `train_tokenizer` wrote.
 
         Raises:
-          ValueError: a file is missing or does not fit the others.
+          ValueError: a file is missing or not what it should be; whether tokens.model fits is seen with the first text.
         """
         directory = Path(directory)
         for name in ("tokenizer.json", "tokens.txt"):
@@ -83,11 +79,30 @@ class Tokenizer:
         model_file = None if kind == "word" else directory / "tokens.model"
         if model_file is not None and not model_file.is_file():
             raise ValueError(f"{model_file} not found: kind {kind} needs it; copy the tokenizer's whole folder")
-        tokenizer = cls(kind, case, symbols, model_file, **form)
-        pieces = tokenizer._processor
-        if pieces is not None and len(pieces) != len(symbols):
-            raise ValueError(f"{model_file} has {len(pieces)} pieces, tokens.txt {len(symbols)}: not of one tokenizer")
-        return tokenizer
+        return cls(kind, case, symbols, model_file, **form)
+
+    @cached_property
+    def _processor(self) -> SentencePieceProcessor | None:
+        """What turns text into tokens, loaded when text comes; None: words are tokens.
+
+        Raises:
+          ImportError: sentencepiece is missing.
+          ValueError: its model is not of this tokenizer.
+        """
+        if self._model_file is None:
+            return None
+        try:
+            from sentencepiece import SentencePieceProcessor
+        except ImportError as error:
+            raise ImportError(
+                f"turning text into {self.kind} tokens needs the package sentencepiece: pip install sentencepiece"
+            ) from error
+        pieces, num_symbols = SentencePieceProcessor(model_file=str(self._model_file)), len(self._symbols)
+        if len(pieces) != num_symbols:
+            raise ValueError(
+                f"{self._model_file} has {len(pieces)} pieces, tokens.txt {num_symbols}: not of one tokenizer"
+            )
+        return pieces
 
     @property
     def vocab_size(self) -> int:
@@ -155,7 +170,7 @@ class Tokenizer:
                 take(b"", last, True)
             symbol = self._symbols[index]
             if index == UNKNOWN_ID:
-                symbol = f"{WORD_MARK}{UNKNOWN_SURFACE}" if self._processor is None else UNKNOWN_SURFACE
+                symbol = f"{WORD_MARK}{UNKNOWN_SURFACE}" if self._model_file is None else UNKNOWN_SURFACE
             characters.extend(Character(character, place, place) for character in symbol)
         if started is not None and complete:
             take(b"", last, True)

@@ -193,7 +193,7 @@ def test_a_broken_folder_is_an_error_that_names_the_file(tmp_path):
     lines = (tmp_path / "tokens.txt").read_text(encoding="utf-8").splitlines(keepends=True)
     (tmp_path / "tokens.txt").write_text("".join(lines[:-1]), encoding="utf-8")
     with pytest.raises(ValueError, match="not of one tokenizer"):
-        Tokenizer.load(tmp_path)
+        Tokenizer.load(tmp_path).encode("one")
     (tmp_path / "tokens.txt").write_text("".join(lines[1:]), encoding="utf-8")
     with pytest.raises(ValueError, match="line 1"):
         Tokenizer.load(tmp_path)
