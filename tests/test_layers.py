@@ -62,6 +62,7 @@ DOORS = {
     "k2": ("losses.rnnt_k2",),
     "tensorboard": ("training",),
     "matplotlib": ("report.plots", "corpus.statistics_plot"),
+    "scipy": ("corpus", "data"),
     "tqdm": ("log",),
     "threadpoolctl": ("threads",),
     "onnx": ("export",),
@@ -69,7 +70,7 @@ DOORS = {
     "sherpa_onnx": ("export",),
     "aiohttp": ("server",),
 }
-EVERYWHERE = {"cascade", "torch", "numpy", "scipy"} | sys.stdlib_module_names
+EVERYWHERE = {"cascade", "torch", "numpy"} | sys.stdlib_module_names
 NOWHERE = {"torchaudio"}  # it breaks lhotse
 WITHOUT_TORCH = {"search", "server", "stream", "text"}
 """Not even inside of functions."""

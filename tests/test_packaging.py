@@ -20,19 +20,24 @@ TOOLS_ALONE = {"espeakng-loader"}
 """What only tools/ loads: pinned, and no dependency of the package."""
 
 
+EXTRAS = PROJECT["project"]["optional-dependencies"]
+OTHER_EXTRAS = re.compile(rf"{PROJECT['project']['name']}\[([a-z,]+)\]")
+"""How an extra takes others in."""
+
+
 def test_dependencies_and_extras_are_the_pinned_packages_without_versions():
-    project = PROJECT["project"]
-    names = [*project["dependencies"], *(name for names in project["optional-dependencies"].values() for name in names)]
-    names.remove(f"{project['name']}[train,export,server]")
+    names = [*PROJECT["project"]["dependencies"], *(name for names in EXTRAS.values() for name in names)]
+    others = {extra for name in names if (match := OTHER_EXTRAS.fullmatch(name)) for extra in match[1].split(",")}
+    assert others < set(EXTRAS)
+    names = [name for name in names if not OTHER_EXTRAS.fullmatch(name)]
     assert all(re.fullmatch(r"[a-z0-9-]+", name) for name in names) and len(names) == len(set(names))
     pins = re.findall(r"(?m)^([A-Za-z0-9._-]+)==", (ROOT / "requirements.txt").read_text())
     assert sorted(names) == sorted(set(pins) - TOOLS_ALONE)
 
 
 def test_every_import_of_the_package_is_a_dependency_or_an_extra():
-    project = PROJECT["project"]
-    extras = (project["optional-dependencies"][name] for name in ("train", "export", "server"))
-    declared = {*project["dependencies"], *(name for names in extras for name in names)}
+    extras = (names for extra, names in EXTRAS.items() if extra != "test")
+    declared = {*PROJECT["project"]["dependencies"], *(name for names in extras for name in names)}
     for file in (ROOT / "cascade").rglob("*.py"):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
