@@ -53,7 +53,10 @@ def _why_not() -> str:
             "this PyTorch is the CPU build, perhaps set up on a machine without one: run tools/setup.sh again on this "
             "machine"
         )
-    return f"this PyTorch (CUDA {torch.version.cuda}) cannot use it: mend its driver, tools/doctor says more"
+    return (
+        f"this PyTorch (CUDA {torch.version.cuda}) cannot use it: its driver is not loaded or too old, compare "
+        "nvidia-smi's CUDA version"
+    )
 
 
 def describe_device(device: torch.device) -> str:

@@ -56,7 +56,7 @@ def test_a_gpu_that_torch_cannot_use_is_no_reason_to_take_the_cpu_silently(gpus,
     with pytest.raises(ValueError, match=r"CPU build.*run tools/setup.sh again on this machine, or .* --device cpu$"):
         choose_device(choice)
     gpus(0, build="12.1")
-    with pytest.raises(ValueError, match=r"CUDA 12.1\) cannot use it: mend its driver.* --device cpu$"):
+    with pytest.raises(ValueError, match=r"CUDA 12.1\) cannot use it: its driver is not loaded.* --device cpu$"):
         choose_device(choice)
 
 

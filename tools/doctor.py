@@ -1,9 +1,9 @@
-"""Examine this machine: versions, devices, disk, optional packages, pitfalls, and what to do about each problem.
+"""Examine this machine: versions, devices, disk, pitfalls, and what to do about each problem.
 
     tools/doctor [--json]
 
-Runs on any Python 3.8+ without packages. What the environment holds is asked of its own interpreter, in a process of
-its own, so that a broken or missing one is a finding and not a crash. Changes nothing. Exit codes: 0 fine, 1 problems.
+What the environment holds is asked of its own interpreter, in a process of its own, so that a broken or missing one is
+a finding and not a crash. Changes nothing. Exit codes: 0 fine, 1 problems.
 """
 
 from __future__ import annotations
@@ -17,202 +17,136 @@ import stat
 import subprocess
 import sys
 import tempfile
-import textwrap
 from pathlib import Path
 
 import environment
 
+from cascade.nvidia import has_nvidia_gpu
+
 ROOT = Path(__file__).resolve().parent.parent
 OK, NOTE, PROBLEM = "ok", "note", "PROBLEM"
-SETUP = "run tools/setup.sh"
-NEEDED_GB = {"repository": 5, "temporary": 1}
-NEEDED_GB_CUDA = {"repository": 10, "temporary": 4}  # while PyTorch's CUDA build is still to be installed
-OPTIONAL = {
-    "k2": "for loss.backend=k2, whose numbers ours has too: build it for this torch",
-    "kaldifeat": "for features.extractor=kaldifeat, equal to the other: tools/install_kaldifeat.sh builds it",
-}
-
-
-class Findings:
-    """Rows of the report, in the order of looking."""
-
-    def __init__(self):
-        self.rows = []
-
-    def add(self, section, name, value, status=OK, advice=""):
-        self.rows.append({"section": section, "name": name, "value": str(value), "status": status, "advice": advice})
-
-    def problems(self):
-        """The names of what is a problem."""
-        return list(dict.fromkeys(row["name"] for row in self.rows if row["status"] == PROBLEM))
 
 
 def probe():
     """Print as JSON what an interpreter knows of its environment; the environment's own runs this."""
-    from importlib import util
-
     facts = {
-        "python": platform.python_version(), "problems": environment.find_problems(imports=True), "torch": None,
+        "python": platform.python_version(), "problems": environment.find_problems(imports=True),
         "versions": {name: environment.installed_version(name) for name in environment.read_pins()},
-        "optional": {name: util.find_spec(name) is not None for name in OPTIONAL},
+        "gpus": [], "gpu_problem": "",
     }
     try:
         import torch
 
-        devices = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
-        facts["torch"] = {"cuda": torch.version.cuda, "gpus": [
-            f"{gpu.name}, {gpu.total_memory / 1e9:.0f} GB, compute capability {gpu.major}.{gpu.minor}"
-            for gpu in devices if torch.cuda.is_available()
-        ]}  # fmt: skip
+        from cascade.device import choose_device
+
+        if choose_device("auto").type == "cuda":
+            gpus = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+            facts["gpus"] = [f"{gpu.name}, {gpu.total_memory / 1e9:.0f} GB, CUDA {torch.version.cuda}" for gpu in gpus]
+    except ValueError as error:
+        facts["gpu_problem"] = str(error)
     except Exception:  # whatever breaks is among the problems already
         pass
     files = [getattr(sys.modules.get(name), "__file__", None) or sys.prefix for name in ("torch", "numpy", "lhotse")]
-    facts["outside"] = [path for path in files if not path.startswith(sys.prefix)]
+    facts["outside"] = ", ".join(path for path in files if not path.startswith(sys.prefix))
     print(json.dumps(facts))
 
 
-def examine_environment(findings):
-    """The interpreter that set-up chooses, its packages against requirements.txt; what it says of itself, or None."""
-    section = "versions"
-    active = os.environ.get("VIRTUAL_ENV") or os.environ.get("CONDA_PREFIX")
-    interpreter = environment.VENV / "bin" / "python"
-    if active and Path(active) != environment.VENV and not environment.check(Path(active, "bin", "python")):
-        interpreter = Path(active, "bin", "python")
+# What is found: (name, value) or (name, value, status, advice).
+
+
+def examine_environment(interpreter, facts, said):
+    """What the environment's own interpreter says of itself; without facts, what became of it."""
     if not interpreter.exists():
-        findings.add(section, "environment", "none yet", PROBLEM, f"{SETUP}: it makes .venv, in some minutes")
-        return None
-    command, said = [str(interpreter), "-B", __file__, "--probe"], ""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=180, cwd=str(ROOT))
-        said = done.stderr.strip()
-        facts = json.loads(done.stdout.strip().splitlines()[-1])
-    except (OSError, subprocess.SubprocessError, ValueError, IndexError) as error:
-        said = (said or str(error)).splitlines()[-1]
-        findings.add(section, "environment", interpreter, PROBLEM,
-                     f"its Python does not run ({said}): {SETUP}, it repairs")
-        return None
-    findings.add(section, "environment", interpreter)
-    findings.add(section, "Python", facts["python"])
-    problems = {line.replace("==", " ").split()[0]: line for line in facts["problems"]}
-    for name, version in facts["versions"].items():
-        if name not in problems:
-            findings.add(section, name, version)
-    for name, problem in problems.items():
-        findings.add(section, name, problem, PROBLEM, "" if "remove it" in problem else f"{SETUP}: it repairs this")
-    return facts
+        yield "environment", "none yet", PROBLEM, "run tools/setup.sh: it makes .venv, in some minutes"
+    elif not facts:
+        yield "environment", interpreter, PROBLEM, f"its Python does not run ({said}): run tools/setup.sh, it repairs"
+    else:
+        yield "environment", interpreter
+        yield "Python", facts["python"]
+        problems = {line.replace("==", " ").split()[0]: line for line in facts["problems"]}
+        yield from ((name, version) for name, version in facts["versions"].items() if name not in problems)
+        for name, problem in problems.items():
+            yield name, problem, PROBLEM, "run tools/setup.sh; if that does not help, remove .venv first"
 
 
 def num_cores():
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def examine_devices(findings, facts):
-    section = "devices"
-    findings.add(section, "CPU", f"{num_cores()} cores, {platform.processor() or platform.machine()}")
+def examine_devices(facts):
+    yield "CPU", f"{num_cores()} cores, {platform.processor() or platform.machine()}"
     if Path("/proc/meminfo").is_file():
         lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
         total, free = (int(lines[name].split()[0]) / 1e6 for name in ("MemTotal", "MemAvailable"))
-        status = (NOTE, "little: lower data.batch_duration, keep data.num_workers=0") if total < 4 else ()
-        findings.add(section, "memory", f"{total:.1f} GB, {free:.1f} GB available", *status)
-    torch = facts["torch"] if facts else None
-    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
-    build = "no torch yet" if torch is None else f"torch's {'CUDA ' + torch['cuda'] if torch['cuda'] else 'CPU'} build"
-    if torch and torch["gpus"]:
-        for index, gpu in enumerate(torch["gpus"]):
-            findings.add(section, f"GPU {index}", f"{gpu}; {build}")
-    elif not environment.has_nvidia_gpu(even_hidden=True):
-        findings.add(section, "GPU", f"no NVIDIA GPU; {build}", NOTE,
-                     "fine for egs/an4 and egs/commands; LibriSpeech's 960 h want GPUs")
-    elif hidden is not None and hidden.strip() in ("", "-1"):
-        findings.add(section, "GPU", f"hidden by CUDA_VISIBLE_DEVICES={hidden!r}", NOTE, "unset it to train on the GPU")
-    elif torch is None:
-        findings.add(section, "GPU", f"an NVIDIA GPU; {build}", NOTE, "tools/setup.sh takes torch's CUDA build")
-    elif not torch["cuda"]:
-        findings.add(section, "GPU", "there is an NVIDIA GPU, but this torch is the CPU build", PROBLEM,
-                     f"{SETUP} on this machine: it replaces the CPU build; until then --device cpu")
-    else:
-        findings.add(section, "GPU", f"there is an NVIDIA GPU, but {build} cannot use it", PROBLEM,
-                     "the driver is too old for this CUDA or not loaded: compare nvidia-smi's CUDA version; until "
-                     "then --device cpu")
+        little = (NOTE, "little: lower data.batch_duration, keep data.num_workers=0")
+        yield "memory", f"{total:.1f} GB, {free:.1f} GB available", *(little if total < 4 else ())
+    for index, gpu in enumerate(facts.get("gpus", ())):
+        yield f"GPU {index}", gpu
+    if facts.get("gpu_problem"):
+        yield "GPU", "an NVIDIA GPU that PyTorch cannot use", PROBLEM, facts["gpu_problem"]
+    elif not facts.get("gpus"):
+        hidden = os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip() in ("", "-1")
+        value = "hidden by CUDA_VISIBLE_DEVICES" if hidden else "not asked for" if has_nvidia_gpu() else "no NVIDIA GPU"
+        yield "GPU", value, NOTE, "fine for egs/an4 and egs/commands; LibriSpeech's 960 h want GPUs"
 
 
-def examine_disk(findings, facts):
-    torch = facts["torch"] if facts else None
-    cuda_comes = environment.wants_cuda() and not (torch and torch["cuda"])
-    for name, path, remedy in (
-        ("repository", ROOT, "egs/*/exp goes here: free some, or put runs elsewhere with run.sh --exp-dir DIR"),
-        ("temporary", Path(tempfile.gettempdir()), "free some, or point TMPDIR at a larger disk"),
+def examine_disk():
+    for name, path, needed, remedy in (
+        ("repository", ROOT, 5, "egs/*/exp goes here: free some, or put runs elsewhere with run.sh --exp-dir DIR"),
+        ("temporary", Path(tempfile.gettempdir()), 1, "free some, or point TMPDIR at a larger disk"),
     ):
-        free, needed = shutil.disk_usage(str(path)).free / 1e9, (NEEDED_GB_CUDA if cuda_comes else NEEDED_GB)[name]
-        status = ()
-        if not os.access(str(path), os.W_OK):
+        free, status = shutil.disk_usage(path).free / 1e9, ()
+        if not os.access(path, os.W_OK):
             status = (PROBLEM, "it cannot be written: change its owner, or use a copy of your own")
         elif free < needed:
-            why = " that set-up with PyTorch's CUDA build needs" if cuda_comes else ""
-            status = (PROBLEM, f"less than {needed} GB{why}: {remedy}")
-        findings.add("disk", name, f"{free:.1f} GB free in {path}", *status)
+            status = (PROBLEM, f"less than {needed} GB: {remedy}")
+        yield name, f"{free:.1f} GB free in {path}", *status
     shared = Path("/dev/shm")
-    if shared.is_dir() and shutil.disk_usage(str(shared)).total < 1e9:
-        findings.add("disk", "shared memory", "less than 1 GB in /dev/shm", NOTE,
-                     "data.num_workers > 0 needs more: docker run --shm-size=8g, or --ipc=host")
+    if shared.is_dir() and shutil.disk_usage(shared).total < 1e9:
+        advice = "data.num_workers > 0 needs more: docker run --shm-size=8g, or --ipc=host"
+        yield "shared memory", "less than 1 GB in /dev/shm", NOTE, advice
 
 
-def examine_optional(findings, facts):
-    for name, advice in OPTIONAL.items():
-        there = bool(facts and facts["optional"][name])
-        findings.add("optional", name, "installed" if there else "not installed", OK if there else NOTE, advice)
-    git = shutil.which("git")
-    findings.add("optional", "git", git or "missing", *(() if git else (NOTE, "results then cannot name their commit")))
-
-
-def examine_pitfalls(findings, facts):
-    section, before, cores = "pitfalls", len(findings.rows), num_cores()
+def examine_pitfalls(facts):
+    cores = num_cores()
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         value = os.environ.get(name, "")
         if value.isdigit() and int(value) > cores:
-            findings.add(section, name, value, PROBLEM, f"more threads than the {cores} cores: unset it")
-    if os.environ.get("OMP_NUM_THREADS") == "1" and cores > 1:
-        findings.add(section, "OMP_NUM_THREADS", "1", NOTE, "training uses one core: unset it, or train --threads N")
+            yield name, value, PROBLEM, f"more threads than the {cores} cores: unset it"
+        elif value == "1" and cores > 1:
+            yield name, value, NOTE, "training uses one core: unset it, or train --threads N"
+    if shutil.which("git") is None:
+        yield "git", "missing", NOTE, "results then cannot name their commit"
     if os.environ.get("OMP_WAIT_POLICY", "").lower() == "active":
-        findings.add(section, "OMP_WAIT_POLICY", "active", NOTE, "several times slower where other work is running")
+        yield "OMP_WAIT_POLICY", "active", NOTE, "several times slower where other work is running"
     for name, status in (("PYTHONPATH", NOTE), ("PYTHONHOME", PROBLEM)):
         value = os.environ.get(name)
         if value and any(Path(part or ".").resolve() != ROOT for part in value.split(os.pathsep)):
-            findings.add(section, name, value, status, "other packages may come first: unset it if an import surprises")
-    if facts and facts["outside"]:
-        findings.add(section, "packages outside", ", ".join(facts["outside"]), PROBLEM,
-                     "they hide the pinned ones: unset PYTHONPATH, set PYTHONNOUSERSITE=1")
-    given = os.environ.get("NUMBA_CACHE_DIR")
-    cache = Path(given or ROOT / "cascade" / "losses" / "__pycache__")
+            yield name, value, status, "other packages may come first: unset it if an import surprises"
+    if facts.get("outside"):
+        advice = "they hide the pinned ones: unset PYTHONPATH, set PYTHONNOUSERSITE=1"
+        yield "packages outside", facts["outside"], PROBLEM, advice
+    cache = Path(os.environ.get("NUMBA_CACHE_DIR") or ROOT / "cascade" / "losses" / "__pycache__")
     folder = next(path for path in (cache, *cache.parents) if path.is_dir())
     private = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cascade" / "numba"
-    state = folder.stat()
-    if state.st_mode & stat.S_IWOTH or (given and state.st_uid not in (0, os.getuid())):
-        findings.add(section, "numba's cache", f"others may write to {folder}", PROBLEM,
-                     f"what they put there is run as you: NUMBA_CACHE_DIR={private}")
-    elif not os.access(str(folder), os.W_OK):
-        findings.add(section, "numba's cache", f"{folder} cannot be written", NOTE,
-                     f"each start compiles the loss again, some seconds: NUMBA_CACHE_DIR={private}")
-    if len(findings.rows) == before:
-        findings.add(section, "none", "threads, paths and caches are as they should be")
+    if folder.stat().st_mode & stat.S_IWOTH or folder.stat().st_uid not in (0, os.getuid()):
+        advice = f"what they put there is run as you: NUMBA_CACHE_DIR={private}"
+        yield "numba's cache", f"others may write to {folder}", PROBLEM, advice
+    elif not os.access(folder, os.W_OK):
+        advice = f"each start compiles the loss again, some seconds: NUMBA_CACHE_DIR={private}"
+        yield "numba's cache", f"{folder} cannot be written", NOTE, advice
 
 
-def table(findings, width):
-    """One line per finding, what to do below it; sections under each other."""
-    lines, section = [], None
-    label = max(len(row["name"]) for row in findings.rows)
-    margin = " " * (label + 13)
-    for row in findings.rows:
-        if row["section"] != section:
-            section = row["section"]
-            lines += ([""] if lines else []) + [section]
-        first = f"  {row['status']:<9}{row['name']:<{label}}  "
-        for text, begin, indent in ((row["value"], first, margin), (row["advice"], f"{margin}-> ", f"{margin}   ")):
-            lines += textwrap.wrap(text, width, initial_indent=begin, subsequent_indent=indent,
-                                   break_long_words=False, break_on_hyphens=False)
-    names = findings.problems()
-    plural = "s" if len(names) > 1 else ""
-    return "\n".join([*lines, "", f"{len(names)} problem{plural}: {', '.join(names)}" if names else "no problems"])
+def show(findings):
+    """Print one line per finding, what to do below it."""
+    label = max(len(found["name"]) for found in findings)
+    for found in findings:
+        begin = f"{found['status']:<9}{found['section']:<10}{found['name']:<{label}}  "
+        print(begin + found["value"])
+        if found["advice"]:
+            print(f"{'':<{len(begin)}}-> {found['advice']}")
+    names = list(dict.fromkeys(found["name"] for found in findings if found["status"] == PROBLEM))
+    print(f"\n{len(names)} problem{'s' * (len(names) > 1)}: {', '.join(names)}" if names else "\nno problems")
 
 
 def main():
@@ -224,15 +158,27 @@ def main():
     arguments = parser.parse_args()
     if arguments.probe:
         return probe()
-    findings = Findings()
-    facts = examine_environment(findings)
-    for examine in (examine_devices, examine_disk, examine_optional, examine_pitfalls):
-        examine(findings, facts)
-    ok = not findings.problems()
+    interpreter, facts, said = environment.choose_environment(), {}, ""
+    try:
+        done = subprocess.run([interpreter, "-B", __file__, "--probe"], capture_output=True, text=True, cwd=ROOT)
+        said = (done.stderr.strip() or "it says nothing").splitlines()[-1]
+        facts = json.loads(done.stdout.strip().splitlines()[-1])
+    except (OSError, ValueError, IndexError) as error:
+        said = said or str(error)
+    sections = {
+        "versions": examine_environment(interpreter, facts, said), "devices": examine_devices(facts),
+        "disk": examine_disk(), "pitfalls": examine_pitfalls(facts),
+    }
+    findings = [
+        {"section": section, "name": name, "value": str(value), "status": rest[0] if rest else OK,
+         "advice": rest[1] if rest else ""}
+        for section, found in sections.items() for name, value, *rest in found
+    ]  # fmt: skip
+    ok = all(found["status"] != PROBLEM for found in findings)
     if arguments.json:
-        print(json.dumps({"ok": ok, "findings": findings.rows}, indent=1, ensure_ascii=False))
+        print(json.dumps({"ok": ok, "findings": findings}, indent=1, ensure_ascii=False))
     else:
-        print(table(findings, min(120, max(80, shutil.get_terminal_size((100, 20)).columns))))
+        show(findings)
     sys.exit(not ok)
 
 

@@ -16,7 +16,6 @@ import platform
 import re
 import subprocess
 import sys
-from functools import cache
 from importlib import metadata, util
 from pathlib import Path
 
@@ -26,12 +25,13 @@ from cascade.nvidia import has_nvidia_gpu  # noqa: E402
 
 REQUIREMENTS = ROOT / "requirements.txt"
 VENV = ROOT / ".venv"
-PYTHON_VERSIONS = ((3, 11), (3, 12), (3, 13))
+PYTHON = VENV / "bin" / "python"
+UNFINISHED = VENV / "unfinished"
+"""There while pip works: where it was killed, packages may be half there, and .venv is made anew."""
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 CPU_MB, CUDA_MB = 3000, 8000
 """Free disk to ask for: .venv takes 1.6 GB with PyTorch's CPU build, and pip unpacks downloads beside it."""
-CPU_BUILD = "is PyTorch's CPU build"
-UNWANTED = {"torchaudio": "it breaks lhotse: remove it with 'pip uninstall torchaudio'"}
+CPU_BUILD = "torch is its CPU build"
 COMPILED = (
     "torch", "numpy", "scipy.signal", "numba", "omegaconf", "lhotse", "lilcom", "soundfile", "kaldi_native_fbank",
     "sentencepiece", "matplotlib", "torch.utils.tensorboard", "onnx", "onnxruntime", "sherpa_onnx",
@@ -44,31 +44,17 @@ class SetUpError(Exception):
     """The environment cannot be made ready; the message is one sentence."""
 
 
-def read_pins(path=REQUIREMENTS):
-    """{name: version} of the lines `name==version`; anything else in the file is an error."""
-    pins = {}
-    for line in Path(path).read_text(encoding="utf-8").splitlines():
-        line = line.split("#", 1)[0].strip()
-        if line:
-            match = re.fullmatch(r"([A-Za-z0-9._-]+)==([A-Za-z0-9.!]+)", line)
-            if match is None:
-                raise ValueError(f"{path}: every requirement is written name==version, got {line!r}")
-            pins[match[1]] = match[2]
-    return pins
+def read_pins():
+    """{name: version} of requirements.txt."""
+    return dict(re.findall(r"(?m)^([\w.-]+)==(\S+)", REQUIREMENTS.read_text(encoding="utf-8")))
 
 
 def installed_version(name):
-    """The version, None where it is missing, "" where it is only half installed: installers write INSTALLER last."""
+    """The version, None where it is missing."""
     try:
-        package = metadata.distribution(name)
+        return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
-    return package.version if package.version and package.read_text("INSTALLER") is not None else ""
-
-
-def fits():
-    """True where the pins were measured on this interpreter's version."""
-    return sys.version_info[:2] in PYTHON_VERSIONS
 
 
 def wants_cuda():
@@ -79,22 +65,18 @@ def wants_cuda():
 
 def find_problems(imports=False):
     """One line per problem of this interpreter's packages; imports: also import what compiled code can break."""
-    if not fits():
-        return [f"Python 3.11, 3.12 or 3.13 is wanted, this is {sys.version.split()[0]}"]
-    problems = []
+    if not (3, 11) <= sys.version_info < (3, 14):
+        return [f"Python 3.11, 3.12 or 3.13 is wanted, this is {platform.python_version()}"]
+    problems = build_problems()
     for name, wanted in read_pins().items():
         version = installed_version(name)
-        if not version:
-            problems.append(f"{name}=={wanted} is {'not' if version is None else 'only half'} installed")
+        if version is None:
+            problems.append(f"{name}=={wanted} is not installed")
         elif version.split("+", 1)[0] != wanted:  # a build tag such as 2.13.0+cpu is the same version
             problems.append(f"{name}=={wanted} is wanted, {version} is installed")
-    for name, reason in UNWANTED.items():
-        if installed_version(name) is not None:
-            problems.append(f"{name} is installed; {reason}")
-    for name in () if problems else sorted({module.split(".")[0] for module in COMPILED}):
-        if util.find_spec(name) is None:
-            problems.append(f"{name} is installed but its files are missing")
-    for name in () if problems or not imports else COMPILED:
+    if installed_version("torchaudio") is not None:
+        problems.append("torchaudio is installed; it breaks lhotse: remove it with 'pip uninstall torchaudio'")
+    for name in COMPILED if imports and not problems else ():
         try:
             importlib.import_module(name)
         except Exception as error:  # whatever a broken package raises is the finding
@@ -104,15 +86,12 @@ def find_problems(imports=False):
 
 def build_problems():
     """One line if PyTorch is its CPU build where its CUDA build is wanted; torch is not imported."""
-    spec = util.find_spec("torch")
-    file = Path(spec.origin).parent / "version.py" if spec is not None and spec.origin else None
-    if file is None or not file.is_file() or not wants_cuda():
-        return []
-    cuda = re.search(r"(?m)^cuda\b[^=\n]*= *(.*)$", file.read_text(encoding="utf-8"))
-    if cuda is None or cuda[1].strip() != "None":
+    torch = util.find_spec("torch")
+    file = Path(torch.origin).with_name("version.py") if torch and torch.origin else None
+    if not file or not re.search(r"(?m)^cuda\b[^=\n]*= *None", file.read_text(encoding="utf-8")) or not wants_cuda():
         return []
     why = "SETUP_DEVICE asks for CUDA" if os.environ.get("SETUP_DEVICE") == "cuda" else "an NVIDIA GPU is here"
-    return [f"torch {CPU_BUILD}, and {why}"]
+    return [f"{CPU_BUILD}, and {why} (SETUP_DEVICE=cpu tools/setup.sh keeps it)"]
 
 
 def say(text):
@@ -133,7 +112,6 @@ def check(python, *words):
     return done.stdout.splitlines() or (["its Python does not run"] if done.returncode else [])
 
 
-@cache
 def index_options():
     """pip's options that give the wanted build of PyTorch.
 
@@ -149,134 +127,106 @@ def index_options():
             needed_mb, build = CUDA_MB, "PyTorch's CUDA build, which the default index may give"
         else:
             options = ["--extra-index-url", CPU_INDEX]
-    df = subprocess.run(["df", "-Pm", str(ROOT)], capture_output=True, text=True).stdout.splitlines()
-    free_mb = int(df[1].split()[3]) if len(df) > 1 else CUDA_MB
+    df = subprocess.run(["df", "-Pm", str(ROOT)], capture_output=True, text=True).stdout.split()
+    free_mb = int(df[-3]) if len(df) > 6 else CUDA_MB
     if free_mb < needed_mb:
-        need = f"the environment needs about {needed_mb} MB with {build}"
-        raise SetUpError(f"{ROOT} has {free_mb} MB of free disk space, {need}.")
+        raise SetUpError(f"{ROOT} has {free_mb} MB of free disk space, about {needed_mb} MB are needed with {build}.")
     return options
 
 
-def install(python, problems, *words, remedy=""):
-    """Let pip install these words; torch, where it is among the problems, as the wanted build.
+def install(*words):
+    """Let pip install these words into .venv.
 
     Raises:
       SetUpError: pip fails.
     """
-    index = index_options() if any(re.match(r"torch\b", line) for line in problems) else []
     log = VENV / "setup.log"
-    command = [str(python), "-m", "pip", "install", "--no-input", "--progress-bar", "off", *index, *words]
+    command = [str(PYTHON), "-m", "pip", "install", "--no-input", "--progress-bar", "off", *words]
     variables = {"PIP_USER": "0", "PIP_REQUIRE_VIRTUALENV": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+    UNFINISHED.touch()
     with open(log, "w", encoding="utf-8") as file:
-        environment = {"PIP_RETRIES": "2", **os.environ, **variables}
-        code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, env=environment).returncode
-    if code == 0:
-        return
+        code = subprocess.run(
+            command, stdout=file, stderr=subprocess.STDOUT, env={"PIP_RETRIES": "2", **os.environ, **variables}
+        ).returncode
     said = log.read_text(encoding="utf-8", errors="replace")
-    errors = [line for line in said.splitlines() if "ERROR" in line or "Error" in line]
-    if re.search("No space left|Errno 28|Disk quota", said):
-        raise SetUpError(f"the disk is full: free some GB under {ROOT} and in TMPDIR, then run this again.")
-    if re.search(NO_NETWORK, said):
-        raise SetUpError("packages could not be downloaded: is there a network, and does it need a proxy (HTTPS_PROXY) "
-                         f"or a mirror (PIP_INDEX_URL)? Then run this again{remedy}; pip's output: {log}")
-    raise SetUpError(f"pip: {(errors or ['no error line'])[-1][:300]}{remedy}; pip's whole output: {log}")
-
-
-def replace_cpu_build(python, problem):
-    """Put PyTorch's CUDA build in the place of its CPU build; nothing is removed before all of it is downloaded.
-
-    Raises:
-      SetUpError: it cannot be installed.
-    """
-    pin = f"torch=={read_pins()['torch']}"
-    keep = "or set SETUP_DEVICE=cpu to keep the CPU build"
-    say(f"{problem}: installing the CUDA build (some minutes)")
-    install(python, [problem], "--force-reinstall", "-c", str(REQUIREMENTS), pin, remedy=(
-        f", {keep}; without a network here, run SETUP_DEVICE=cuda tools/setup.sh on a machine that has one"))
-    if any(CPU_BUILD in line for line in check(python)):
-        raise SetUpError(
-            f"pip's index gave {pin} as its CPU build again: see PIP_INDEX_URL and PIP_EXTRA_INDEX_URL, {keep}."
-        )
+    no_network = code and re.search(NO_NETWORK, said)
+    if code == 0 or no_network:  # pip downloads everything before it changes anything
+        UNFINISHED.unlink()
+    if no_network:
+        reason = "packages could not be downloaded: is there a network, a proxy (HTTPS_PROXY), a mirror (PIP_INDEX_URL)"
+        raise SetUpError(f"{reason}? Then run this again; pip's output: {log}")
+    if code:
+        errors = [line for line in said.splitlines() if re.search("ERROR|Error", line)] or ["it failed"]
+        raise SetUpError(f"pip: {errors[-1][:300]}; pip's output: {log}")
 
 
 def make_ready():
-    """Make or repair .venv; its interpreter.
+    """Make or repair .venv.
 
     Raises:
       SetUpError: it cannot be.
     """
-    python = VENV / "bin" / "python"
-    if not check(python):
-        return python
+    if not UNFINISHED.exists() and not check(PYTHON):
+        return
     with open(REQUIREMENTS) as lock:  # two set-ups at the same time would write into each other's packages
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             say("another set-up is running; waiting for it")
             fcntl.flock(lock, fcntl.LOCK_EX)
-        problems = check(python)
+        problems = ["an earlier set-up was cut off"] if UNFINISHED.exists() else check(PYTHON)
         if not problems:
-            return python
+            return
         if VENV.exists():
             say(f"{VENV}: {problems[0]}")
-        if not python.exists() or subprocess.run([str(python), "-c", "import pip"], capture_output=True).returncode:
+        ends = UNFINISHED.exists() or not PYTHON.exists()
+        if ends or subprocess.run([str(PYTHON), "-c", "import pip"], capture_output=True).returncode:
             say(f"making {VENV} with {base_python()}")
-            index_options()  # is there room?
+            index = index_options()
             command = [base_python(), "-m", "venv", "--clear", str(VENV)]
             made = subprocess.run(command, capture_output=True, text=True)
             if made.returncode:
                 raise SetUpError(f"{' '.join(command)}: {(made.stdout + made.stderr).strip()[-300:]}")
-            problems = check(python)
-        if any(CPU_BUILD not in line for line in problems):
+            problems = check(PYTHON)
+        else:
+            index = index_options() if any(line.startswith("torch") for line in problems) else []
+        for problem in [line for line in problems if line.startswith(CPU_BUILD)]:
+            say(f"{problem}: installing the CUDA build (some minutes)")
+            install("--force-reinstall", "-c", str(REQUIREMENTS), f"torch=={read_pins()['torch']}")
+            problems = check(PYTHON)
+        if any(not line.startswith(CPU_BUILD) for line in problems):
             say("installing the packages of requirements.txt (some minutes the first time)")
-            install(python, problems, "-r", str(REQUIREMENTS))
-            problems = check(python)
-        for problem in problems:
-            if CPU_BUILD in problem:
-                replace_cpu_build(python, problem)
-        problems = check(python, "--imports")
-        # A package that says it is installed and yet does not import was cut off half-way: install it again, alone.
-        said = "\n".join(problems).replace("_", "-")
-        broken = [f"{name}=={version}" for name, version in read_pins().items() if re.search(rf"(?m)^{name}\b", said)]
-        if broken:
-            say(f"repairing {' '.join(broken)}")
-            install(python, problems, "--force-reinstall", "--no-deps", *broken)
-            problems = check(python, "--imports")
-        if problems:
-            raise SetUpError(f"{problems[0]}; if nothing else helps, remove {VENV} and run this again.")
-        return python
+            install(*index, "-r", str(REQUIREMENTS))
+        for problem in check(PYTHON, "--imports"):
+            raise SetUpError(f"{problem}; if nothing else helps, remove {VENV} and run this again.")
 
 
-def set_up():
-    """Choose the environment and make it ready; its interpreter.
-
-    Raises:
-      SetUpError: it cannot be.
-    """
-    device = os.environ.get("SETUP_DEVICE", "")
-    if device not in ("", "cpu", "cuda"):
-        raise SetUpError(f"SETUP_DEVICE must be cpu or cuda, got '{device}'.")
+def choose_environment():
+    """The interpreter of the active environment where that satisfies the pins, otherwise .venv's."""
     active = os.environ.get("VIRTUAL_ENV") or os.environ.get("CONDA_PREFIX")
-    if active and Path(active) != VENV:
-        python = Path(active, "bin", "python")
-        problems = check(python)
-        if not problems:
-            say(f"taking the active environment as it is: {active}")
-            return python
+    if not active or Path(active) == VENV:
+        return PYTHON
+    problems = check(Path(active, "bin", "python"))
+    if problems:
         say(f"the active environment {active} does not satisfy requirements.txt ({problems[0]}); using {VENV}")
-    return make_ready()
+        return PYTHON
+    say(f"taking the active environment as it is: {active}")
+    return Path(active, "bin", "python")
 
 
 def main():
     if "--check" in sys.argv[1:]:
-        problems = find_problems("--imports" in sys.argv[1:]) + (build_problems() if fits() else [])
+        problems = find_problems("--imports" in sys.argv[1:])
         print("\n".join(problems), end="\n" if problems else "")
         sys.exit(1 if problems else 0)
     try:
-        python = set_up()
+        if os.environ.get("SETUP_DEVICE", "") not in ("", "cpu", "cuda"):
+            raise SetUpError(f"SETUP_DEVICE must be cpu or cuda, got '{os.environ['SETUP_DEVICE']}'.")
+        python = choose_environment()
+        if python == PYTHON:
+            make_ready()
     except SetUpError as error:
-        print(f"setup failed: {error}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(f"setup failed: {error}")
     if sys.stdout.isatty():
         say(f"ready; to use it in this shell: source '{python.parent}/activate'")
     print(python)

@@ -55,31 +55,25 @@ while [ $# -gt 0 ]; do
     name="${option#--}" name="${name//-/_}"
     [[ "$option" =~ ^--[a-z0-9-]+$ ]] && [ -n "${kinds[$name]+declared}" ] ||
         usage_error "unknown option '$1', --help shows all options"
-    if [ -z "${kinds[$name]}" ]; then
-        [ "$option" = "$1" ] || usage_error "$option takes no value, got '$1'"
-    elif [ "$option" != "$1" ]; then
+    kind="${kinds[$name]}"
+    if [ "$option" != "$1" ]; then
+        [ -n "$kind" ] || usage_error "$option takes no value, got '$1'"
         value="${1#*=}"
-    else
-        [ $# -gt 1 ] || usage_error "$option needs a value, --help shows all options"
-        value="$2"
-        shift
+    elif [ -n "$kind" ]; then
+        value="${2-}"
+        shift $(($# > 1))
     fi
     shift
-    [ -n "$value" ] || usage_error "$option needs a value, got ''"
-    case "$name:${kinds[$name]}:$value" in
+    [ -n "$value" ] || usage_error "$option needs a value, --help shows all options"
+    case "$name:$kind:$value" in
         *:N:*[!0-9]* | *:N:??????????*) usage_error "$option must be a whole number, got '$value'" ;;
         *:N:*) value=$((10#$value)) ;;
         device:*:auto | device:*:cpu | device:*:cuda | exp_dir:*) ;;
         device:*) usage_error "--device must be auto, cpu or cuda, got '$value'" ;;
-        *:DIR:*)
-            [ -d "$value" ] && [ -x "$value" ] || usage_error "$option must be an existing folder, got '$value'"
-            value="$(cd -- "$value" && pwd)"
-            ;;
-        *:FILE:*)
-            [ -f "$value" ] || usage_error "$option must be an existing file, got '$value'"
-            value="$(cd -- "$(dirname -- "$value")" && pwd)/$(basename -- "$value")"
-            ;;
+        *:DIR:*) [ -d "$value" ] && [ -x "$value" ] || usage_error "$option must be an existing folder, got '$value'" ;;
+        *:FILE:*) [ -f "$value" ] || usage_error "$option must be an existing file, got '$value'" ;;
     esac
+    case "$name:$kind" in *:DIR | *:FILE) value="$(realpath -ms -- "$value")" ;; esac
     printf -v "$name" %s "$value"
 done
 [ "$stage" -le "$stop_stage" ] && [ "$stop_stage" -le 9 ] ||
@@ -221,8 +215,7 @@ HELP
     return
 fi
 if [ -n "$exp_dir" ]; then
-    exp="$(mkdir -p -- "$exp_dir" 2>/dev/null && cd -- "$exp_dir" && pwd)" ||
-        usage_error "--exp-dir must name a folder that can be made, got '$exp_dir'"
+    mkdir -p -- "$exp_dir" 2>/dev/null || usage_error "--exp-dir must name a folder that can be made, got '$exp_dir'"
     exp="${exp#"$root"/}"
 fi
 if [ -n "$exp_dir$quick" ]; then results="$exp"; fi

@@ -8,16 +8,12 @@ stamp holds the command's words, every input (the files that the command names, 
 the earlier steps --after) and its own time: a step runs again whenever an earlier one really ran again. With the same
 words and inputs and all outputs in place the step is skipped; with other inputs it runs again and names them. Other
 words often mean a forgotten option, and later steps would follow: it says what differs and ends with 2. --force runs
-it, but without --force among its own words: the program knows what of its earlier work still holds. What counts:
-  - a YAML file: its values; another file: its content up to 16 MB, above that size and time of change
-  - a directory: name, size and time of change of every file in it
-  - the command: every word but --force and the options that say how it works and not on what (HOW)
-It does not see the programs' own code: after editing that, use --force. A file that the command makes and names must
-stand in --outputs, or it would count as an input that changed.
+it, but without --force among its own words: the program knows what of its earlier work still holds. A YAML file counts
+by its values, another file by its content, a directory by name, size and time of change of every file in it; --force
+and the options that say how a command works and not on what (HOW) do not count. A file that the command makes and names
+must stand in --outputs. The programs' own code does not count: after editing that, use --force.
 
-A step that was stopped or failed runs again; whether what it left behind is of use is the command's own business.
-Exit codes: the command's own; 1 when an earlier step or an output is missing or the step is running already; 2 for
-wrong usage or other words than before.
+Exit codes: the command's own; 1 when the step cannot be run; 2 for wrong usage or other words than before.
 """
 
 from __future__ import annotations
@@ -36,10 +32,7 @@ from pathlib import Path
 
 import yaml
 
-EXIT_FAILED, EXIT_USAGE, EXIT_NOT_FOUND = 1, 2, 127
-WHOLE_CONTENT_BYTES = 16 * 2**20
 HOW = ("--num-jobs", "--num-processes", "--threads", "--device")
-"""Options that do not change what a command makes."""
 
 
 class StageError(Exception):
@@ -53,17 +46,15 @@ def describe_path(path: Path) -> str:
       StageError: it does not exist or cannot be read.
     """
     try:
-        state = path.stat()
         if path.is_dir():
             files = sorted(Path(folder, name) for folder, _, names in os.walk(path) for name in names)
             states = [(file, file.lstat()) for file in files]
             content = "\0".join(f"{file.relative_to(path)} {s.st_size} {s.st_mtime_ns}" for file, s in states)
-        elif state.st_size > WHOLE_CONTENT_BYTES:
-            return f"{state.st_size} {state.st_mtime_ns}"
         elif path.suffix == ".yaml":
             content = json.dumps(yaml.safe_load(path.read_bytes()), sort_keys=True, default=str)
         else:
-            return hashlib.sha256(path.read_bytes()).hexdigest()
+            with open(path, "rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise StageError(f"input {path} cannot be read ({error.strerror})") from error
     except yaml.YAMLError as error:
@@ -89,35 +80,12 @@ def compare_words(old: list[str], new: list[str]) -> list[str]:
     return [f"  {line}" for line in difflib.ndiff(*both) if line[0] in "+-"]
 
 
-def read_stamp(path: Path) -> dict | None:
-    """The stamp's values; None where there is none to rely on."""
-    try:
-        stamp = json.loads(path.read_text(encoding="utf-8"))
-        return stamp if {"command", "inputs"} <= stamp.keys() else None
-    except (OSError, ValueError, AttributeError):
-        return None
-
-
-def later_steps(stamp: Path) -> list[str]:
-    """The finished steps that read this one's results, directly or not."""
-    reads = {path: (read_stamp(path) or {}).get("inputs", {}) for path in sorted(stamp.parent.glob("[!.]*"))}
-    later = [str(stamp)]
-    for name in later:
-        later += [str(path) for path, inputs in reads.items() if name in inputs and str(path) not in later]
-    return [Path(name).name for name in later[1:]]
-
-
-def short_list(names: list[str]) -> str:
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
-
-
 def lock_step(stamp: Path) -> None:
     """Take this step's lock for this process and the command that it becomes, an orphaned one included.
 
     Raises:
       StageError: another process has it.
     """
-    stamp.parent.mkdir(parents=True, exist_ok=True)
     handle = os.open(stamp.with_name(f".{stamp.name}.lock"), os.O_RDWR | os.O_CREAT, 0o644)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -137,10 +105,11 @@ def begin_step(stamp: Path, begun: Path, arguments: argparse.Namespace) -> int:
     """Skip or refuse the step and return the exit code, or become its command.
 
     Raises:
-      StageError: an earlier step is not done, an input cannot be read, or the step is running already.
+      StageError: an earlier step is not done, an input or the command cannot be used, or the step is running already.
     """
+    stamp.parent.mkdir(parents=True, exist_ok=True)
     lock_step(stamp)
-    command, outputs, before = arguments.command, arguments.outputs, read_stamp(stamp)
+    command, outputs = arguments.command, arguments.outputs
     for name in arguments.after:
         if not stamp.with_name(name).exists():
             raise StageError(f"step {stamp.name} needs step '{name}', which is not done: begin with an earlier --stage")
@@ -149,13 +118,16 @@ def begin_step(stamp: Path, begun: Path, arguments: argparse.Namespace) -> int:
     paths += [path for path in arguments.inputs if os.path.exists(path)]
     paths += [word for word in command[1:] if os.path.isfile(word) and os.path.abspath(word) not in made]
     words, inputs = words_that_count(command), {path: describe_path(Path(path)) for path in paths}
+    try:
+        before = json.loads(stamp.read_bytes())
+    except (OSError, ValueError):
+        before = None
     differences = compare_words(before["command"], words) if before else []
     if differences and not arguments.force:
-        later = later_steps(stamp)
-        follow = f" and then what follows from it ({short_list(later)})" if later else ""
         print(f"error: step {stamp.name} is done, with other words than now (- then, + now):", *differences,
-              f"give the options as before to keep it, or --force to run it again{follow}", sep="\n", file=sys.stderr)
-        return EXIT_USAGE
+              "give the options as before to keep it, or --force to run it again and then what follows from it",
+              sep="\n", file=sys.stderr)
+        return 2
     if differences:
         command = [word for word in command if word != "--force"]
     elif before and not arguments.force:
@@ -164,7 +136,7 @@ def begin_step(stamp: Path, begun: Path, arguments: argparse.Namespace) -> int:
         if not gone and not changed:
             print(f"{stamp.name}: done already", file=sys.stderr)
             return 0
-        reason = f"{gone[0]} is gone" if gone else f"changed: {short_list(changed)}"
+        reason = f"{gone[0]} is gone" if gone else f"changed: {', '.join(changed)}"
         print(f"{stamp.name}: {reason}; making it again", file=sys.stderr)
     stamp.unlink(missing_ok=True)
     begun.write_text(json.dumps({"command": words, "inputs": inputs, "outputs": outputs, "begun_ns": time.time_ns()}))
@@ -173,8 +145,7 @@ def begin_step(stamp: Path, begun: Path, arguments: argparse.Namespace) -> int:
     try:
         os.execvp(program, [program, *command[1:]])
     except OSError as error:
-        print(f"error: {program} cannot be run: {error.strerror}", file=sys.stderr)
-        return EXIT_NOT_FOUND
+        raise StageError(f"{program} cannot be run: {error.strerror}") from error
 
 
 def finish_step(stamp: Path, begun: Path) -> int:
@@ -214,7 +185,7 @@ def main() -> None:
         sys.exit(finish_step(stamp, begun) if arguments.done else begin_step(stamp, begun, arguments))
     except StageError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(EXIT_FAILED)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -11,11 +11,12 @@
 # 3.13, else another one that can be found and really runs (version managers leave commands behind that do not).
 set -euo pipefail
 
-here="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)"
+tools="$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)" program=environment.py
+if [ "${1:-}" = --doctor ]; then program=doctor.py && shift; fi  # tools/doctor wants a Python, too
 for python in "${SETUP_PYTHON:-python3}" python3.13 python3.12 python3.11 python \
-    "${PYENV_ROOT:-${HOME:-}/.pyenv}"/versions/3.1[123]*/bin/python /opt/python*/bin/python3 "$here/../.venv/bin/python"; do
+    "${PYENV_ROOT:-${HOME:-}/.pyenv}"/versions/3.1[123]*/bin/python /opt/python*/bin/python3 "$tools/../.venv/bin/python"; do
     if "$python" -c 'import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null; then
-        SETUP_PYTHON="$python" exec "$python" -B "$here/environment.py"
+        SETUP_PYTHON="$python" exec "$python" -B "$tools/$program" "$@"
     elif [ -n "${SETUP_PYTHON:-}" ]; then
         break
     fi

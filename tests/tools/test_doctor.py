@@ -1,6 +1,5 @@
 """tools/doctor: what it finds, before and after set-up, and what it advises."""
 
-import importlib
 import json
 import os
 import re
@@ -8,7 +7,6 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -23,10 +21,9 @@ def tree(tmp_path):
     """A checkout with the doctor and the pins, without an environment, in a folder whose name has a space."""
     root = tmp_path / "my checkout"
     (root / "tools").mkdir(parents=True)
-    (root / "cascade").mkdir()
-    for name in ("tools/doctor", "tools/doctor.py", "tools/environment.py", "requirements.txt",
-                 "cascade/__init__.py", "cascade/nvidia.py"):
+    for name in ("tools/doctor", "tools/doctor.py", "tools/environment.py", "tools/setup.sh", "requirements.txt"):
         shutil.copy(ROOT / name, root / name)
+    shutil.copytree(ROOT / "cascade", root / "cascade", ignore=shutil.ignore_patterns("__pycache__"))
     return root
 
 
@@ -64,7 +61,6 @@ def test_every_pin_stands_in_the_table_with_its_version(tree):
     pins = [line.split("==") for line in (tree / "requirements.txt").read_text().splitlines() if "==" in line]
     for name, version in pins:
         assert any(name in line.split() and version in line for line in done.stdout.splitlines()), name
-    assert max(map(len, done.stdout.splitlines())) <= 120
 
 
 def test_other_versions_are_problems_and_problems_make_the_exit_code(tree):
@@ -130,10 +126,8 @@ def test_without_any_python_it_says_what_to_install(tree, tmp_path):
     tools.mkdir()
     for name in ("bash", "dirname", "env"):
         (tools / name).symlink_to(shutil.which(name))
-    if Path("/usr/bin/python3").exists():
-        pytest.skip("this system has a Python of its own")
     done = doctor(tree, PATH=str(tools), HOME=str(tmp_path), PYENV_ROOT=str(tmp_path))
-    assert done.returncode == 1 and "install Python 3.11, 3.12 or 3.13" in done.stderr
+    assert done.returncode == 1 and "no Python 3.11, 3.12 or 3.13 with its venv module: install one" in done.stderr
 
 
 def test_a_gpu_that_a_cpu_build_cannot_use_is_a_problem_that_set_up_mends(tree, tmp_path):
@@ -143,20 +137,7 @@ def test_a_gpu_that_a_cpu_build_cannot_use_is_a_problem_that_set_up_mends(tree, 
     (tmp_path / "nvidia-smi").chmod(0o755)
     path = os.pathsep.join([str(tmp_path), str(Path(sys.executable).parent), CLEAN["PATH"]])
     rows = findings(doctor(with_environment(tree), "--json", PATH=path, CUDA_VISIBLE_DEVICES="0"))
-    assert rows["GPU"]["status"] == "PROBLEM" and "CPU build" in rows["GPU"]["value"]
-    assert rows["GPU"]["advice"].startswith("run tools/setup.sh on this machine") and rows["torch"]["status"] == "ok"
+    assert rows["GPU"]["status"] == "PROBLEM" and "CPU build" in rows["GPU"]["advice"]
+    assert "run tools/setup.sh again on this machine" in rows["GPU"]["advice"]
     hidden = findings(doctor(tree, "--json", PATH=path, CUDA_VISIBLE_DEVICES=""))["GPU"]
     assert hidden["status"] == "note" and "hidden by CUDA_VISIBLE_DEVICES" in hidden["value"]
-
-
-@pytest.mark.parametrize(("build", "wants", "needed"), [(None, True, 10), ("13.0", True, 5), (None, False, 5)])
-def test_disk_is_judged_by_the_build_that_set_up_will_install(monkeypatch, build, wants, needed):
-    monkeypatch.syspath_prepend(str(ROOT / "tools"))
-    module = importlib.import_module("doctor")
-    monkeypatch.setattr(module.environment, "wants_cuda", lambda: wants)
-    for free, status in ((needed - 0.1, "PROBLEM"), (needed, "ok")):
-        disk = SimpleNamespace(free=free * 1e9, total=1e12)
-        monkeypatch.setattr(module.shutil, "disk_usage", lambda path, disk=disk: disk)
-        found = module.Findings()
-        module.examine_disk(found, {"torch": {"cuda": build, "gpus": []}})
-        assert found.rows[0]["name"] == "repository" and found.rows[0]["status"] == status
