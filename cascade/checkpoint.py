@@ -199,11 +199,14 @@ def average_values(paths: list[Path], config: Config | None = None) -> dict[str,
 def with_decoding_in_force(config: Config, model_dir: Path) -> Config:
     """A checkpoint's config with the decoding section in force: decoding.yaml beside the model overrides its own.
 
+    The section's paths, which count from the model's folder, count from the current one then.
+
     Raises:
       ConfigError: decoding.yaml is damaged, or has options or values that are none.
     """
     path = model_dir / "decoding.yaml"
-    return dataclasses.replace(config, decoding=load_decoding(path, config.decoding)) if path.is_file() else config
+    decoding = load_decoding(path, config.decoding) if path.is_file() else config.decoding
+    return dataclasses.replace(config, decoding=decoding.beside(model_dir))
 
 
 def epoch_path(model_dir: str | Path, epoch: int) -> Path:

@@ -21,7 +21,7 @@ from typing import Any
 
 from cascade.config.options import ConfigError
 from cascade.provenance import processor
-from cascade.search.methods import DecodingOptions, default_left_context_ms
+from cascade.search.methods import DecodingOptions, build_scorers, default_left_context_ms
 from cascade.stream.batch import StreamBatch
 from cascade.stream.decoder import StreamingDecoder
 from cascade.stream.endpoint import EndpointOptions
@@ -43,7 +43,8 @@ class Recognizer:
       threads: CPU threads of PyTorch; None: as many as there are cores.
       epoch, average: use the average of so many epochs up to this one; None: the final model.
       options: how to decode, by the names of DecodingOptions: mode (default two_pass), method, beam, chunk_ms,
-        look_ahead_ms, left_context_ms, blank_penalty. Exported files have their contexts built in.
+        look_ahead_ms, left_context_ms, blank_penalty, ngram, lm_scale, lodr, lodr_scale. Exported files have their
+        contexts built in.
     Raises:
       FileNotFoundError, ValueError: the folder is not one of these, or damaged.
       ConfigError: an option that does not exist or does not fit.
@@ -71,7 +72,8 @@ class Recognizer:
             engine, config, tokenizer, options = _open_exported(folder, options, threads)
         else:
             engine, config, tokenizer, options = _open_model(folder, options, device, threads, epoch, average)
-        self._batch = StreamBatch(engine, tokenizer, DecodingOptions.for_model(config, **options), endpoint)
+        options = DecodingOptions.for_model(config, **options)
+        self._batch = StreamBatch(engine, tokenizer, options, endpoint, build_scorers(options, tokenizer))
         self._new_decoder = partial(StreamingDecoder, engine, config, tokenizer, batch=self._batch)
         self.name = folder.resolve().name
         self.sampling_rate = config.features.sampling_rate

@@ -24,6 +24,7 @@ import torch
 
 from cascade.bin.cli import run_program
 from cascade.bin.model_arguments import add_model_arguments, add_search_arguments, check_values, load_for_decoding
+from cascade.bin.score_arguments import add_score_arguments, score_fields, score_options
 from cascade.config.options import ENCODER_FRAME_MS, ConfigError
 from cascade.corpus.quarantine import Problem
 from cascade.data.decode_batches import decode_batches
@@ -36,7 +37,7 @@ from cascade.report.collect import describe_model
 from cascade.search.beam import ModifiedBeamSearch
 from cascade.search.greedy import GreedySearch
 from cascade.search.hypothesis import Hypothesis
-from cascade.search.methods import METHODS, DecodingOptions, build_search
+from cascade.search.methods import METHODS, DecodingOptions, build_scorers, build_search
 from cascade.text.tokens import Tokenizer
 
 ALL = "all"
@@ -62,6 +63,7 @@ def parse_arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--mode", choices=(*MODES, ALL), required=True)
     parser.add_argument("--method", choices=(*METHODS, ALL), required=True)
     add_search_arguments(parser)
+    add_score_arguments(parser)
     parser.add_argument("--nbest", type=int, metavar="N", help="also N hypotheses each and their oracle WER; to --beam")
     parser.add_argument("--max-seconds", type=float, default=200.0, metavar="S", help="audio per batch (default 200)")
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
@@ -145,6 +147,7 @@ def result_row(
         "left_context_ms": options.left_context_ms,
         "beam": options.beam if is_beam else None,
         "blank_penalty": options.blank_penalty,
+        **score_fields(options),
         "chunk_compute_ms_p50": None,
         "chunk_compute_ms_p95": None,
         "chunk_compute_ms_p99": None,
@@ -188,12 +191,13 @@ def main(words: Sequence[str] | None = None) -> None:
     modes = MODES if arguments.mode == ALL else (arguments.mode,)
     methods = METHODS if arguments.method == ALL else (arguments.method,)
     strictest = "look_ahead" if "look_ahead" in modes else modes[0]  # wrong contexts are told before the model is read
-    model, config, tokenizer, options = load_for_decoding(arguments, strictest, beam=arguments.beam)
-    decodings = []
+    scores = score_options(arguments)
+    model, config, tokenizer, options = load_for_decoding(arguments, strictest, beam=arguments.beam, **scores)
+    engine, scorers, decodings = TorchEngine(model), build_scorers(options, tokenizer), []
     for mode, method in product(modes, methods):
         chosen = replace(options, mode=mode, method=method)
         out = arguments.out / f"{mode}-{method}" if ALL in (arguments.mode, arguments.method) else arguments.out
-        decodings.append(Decoding(chosen, build_search(TorchEngine(model), chosen, tokenizer.unk_id), out))
+        decodings.append(Decoding(chosen, build_search(engine, chosen, tokenizer.unk_id, scorers), out))
     batches = decode_batches(arguments.manifest, config, arguments.max_seconds)
     for batch in progress(batches, "decode"):
         for decoding in decodings:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cascade.bin.device_arguments import add_device_argument, open_device
+from cascade.bin.score_arguments import score_options
 from cascade.config.options import Config, ConfigError
 from cascade.recognizer import EXPORTED, Recognizer
 from cascade.search.methods import (
@@ -77,7 +77,7 @@ def check_values(arguments: argparse.Namespace, **minimum: int) -> None:
 
 
 def open_recognizer(arguments: argparse.Namespace, mode: str, endpoint: EndpointOptions) -> Recognizer:
-    """The model or the exported files that the options name, with `--method` and `--beam`.
+    """The model or the exported files that the options name, with `--method`, `--beam` and scores.
 
     Raises:
       As `Recognizer`.
@@ -92,6 +92,7 @@ def open_recognizer(arguments: argparse.Namespace, mode: str, endpoint: Endpoint
     return Recognizer(
         folder, endpoint=endpoint, device=arguments.device, threads=arguments.threads, epoch=arguments.epoch,
         average=arguments.avg, mode=mode, method=arguments.method, beam=arguments.beam, **options,
+        **score_options(arguments),
     )
 
 
@@ -103,24 +104,19 @@ def load_for_decoding(
     Args:
       mode: the pass.
       why_cpu: see `open_device`.
-      search: `method` and `beam` of DecodingOptions, where they matter.
+      search: other options of DecodingOptions, where they matter; None: as the model has it.
     Raises:
       ConfigError: options that do not fit together, found before the model is read.
       FileNotFoundError, ValueError: as `load_model` and `choose_device`.
     """
-    left_context_ms, blank_penalty = arguments.left_context_ms, arguments.blank_penalty
-    options = DecodingOptions(
-        mode=mode, chunk_ms=arguments.chunk_ms, look_ahead_ms=arguments.look_ahead_ms,
-        left_context_ms=arguments.chunk_ms if left_context_ms is None else left_context_ms,
-        blank_penalty=blank_penalty or 0.0, **search,
-    )
+    names = ("chunk_ms", "look_ahead_ms", "left_context_ms", "blank_penalty")
+    given = {"mode": mode, **{name: getattr(arguments, name) for name in names}, **search}
+    given = {name: value for name, value in given.items() if value is not None}
+    DecodingOptions(**{"left_context_ms": arguments.chunk_ms} | given)
     from cascade.checkpoint import load_model
 
     device = open_device(arguments, why_cpu)
     model, config, tokenizer = load_model(arguments.exp_dir, arguments.epoch, arguments.avg)
     model.to(device)
-    if left_context_ms is None:
-        options = replace(options, left_context_ms=default_left_context_ms(config, arguments.chunk_ms))
-    if blank_penalty is None:
-        options = replace(options, blank_penalty=config.decoding.blank_penalty)
-    return model, config, tokenizer, options
+    given.setdefault("left_context_ms", default_left_context_ms(config, arguments.chunk_ms))
+    return model, config, tokenizer, DecodingOptions.for_model(config, **given)

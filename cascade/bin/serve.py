@@ -15,6 +15,7 @@ from pathlib import Path
 
 from cascade.bin.cli import run_program
 from cascade.bin.model_arguments import add_model_arguments, add_search_arguments, check_values, open_recognizer
+from cascade.bin.score_arguments import add_score_arguments
 from cascade.config.options import ConfigError
 from cascade.search.methods import METHODS
 from cascade.stream.endpoint import EndpointOptions
@@ -25,6 +26,7 @@ def parse_arguments() -> argparse.Namespace:
     add_model_arguments(parser, or_onnx=True)
     parser.add_argument("--method", choices=METHODS, default="greedy_search")
     add_search_arguments(parser)
+    add_score_arguments(parser)
     pause = EndpointOptions().silence_after_speech
     parser.add_argument(
         "--silence-after-speech", type=float, default=pause, metavar="S", help=f"a segment ends after it ({pause:g} s)"

@@ -24,6 +24,7 @@ from pathlib import Path
 
 from cascade.bin.cli import run_program
 from cascade.bin.model_arguments import add_model_arguments, add_search_arguments, check_values, open_recognizer
+from cascade.bin.score_arguments import add_score_arguments
 from cascade.config.options import ConfigError
 from cascade.processes.exits import EXIT_FAILED, Interrupted
 from cascade.search.methods import METHODS, STREAMING_MODES
@@ -44,6 +45,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--method", choices=METHODS, default="greedy_search")
     add_search_arguments(parser)
+    add_score_arguments(parser)
     parser.add_argument("--sampling-rate", type=int, metavar="HZ", help="of the pipe (default: the model's)")
     ends = EndpointOptions()
     for name, what in (

@@ -4,7 +4,8 @@ Lengths of chunks, blocks and contexts are in 40 ms encoder frames unless the na
 field here; `config.rules` has what several options must satisfy together.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 FRAME_SHIFT_MS = 10
@@ -280,6 +281,20 @@ class DecodingConfig:
 
     blank_penalty: float = option(0.0, unbounded="a negative one favours blanks", goes_on=True)
     """Subtracted from the blank's logit by every search; chosen on dev, where a young model leaves words out."""
+    ngram: str | None = option(None, goes_on=True)
+    """ARPA file (.arpa, .arpa.gz) of a language model over the model's tokens; the path counts from the model's own
+    folder."""
+    lm_scale: float = option(0.0, at_least=0, goes_on=True)
+    """Weight of the n-gram's log-probabilities; 0: it is not used."""
+    lodr: str | None = option(None, goes_on=True)
+    """As ngram: a low-order model, mostly a bigram, of the training transcripts, which is subtracted (2203.16776)."""
+    lodr_scale: float = option(0.0, at_least=0, goes_on=True)
+    """Weight with which it is subtracted; 0: it is not used."""
+
+    def beside(self, folder: Path) -> "DecodingConfig":
+        """The same with paths that count from the current folder, for a model in `folder`."""
+        files = {name: str(folder / path) for name in ("ngram", "lodr") if (path := getattr(self, name))}
+        return replace(self, **files)
 
 
 @dataclass(frozen=True)

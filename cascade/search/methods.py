@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from cascade.config.options import ENCODER_FRAME_MS, MODES, Config, ConfigError, Mode
 from cascade.search.beam import ModifiedBeamSearch
 from cascade.search.greedy import GreedySearch
+from cascade.search.ngram import read_arpa
 from cascade.search.rows import Networks
-from cascade.search.scorer import Scorer
+from cascade.search.scorer import NgramScorer, Scorer
+from cascade.text.tokens import Tokenizer
 
 STREAMING_MODES = (*MODES, "two_pass")
 """Modes of a stream; two_pass shows the streaming pass, then the look-ahead pass, and ends with the full one."""
@@ -44,12 +48,27 @@ class DecodingOptions:
     """What a chunk or block sees before its start."""
     blank_penalty: float = 0.0
     """Subtracted from the blank's logit."""
+    ngram: str | Path | None = None
+    """ARPA file of a language model over the model's tokens, and its weight; lodr is the one that is subtracted."""
+    lm_scale: float = 0.0
+    lodr: str | Path | None = None
+    lodr_scale: float = 0.0
 
     @classmethod
-    def for_model(cls, config: Config, *, blank_penalty: float | None = None, **options: Any) -> DecodingOptions:
-        """Options for a model: what is None or not given of its decoding section is as `config.decoding` has it."""
-        own = config.decoding
-        return cls(blank_penalty=own.blank_penalty if blank_penalty is None else blank_penalty, **options)
+    def for_model(cls, config: Config, **options: Any) -> DecodingOptions:
+        """Options for a model: what is None or not given of its decoding section is as `config.decoding` has it.
+
+        Without a language model there is no LODR either: lm_scale=0 switches both off.
+        """
+        given = {name: value for name, value in options.items() if value is not None}
+        if given.get("lm_scale") == 0:
+            given.setdefault("lodr_scale", 0.0)
+        chosen = cls(**dataclasses.asdict(config.decoding) | given)
+        for file, scale in (("ngram", "lm_scale"), ("lodr", "lodr_scale")):
+            if file in given and scale not in given and not getattr(chosen, scale):
+                option = "--" + scale.replace("_", "-")
+                raise ConfigError(f"--{file} {given[file]} needs {option}: cascade.bin.tune_scales finds it on dev")
+        return chosen
 
     def __post_init__(self) -> None:
         for option, value, choices in (("mode", self.mode, STREAMING_MODES), ("method", self.method, METHODS)):
@@ -68,12 +87,39 @@ class DecodingOptions:
             raise ConfigError(f"--beam must be at least 1, got {self.beam}")
         if not math.isfinite(self.blank_penalty):
             raise ConfigError(f"--blank-penalty must be a finite number, got {self.blank_penalty}")
+        for name in ("lm_scale", "lodr_scale"):
+            if not 0 <= getattr(self, name) < math.inf:
+                option = "--" + name.replace("_", "-")
+                raise ConfigError(f"{option} must be a finite number of at least 0, got {getattr(self, name)}")
 
 
 def default_left_context_ms(config: Config, chunk_ms: int) -> int:
     """The longest finite left context the model was trained with, for this chunk; 16 chunks if it knows only 'all'."""
     finite = [chunks for chunks in config.context.left_chunks if chunks > 0]
     return chunk_ms * max(finite, default=DEFAULT_LEFT_CHUNKS)
+
+
+def build_scorers(options: DecodingOptions, tokenizer: Tokenizer) -> list[Scorer]:
+    """The scores from outside that the options name; several searches of one thread may share them.
+
+    Raises:
+      ConfigError: a file without a scale or a scale without its file; LODR without a language model.
+      FileNotFoundError, ValueError: a file that is missing, no ARPA file, or of other tokens.
+    """
+    for name, scale in (("ngram", "lm_scale"), ("lodr", "lodr_scale")):
+        if getattr(options, scale) and getattr(options, name) is None:
+            raise ConfigError(f"--{scale.replace('_', '-')} {getattr(options, scale):g} needs --{name} FILE")
+    if options.lodr_scale and not options.lm_scale:
+        raise ConfigError(f"--lodr-scale {options.lodr_scale:g} needs --lm-scale: LODR corrects a language model")
+    symbols = [tokenizer.id_to_symbol(token) for token in range(tokenizer.vocab_size)]
+    scorers = []
+    for name, weight in (("ngram", options.lm_scale), ("lodr", -options.lodr_scale)):
+        path = getattr(options, name)
+        if weight and not Path(path).is_file():
+            raise FileNotFoundError(f"--{name} {path} not found")
+        if weight:
+            scorers.append(NgramScorer(read_arpa(path, symbols), weight))
+    return scorers
 
 
 def build_search(

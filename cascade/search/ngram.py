@@ -155,15 +155,15 @@ class NgramModel:
 def read_arpa(path: str | Path, symbols: Sequence[str]) -> NgramModel:
     """Read an ARPA file (plain, .gz, .xz) for a model with these token symbols, blank and <unk> first.
 
-    n-grams with other words are left out. Tokens that the file lacks get the probability of its <unk>, or MISSING.
+    Tokens that the file lacks get the probability of its <unk>, or MISSING, with a warning.
 
     Raises:
-      ValueError: damaged, no ARPA file, or one of other tokens; with the line.
+      ValueError: damaged, no ARPA file, or one with other tokens; with the line.
     """
     file = _ArpaFile(Path(path), symbols)
     sections = file.sections()
     try:
-        return NgramModel([file.complete(sections[0]), *sections[1:]], len(symbols))
+        return NgramModel([file.complete(sections[0], symbols), *sections[1:]], len(symbols))
     except ValueError as error:
         raise ValueError(f"{path} {error}") from error
 
@@ -189,7 +189,7 @@ class _ArpaFile:
         return b""
 
     def sections(self) -> list[ArpaSection]:
-        """Orders 1, 2, ... without the n-grams that hold other words."""
+        """Orders 1, 2, ..."""
         while (line := self._line()) != rb"\data\ "[:-1]:
             if not line:
                 self._fail(r"the file has no line \data\ before its end: it is no ARPA file")
@@ -230,9 +230,11 @@ class _ArpaFile:
             backoffs = self._numbers([row[-1] if len(row) == order + 2 else b"0" for row in rows], first)
             for place in np.flatnonzero(probs > 1e-3)[:1]:
                 self._fail("a log10 probability above 0", first + place)
-            known = tokens.all(axis=1)
+            for place, column in np.argwhere(tokens == 0)[:1]:
+                word = _shown(rows[place][column + 1])
+                self._fail(f"{word} is no token of the model: train the n-gram with its tokenizer", first + place)
             lines = np.arange(first, first + len(rows))
-            blocks.append([column[known] for column in (tokens, np.minimum(probs, 0.0), backoffs, lines)])
+            blocks.append([tokens, np.minimum(probs, 0.0), backoffs, lines])
         return ArpaSection(*map(np.concatenate, zip(*blocks, strict=True)))
 
     def _numbers(self, values: list[bytes], first: int) -> np.ndarray:
@@ -241,17 +243,20 @@ class _ArpaFile:
             self._fail(f"{_shown(values[place])} is no number", first + place)
         return np.clip(numbers, LOWEST, -LOWEST)
 
-    def complete(self, unigrams: ArpaSection) -> ArpaSection:
+    def complete(self, unigrams: ArpaSection, symbols: Sequence[str]) -> ArpaSection:
         """Order 1 with a row for each of 1 .. V + 1."""
         tokens = unigrams.tokens[:, 0]
-        if not ((tokens > 1) & (tokens < self._vocab_size)).any():
-            raise ValueError(f"{self._path} has none of the model's tokens: train it with the model's tokenizer")
         rows = np.full((3, self._vocab_size + 1), [[math.nan], [0.0], [0.0]])
         rows[:, tokens - 1] = unigrams.log10_probs, unigrams.log10_backoffs, unigrams.lines
         missing = np.isnan(rows[0])
         missing[0] = missing[-1] = False
         if missing.any():
-            log.warning("%s: %d of %d tokens are not in it", self._path, missing.sum(), self._vocab_size)
+            names = ", ".join([*symbols, "</s>"][token] for token in np.flatnonzero(missing)[:3] + 1)
+            dots = ", ..." if missing.sum() > 3 else ""
+            log.warning(
+                "%s lacks %d of the model's %d tokens (%s%s): they count as unknown words in it", self._path,
+                missing.sum(), self._vocab_size, names, dots,
+            )
         rows[0, -1] = LOWEST
         rows[0] = np.where(np.isnan(rows[0]), MISSING if np.isnan(rows[0, 0]) else rows[0, 0], rows[0])
         return ArpaSection(np.arange(1, self._vocab_size + 2)[:, None], rows[0], rows[1], rows[2].astype(np.int64))

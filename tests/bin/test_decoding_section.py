@@ -128,7 +128,7 @@ def test_a_decoding_yaml_beside_the_model_overrides_its_section(run_dir, tmp_pat
     for options, expected in (((), 1.5), (("--epoch", 1), 1.5), (("--blank-penalty", -0.5), -0.5)):
         call(decode, *arguments, *options)
         assert json.loads((tmp_path / "out" / "result.json").read_text())["blank_penalty"] == expected
-    assert load_file(folder / "averaged.pt")["config"]["decoding"] == {"blank_penalty": PENALTY}
+    assert load_file(folder / "averaged.pt")["config"]["decoding"]["blank_penalty"] == PENALTY
     (folder / "decoding.yaml").write_text("")
     assert load_model(folder)[1].decoding.blank_penalty == PENALTY
 

@@ -10,9 +10,9 @@ from cascade.search import ngram
 from cascade.search.ngram import read_arpa
 from cascade.search.scorer import NgramScorer
 
-SYMBOLS = ["<blk>", "<unk>", "a", "b", "c", "d"]
+SYMBOLS = ["<blk>", "<unk>", "a", "b", "c", "d", "x"]
 END, BEGIN = len(SYMBOLS), len(SYMBOLS) + 1
-# As SRILM prunes: "b c" is not there, though it ends "a b c"; "c" has a weight and nothing after it; "x" is no token.
+# As SRILM prunes: "b c" is not there, though it ends "a b c"; "c" has a weight and nothing after it.
 SRILM = r"""written by hand
 
 \data\
@@ -83,15 +83,15 @@ def natural(model, state):
 def test_every_context_backs_off_as_the_format_defines(write):
     model, entries = read_arpa(write(SRILM), SYMBOLS), dictionary_of(SRILM)
     assert len(entries) == 17
-    words = {1: "<unk>", 2: "a", 3: "b", 4: "c", 5: "d", END: "</s>", BEGIN: "<s>"}
+    words = {1: "<unk>", 2: "a", 3: "b", 4: "c", 5: "d", 6: "x", END: "</s>", BEGIN: "<s>"}
     generator = np.random.default_rng(0)
     for length in (0, 1, 2, 3, 5) * 20:
-        tokens = generator.integers(1, 6, length)
+        tokens = generator.integers(1, 7, length)
         state, context = np.array([model.start]), ["<s>"]
         for token in tokens:
             state = model.advance(state, np.array([token]))
             context.append(words[token])
-        expected = [reference(entries, words[token], context[-2:]) * math.log(10) for token in (1, 2, 3, 4, 5, END)]
+        expected = [reference(entries, words[token], context[-2:]) * math.log(10) for token in (1, 2, 3, 4, 5, 6, END)]
         np.testing.assert_allclose(natural(model, state)[1:], expected, rtol=1e-6)
         assert model.scores(state)[0, 0] == 0.0
 
@@ -150,14 +150,14 @@ def test_files_of_other_makes_give_the_same_model(write, change):
 
 def test_tokens_that_the_file_lacks_are_as_likely_as_its_unknown_word(write, caplog):
     model = read_arpa(write(SRILM), [*SYMBOLS, "e", "f"])
-    assert "2 of 8 tokens are not in it" in caplog.text
+    assert "lm.arpa lacks 2 of the model's 9 tokens (e, f): they count as unknown words in it" in caplog.text
     scores = model.scores(np.array([model.start]))[0]
-    assert scores[6] == scores[7] == scores[1] == pytest.approx((-2.5 - 0.31) * math.log(10))
-    state = model.advance(np.array([model.start]), np.array([6]))  # nothing is known after it
+    assert scores[7] == scores[8] == scores[1] == pytest.approx((-2.5 - 0.31) * math.log(10))
+    state = model.advance(np.array([model.start]), np.array([7]))  # nothing is known after it
     assert model.scores(state)[0, 2] == pytest.approx(-0.9 * math.log(10))
     text = SRILM.replace("-2.5\t<unk>\t-0.05", "-2.5\ty\t-0.05").replace("<unk> a", "y a")
-    scores = read_arpa(write(text), [*SYMBOLS, "e"]).scores(np.zeros(1, np.int64))[0]
-    assert scores[6] == scores[1] == pytest.approx(ngram.MISSING * math.log(10))
+    scores = read_arpa(write(text), [*SYMBOLS, "y", "e"]).scores(np.zeros(1, np.int64))[0]
+    assert scores[8] == scores[1] == pytest.approx(ngram.MISSING * math.log(10))
 
 
 DAMAGE = {
@@ -177,8 +177,8 @@ DAMAGE = {
     "no end": (lambda text: text.replace("\\end\\", ""), "line 31: expected \\end\\ after 3 n-grams of order 3"),
     "twice": (lambda text: text.replace("b a\n", "a b\n"), "line 22: an n-gram for the second time"),
     "context": (lambda text: text.replace("a b c", "c b a"), "line 28: the context of this n-gram is no n-gram"),
-    "other tokens": (lambda text: text.replace("\ta", "\tA").replace("\tb", "\tB").replace("\tc", "\tC").replace(
-        "\td", "\tD"), "has none of the model's tokens"),
+    "other tokens": (lambda text: text.replace("\ta", "\tA"), "line 11: 'A' is no token of the model: train"),
+    "another token": (lambda text: text.replace("a b c", "a B c"), "line 28: 'B' is no token of the model"),
 }
 
 

@@ -10,11 +10,34 @@ from cascade.search.beam import ModifiedBeamSearch
 from cascade.search.greedy import GreedySearch
 from cascade.search.ngram import read_arpa
 from cascade.search.scorer import NgramScorer
-from tests.search.test_ngram import SRILM
 from tests.search.toy_models import REAL, ToyTransducer, random_encoder_out
 
 BACKENDS = ("numpy", "numba")
 UNK = 2
+SMALL = r"""\data\
+ngram 1=5
+ngram 2=4
+ngram 3=2
+
+\1-grams:
+-1.1	</s>
+-99	<s>	-0.31
+-0.9	a	-0.42
+-0.8	b	-0.13
+-2.5	<unk>	-0.05
+
+\2-grams:
+-0.35	<s> a	-0.21
+-0.55	a b	-0.17
+-0.45	b a
+-0.95	b </s>
+
+\3-grams:
+-0.15	<s> a b
+-0.50	a b </s>
+
+\end\
+"""
 
 
 class TableScorer:
@@ -50,7 +73,7 @@ def scorers(request, tmp_path):
     """Two scorers over four symbols."""
     if request.param == "tables":
         return random_scorers(4, seed=2)
-    (tmp_path / "lm.arpa").write_text(SRILM)
+    (tmp_path / "lm.arpa").write_text(SMALL)
     model = read_arpa(tmp_path / "lm.arpa", ["<blk>", "<unk>", "a", "b"])
     return [NgramScorer(model, 0.7), NgramScorer(model, -0.3)]
 

@@ -1,0 +1,141 @@
+"""Scores from outside through the programs: options, the model's decoding section, rows, and what users get wrong."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import soundfile
+
+from cascade import Recognizer
+from cascade.bin import decode, serve, train_ngram, transcribe
+from cascade.bin.model_arguments import open_recognizer
+from cascade.config.options import ConfigError
+from cascade.search.methods import METHODS, STREAMING_MODES
+from cascade.stream.endpoint import EndpointOptions
+from tests import tiny_run
+from tests.tiny_run import make_manifest, make_model_dir
+
+SECTION = {"ngram": "lm/lm.arpa.gz", "lm_scale": 2.5, "lodr": "lm/low.arpa", "lodr_scale": 1.75}
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    """The same weights twice: `plain`, and `student`, whose decoding section has a language model and LODR."""
+    folder = tmp_path_factory.mktemp("run")
+    make_model_dir(folder / "plain")
+    make_model_dir(folder / "student", overrides=[f"decoding.{name}={value}" for name, value in SECTION.items()])
+    (folder / "text").write_text("two two five one\nthree five\nfive five five one two\n")
+    with pytest.MonkeyPatch.context() as patch:
+        for order, name in ((3, "lm.arpa.gz"), (2, "low.arpa")):
+            tiny_run.call(patch, train_ngram, "--text", folder / "text", "--tokens", folder / "plain" / "tokens",
+                          "--order", order, "--out", folder / "student" / "lm" / name)  # fmt: skip
+    make_manifest(folder)
+    return folder
+
+
+def flags(run_dir, **values):
+    """The options that say what SECTION says."""
+    for name, value in (SECTION | values).items():
+        yield f"--{name.replace('_', '-')}"
+        yield run_dir / "student" / value if name in ("ngram", "lodr") else value
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    """call(program, *arguments): what it prints."""
+
+    def run(program, *arguments):
+        capsys.readouterr()
+        tiny_run.call(monkeypatch, program, *arguments)
+        return capsys.readouterr().out
+
+    return run
+
+
+def check_section_and_options(run_dir, say):
+    """`say(model, *options)` of a plain model, of it with all options, of the model that carries them."""
+    plain, given, own = say("plain"), say("plain", *flags(run_dir)), say("student")
+    assert plain != given == own
+    assert say("student", "--lm-scale", 0) == plain
+    assert say("student", "--lodr-scale", 0) not in (own, plain)
+    assert say("student", *flags(run_dir, lm_scale=1.0)) == say("plain", *flags(run_dir, lm_scale=1.0)) != own
+    return plain, own
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_decode_takes_the_models_scores_and_options_replace_them(run_dir, tmp_path, call, method):
+    def say(model, *options):
+        call(decode, "--exp-dir", run_dir / model, "--manifest", run_dir / "test.jsonl", "--mode", "full",
+             "--method", method, "--out", tmp_path, *options)  # fmt: skip
+        row = json.loads((tmp_path / "result.json").read_text())
+        names = ("ngram", "lm_scale", "lodr_scale", "hotwords", "rescore")
+        return (tmp_path / "hyps.jsonl").read_text(), tuple(row[name] for name in names)
+
+    plain, own = check_section_and_options(run_dir, say)
+    assert plain[1] == (None, None, None, None, False) and own[1] == ("lm.arpa.gz", 2.5, 1.75, None, False)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("mode", STREAMING_MODES)
+def test_transcribe_takes_the_models_scores_and_options_replace_them(run_dir, call, mode, method):
+    def say(model, *options):
+        return call(transcribe, "--exp-dir", run_dir / model, "--json", "--method", method, "--mode", mode, *options,
+                    *(run_dir / f"{number}.wav" for number in range(4)))  # fmt: skip
+
+    check_section_and_options(run_dir, say)
+
+
+def test_serve_and_python_take_the_models_scores_and_options_replace_them(run_dir, monkeypatch):
+    samples = [soundfile.read(run_dir / f"{number}.wav", dtype="int16")[0] for number in range(4)]
+
+    def texts(recognizer):
+        streams = [recognizer.stream() for _ in samples]
+        for stream, each in zip(streams, samples, strict=True):
+            stream.push(each, 16000)
+            stream.end()
+        recognizer.advance()
+        return [stream.final().text for stream in streams]
+
+    def say(model, *options):
+        words = ["serve", "--exp-dir", run_dir / model, *options]
+        monkeypatch.setattr("sys.argv", list(map(str, words)))
+        arguments = serve.parse_arguments()
+        return texts(open_recognizer(arguments, "two_pass", EndpointOptions()))
+
+    plain, own = check_section_and_options(run_dir, say)
+    section = SECTION | {name: run_dir / "student" / SECTION[name] for name in ("ngram", "lodr")}
+    assert texts(Recognizer(run_dir / "plain")) == plain
+    assert texts(Recognizer(run_dir / "plain", **section)) == texts(Recognizer(run_dir / "student")) == own
+    assert texts(Recognizer(run_dir / "student", lm_scale=0)) == plain
+
+
+@pytest.mark.parametrize(("words", "error", "message"), [
+    (["--ngram", "LM/lm.arpa.gz"], ConfigError, "--ngram .*lm.arpa.gz needs --lm-scale: cascade.bin.tune_scales finds"),
+    (["--lm-scale", "0.3"], ConfigError, "--lm-scale 0.3 needs --ngram FILE"),
+    (["--lm-scale", "-0.3"], ConfigError, "--lm-scale must be a finite number of at least 0, got -0.3"),
+    (["--lodr-scale", "nan"], ConfigError, "--lodr-scale must be a finite number of at least 0, got nan"),
+    (["--lodr", "LM/low.arpa", "--lodr-scale", "0.2"], ConfigError, "--lodr-scale 0.2 needs --lm-scale"),
+    (["--ngram", "LM/lm.arpa.gz", "--lm-scale", "0.3", "--lodr-scale", "1"], ConfigError, "--lodr-scale 1 needs"),
+    (["--ngram", "LM/no.arpa", "--lm-scale", "0.3"], FileNotFoundError, "--ngram .*no.arpa not found"),
+    (["--ngram", "LM/other.arpa", "--lm-scale", "0.3"], ValueError, r"other.arpa line \d+: '▁TWO' is no token of the"),
+])  # fmt: skip
+def test_what_does_not_fit_together_is_one_sentence(run_dir, tmp_path, call, words, error, message):
+    lm = run_dir / "student" / "lm"
+    (lm / "other.arpa").write_text((lm / "low.arpa").read_text().replace("two", "TWO"))
+    words = [word.replace("LM", str(lm)) for word in words]
+    with pytest.raises(error, match=message) as caught:
+        call(decode, "--exp-dir", run_dir / "plain", "--manifest", run_dir / "test.jsonl", "--mode", "full",
+             "--method", "greedy_search", "--out", tmp_path, *words)  # fmt: skip
+    assert "\n" not in str(caught.value)
+
+
+def test_a_model_that_was_moved_finds_its_files_and_one_without_them_says_which(run_dir, tmp_path, call):
+    moved = tmp_path / "moved"
+    moved.symlink_to(run_dir / "student")
+    arguments = ["--manifest", run_dir / "test.jsonl", "--mode", "full", "--method", "greedy_search", "--out", tmp_path]
+    call(decode, "--exp-dir", moved, *arguments)
+    folder = make_model_dir(tmp_path / "model", overrides=["decoding.ngram=lm.arpa", "decoding.lm_scale=0.3"])
+    with pytest.raises(FileNotFoundError, match=r"--ngram .*model/lm\.arpa not found"):
+        call(decode, "--exp-dir", folder, *arguments)
+    call(decode, "--exp-dir", folder, *arguments, "--lm-scale", 0)
