@@ -41,6 +41,7 @@ class Recognizer:
       endpoint: rules that cut streams into segments; None: a stream is one segment, and memory grows with it.
       device: auto | cpu | cuda, for a model directory; exported files run on the CPU.
       threads: CPU threads of PyTorch; None: as many as there are cores.
+      int8: of exported files, those in 8 bits where there are some (export_onnx --int8).
       epoch, average: use the average of so many epochs up to this one; None: the final model.
       options: how to decode, by the names of DecodingOptions: mode (default two_pass), method, beam, chunk_ms,
         look_ahead_ms, left_context_ms, blank_penalty, ngram, lm_scale, lodr, lodr_scale. Exported files have their
@@ -53,7 +54,7 @@ class Recognizer:
 
     def __init__(
         self, folder: str | Path, *, endpoint: EndpointOptions | None = PAUSES, device: str = "auto",
-        threads: int | None = None, epoch: int | None = None, average: int = 1, **options: Any,
+        threads: int | None = None, int8: bool = False, epoch: int | None = None, average: int = 1, **options: Any,
     ) -> None:  # fmt: skip
         folder = Path(folder)
         unknown = sorted(set(options) - set(DecodingOptions.__dataclass_fields__))
@@ -69,8 +70,10 @@ class Recognizer:
                 )
             if epoch is not None:
                 raise ConfigError(f"--epoch chooses weights of --exp-dir: give it to export_onnx, not with {folder}")
-            engine, config, tokenizer, options = _open_exported(folder, options, threads)
+            engine, config, tokenizer, options = _open_exported(folder, options, threads, int8)
         else:
+            if int8:
+                raise ConfigError(f"int8 needs exported files (export_onnx --int8), {folder} is a model directory")
             engine, config, tokenizer, options = _open_model(folder, options, device, threads, epoch, average)
         options = DecodingOptions.for_model(config, **options)
         self._batch = StreamBatch(engine, tokenizer, options, endpoint, build_scorers(options, tokenizer))
@@ -127,14 +130,14 @@ def _open_model(
     return TorchEngine(model), config, tokenizer, options
 
 
-def _open_exported(folder: Path, options: dict[str, Any], threads: int | None) -> tuple[Any, ...]:
+def _open_exported(folder: Path, options: dict[str, Any], threads: int | None, int8: bool) -> tuple[Any, ...]:
     """Exported files, by onnxruntime: as `_open_model`."""
     from cascade.export.onnx_engine import OnnxEngine
 
     if threads is not None:
         limit_threads(threads)
     log.info("device: cpu, %s", processor())
-    engine = OnnxEngine(folder)
+    engine = OnnxEngine(folder, int8)
     for name, built_in in engine.times.items():
         if options.get(name, built_in) != built_in:
             raise ConfigError(

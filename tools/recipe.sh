@@ -189,11 +189,11 @@ latency() {
 export_onnx() {
     step export --after fbank "$1" --outputs "$exp/$1/export/export.json" -- \
         python -m cascade.bin.export_onnx --exp-dir "$exp/$1" --manifest "$exp/fbank/$2_cuts.jsonl.gz" \
-        --out "$exp/$1/export" "${@:3}"
+        --int8 --out "$exp/$1/export" "${@:3}"
 }
 
 report() {
-    step report --inputs "$exp"/{teacher,student_alone,student}/{train_summary.json,latency.json,losses.jsonl,decode} \
+    step report --inputs "$exp"/{teacher,student_alone,student}/{train_summary.json,latency.json,losses.jsonl,decode,export/export.json} \
         "$exp/latency_full_size.json" --outputs "$results/RESULTS.md" -- \
         python -m cascade.bin.report --exp-dir "$exp" --out "$results" "$@"
 }

@@ -30,6 +30,7 @@ def add_model_arguments(parser: argparse.ArgumentParser, or_onnx: bool = False, 
     source.add_argument("--exp-dir", type=Path, metavar="DIR", help="model directory, of one training")
     if or_onnx:
         source.add_argument("--onnx-dir", type=Path, metavar="DIR", help="what export_onnx wrote: no PyTorch model")
+        parser.add_argument("--int8", action="store_true", help="run --onnx-dir's files in 8 bits (export_onnx --int8)")
     parser.add_argument("--epoch", type=int, metavar="N", help="use this epoch (default: the averaged final model)")
     parser.add_argument("--avg", type=int, default=1, metavar="K", help="average K epochs up to --epoch (default 1)")
     parser.add_argument("--chunk-ms", type=int, default=DEFAULT_CHUNK_MS, metavar="MS", help="causal chunk (320)")
@@ -57,7 +58,8 @@ def add_blank_penalty(parser: argparse.ArgumentParser) -> None:
 
 
 def check_values(arguments: argparse.Namespace, **minimum: int) -> None:
-    """Check what programs have in common: minimal values, --avg with --epoch only, --max-seconds, files to read.
+    """Check what programs have in common: minimal values, --avg with --epoch only, --int8 with --onnx-dir only,
+    --max-seconds, files to read.
 
     Raises:
       ConfigError, FileNotFoundError: the option, its value, and what it must be.
@@ -68,6 +70,8 @@ def check_values(arguments: argparse.Namespace, **minimum: int) -> None:
             raise ConfigError(f"--{name.replace('_', '-')} must be at least {least}, got {value}")
     if "avg" in arguments and arguments.epoch is None and arguments.avg != 1:
         raise ConfigError(f"--avg {arguments.avg} needs --epoch N")
+    if "onnx_dir" in arguments and arguments.onnx_dir is None and getattr(arguments, "int8", False):
+        raise ConfigError("--int8 needs --onnx-dir DIR, which export_onnx --int8 wrote")
     if "max_seconds" in arguments and not arguments.max_seconds > 0:
         raise ConfigError(f"--max-seconds must be positive, got {arguments.max_seconds}")
     for name in ("manifest", "alignment"):
@@ -91,7 +95,7 @@ def open_recognizer(arguments: argparse.Namespace, mode: str, endpoint: Endpoint
         options["blank_penalty"] = arguments.blank_penalty  # 0 replaces the model's own
     return Recognizer(
         folder, endpoint=endpoint, device=arguments.device, threads=arguments.threads, epoch=arguments.epoch,
-        average=arguments.avg, mode=mode, method=arguments.method, beam=arguments.beam, **options,
+        average=arguments.avg, int8=arguments.int8, mode=mode, method=arguments.method, beam=arguments.beam, **options,
         **score_options(arguments),
     )
 

@@ -1,8 +1,8 @@
 """Collect an experiment's results: results.json, RESULTS.md and plots/*.png.
 
-Reads EXP/{teacher,student_alone,student}/: decode/**/result.json, latency.json, train_summary.json, losses.jsonl, and
-EXP/latency_full_size.json where there is one. What is missing is named with the stage that makes it, here and at the
-top of RESULTS.md.
+Reads EXP/{teacher,student_alone,student}/: decode/**/result.json, latency.json, train_summary.json, losses.jsonl,
+export/export.json, and EXP/latency_full_size.json where there is one. What is missing is named with the stage that
+makes it, here and at the top of RESULTS.md.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ from typing import Any
 
 from cascade.config.options import FRAME_SHIFT_MS, Config
 from cascade.export.onnx import DECODER, FULL, JOINER, LOOK_AHEAD, STREAMING
+from cascade.report.markdown import int8_table
 
 
 def describe_export(about: dict[str, Any], exp_dir: Path, config: Config, license_text: str) -> str:
@@ -26,7 +27,7 @@ def describe_export(about: dict[str, Any], exp_dir: Path, config: Config, licens
         f"Exported with a chunk of {about['chunk_ms']} ms, look-ahead blocks of {about['look_ahead_ms']} ms and a left "
         f"context of {about['left_context_ms']} ms; {about['sampling_rate']} Hz, samples in [-1, 1].", "",
         "## Our own runtime", "", "    python -m cascade.bin.transcribe --onnx-dir . FILE.wav",
-        "    python -m cascade.bin.serve --onnx-dir .", "", "## sherpa-onnx", "", *sherpa, "",
+        "    python -m cascade.bin.serve --onnx-dir .", "", "## sherpa-onnx", "", *sherpa, "", *_int8(about),
         *_card(about, exp_dir, config, license_text), "",
     ]  # fmt: skip
     return "\n".join(lines)
@@ -79,6 +80,26 @@ def _sherpa_commands(about: dict[str, Any], config: Config) -> list[str]:
         "--lodr-scale=B` (B negative) against the internal one.",
         f"`--blank-penalty` comes on top of the {about['decoding']['blank_penalty']:g} that is part of {JOINER}.",
     ]  # fmt: skip
+
+
+def _int8(about: dict[str, Any]) -> list[str]:
+    """Which files compute in 8 bits, and what that costs."""
+    int8 = about.get("int8")
+    if int8 is None:
+        return []
+    sizes = ", ".join(
+        f"{name} ({about['bytes'][name] / about['bytes'][float32]:.2f} of float32's size)"
+        for float32, name in int8["files"].items()
+    )
+    lines = [
+        "## int8", "", f"Files in 8 bits: {sizes or 'none'}. Give them to sherpa-onnx in the place of their float32 "
+        "neighbours; our own runtime takes them with `--int8`:", "",
+        "    python -m cascade.bin.transcribe --onnx-dir . --int8 FILE.wav", "",
+        f"Weights have {int8['weight_bits']} bits; predictor, front end and the joiner's output are float32.", "",
+        *(f"{name} stays float32: {reason}." for name, reason in int8["float32"].items()), "",
+        int8_table(int8), "",
+    ]  # fmt: skip
+    return lines
 
 
 def _card(about: dict[str, Any], exp_dir: Path, config: Config, license_text: str) -> list[str]:

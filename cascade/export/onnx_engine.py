@@ -8,7 +8,9 @@ audio fill the last one.
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -26,6 +28,7 @@ from cascade.export.sessions import (
     zero_inputs,
 )
 from cascade.models.encoder_rows import EncoderRows
+from cascade.provenance import instruction_sets
 from cascade.text.tokens import Tokenizer
 
 ABOUT = "export.json"
@@ -76,15 +79,17 @@ class OnnxEngine:
     left_context_ms, which are constants of the graphs. The blank penalty that the file took off the blank's bias is put
     back, because a search takes off the one in force.
 
+    Args:
+      int8: run the encoders in 8 bits where the export found that they lose no words.
     Raises:
       FileNotFoundError: a file is missing.
-      ValueError: export.json, the tokens or the joiner are not what this version writes.
+      ValueError: export.json, the tokens or the joiner are not what this version writes; no int8 files.
       ImportError: onnxruntime is missing.
     """
 
     whole_chunks = True
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, int8: bool = False) -> None:
         for name in (ABOUT, STREAMING, NONCAUSAL, DECODER, JOINER, "tokens.txt"):
             if not (folder / name).is_file():
                 raise FileNotFoundError(f"{folder / name} not found: --onnx-dir is a folder that export_onnx wrote")
@@ -97,10 +102,12 @@ class OnnxEngine:
             decoding = DecodingConfig(float(metadata["decoding"]["blank_penalty"]))
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{folder / ABOUT} is not what export_onnx writes ({error}): export again") from error
+        files = int8_files(metadata, folder) if int8 else {}
         self.config = Config(features=features, decoding=decoding)
         self.tokenizer = Tokenizer.load(folder)
         self.num_mel_bins = features.num_mel_bins
-        self._streaming, self._noncausal = OnlineSession(folder / STREAMING), NoncausalSession(folder / NONCAUSAL)
+        self._streaming = OnlineSession(folder / files.get(STREAMING, STREAMING))
+        self._noncausal = NoncausalSession(folder / files.get(NONCAUSAL, NONCAUSAL))
         self.predictor = OnnxPredictor(folder / DECODER)
         self._projection, self._projection_bias, self.weight, bias = read_joiner(folder / JOINER)
         self.bias = bias.copy()
@@ -126,3 +133,20 @@ class OnnxEngine:
 
     def project(self, encoder_out: np.ndarray) -> np.ndarray:
         return encoder_out @ self._projection.T + self._projection_bias
+
+
+def int8_files(about: dict[str, Any], folder: Path) -> dict[str, str]:
+    """Float32 file -> the int8 file that export.json puts in its place.
+
+    Raises:
+      ValueError: the export has none.
+    """
+    if not about.get("int8"):
+        raise ValueError(f"{folder} has no int8 files: export it with export_onnx --int8")
+    known = instruction_sets()
+    if about["int8"]["weight_bits"] == 8 and "AVX2" in known and "VNNI" not in known:
+        logging.warning(
+            "this processor has no VNNI: sums of its 8-bit products can overflow; files that export_onnx --int8 writes "
+            "on such a machine have 7-bit weights"
+        )
+    return about["int8"]["files"]

@@ -13,6 +13,11 @@ NONCAUSAL = "encoder-noncausal.onnx"
 DECODER, JOINER = "decoder.onnx", "joiner.onnx"
 
 
+def int8_name(name: str) -> str:
+    """The file beside a float32 one that computes in 8 bits, as sherpa-onnx's users know it."""
+    return name.removesuffix(".onnx") + ".int8.onnx"
+
+
 def onnx_session(path: Path) -> Any:
     """An onnxruntime session on one CPU thread.
 

@@ -15,9 +15,11 @@ from torch import Tensor
 from cascade.audio.fbank import compute_fbank
 from cascade.config.options import ENCODER_FRAME_MS, FRAME_SHIFT_MS, SUBSAMPLING, FeatureConfig
 from cascade.export.onnx import DECODER, FULL, JOINER, MODES
+from cascade.export.sessions import int8_name
 from cascade.export.wrappers import Geometry
 from cascade.models.torch_engine import TorchEngine, decode_batch
 from cascade.models.transducer import CascadedTransducer
+from cascade.search.hypothesis import Hypothesis
 from cascade.search.methods import METHODS, DecodingOptions, build_search
 from cascade.text.tokens import WORD_MARK, Tokenizer
 
@@ -59,17 +61,11 @@ def compare_with_sherpa(
     frames = [torch.from_numpy(compute_fbank(waveform, features)) for waveform in samples]
     num_tokens: dict[str, dict[str, int]] = {file: {} for file in MODES}
     for file, method in product(MODES, METHODS):
-        files = {
-            "encoder": str(folder / file), "decoder": str(folder / DECODER), "joiner": str(folder / JOINER),
-            "tokens": str(folder / "tokens.txt"), "num_threads": 1, "sample_rate": features.sampling_rate,
-            "feature_dim": features.num_mel_bins, "decoding_method": method, "max_active_paths": BEAM,
-        }
+        recogniser = open_recogniser(folder, file, features, decoding_method=method)
         if file == FULL:
-            recogniser, used = sherpa_onnx.OfflineRecognizer.from_transducer(**files), frames
-            theirs = _decode_offline(recogniser, samples, features.sampling_rate)
+            used, theirs = frames, decode_offline(recogniser, samples, features.sampling_rate)
         else:
-            recogniser = sherpa_onnx.OnlineRecognizer.from_transducer(**files)
-            theirs = _decode_online(recogniser, samples, features.sampling_rate)
+            theirs = decode_online(recogniser, samples, features.sampling_rate)
             step = geometry.step_frames(MODES[file])
             used = [waveform[: (waveform.shape[0] - 1) // step * step] for waveform in frames]
         options = DecodingOptions(MODES[file], method, BEAM, *geometry.to_ms(), blank_penalty)
@@ -81,6 +77,24 @@ def compare_with_sherpa(
                 )
         num_tokens[file][method] = sum(len(waveform) for waveform in ours)
     return SherpaReport(sherpa_onnx.__version__, len(recordings), num_tokens)
+
+
+def open_recogniser(folder: Path, file: str, features: FeatureConfig, **options: Any) -> Any:
+    """sherpa-onnx's recogniser of an encoder file: an offline one for encoder-full.onnx and its int8 copy.
+
+    Args:
+      options: of `from_transducer`, as in joiner="joiner.int8.onnx"; files are those of the folder.
+    """
+    import sherpa_onnx
+
+    files = {"encoder": file, "decoder": DECODER, "joiner": JOINER, "tokens": "tokens.txt"}
+    files = {name: str(folder / options.pop(name, file)) for name, file in files.items()}
+    is_offline = file in (FULL, int8_name(FULL))
+    kind = sherpa_onnx.OfflineRecognizer if is_offline else sherpa_onnx.OnlineRecognizer
+    return kind.from_transducer(
+        **files, num_threads=1, sample_rate=features.sampling_rate, feature_dim=features.num_mel_bins,
+        max_active_paths=BEAM, **options,
+    )  # fmt: skip
 
 
 def synthetic_recordings(seconds: tuple[float, ...], sampling_rate: int, seed: int) -> dict[str, np.ndarray]:
@@ -100,17 +114,17 @@ def synthetic_recordings(seconds: tuple[float, ...], sampling_rate: int, seed: i
 def _decode(
     model: CascadedTransducer, features: list[Tensor], tokenizer: Tokenizer, options: DecodingOptions
 ) -> list[list[tuple[str, int]]]:
-    """(token, encoder frame) pairs by our search, tokens spelled as sherpa-onnx spells them."""
+    """What our search says, spelled."""
     lens = torch.tensor([len(frames) for frames in features])
     padded = torch.nn.utils.rnn.pad_sequence(features, batch_first=True)
     search = build_search(TorchEngine(model), options, tokenizer.unk_id)
-    return [
-        [
-            (_spelling(tokenizer.id_to_symbol(token)), frame)
-            for token, frame in zip(hypothesis.tokens, hypothesis.timestamps, strict=True)
-        ]
-        for hypothesis in decode_batch(model, search, padded, lens, options)
-    ]
+    return [spell(hypothesis, tokenizer) for hypothesis in decode_batch(model, search, padded, lens, options)]
+
+
+def spell(hypothesis: Hypothesis, tokenizer: Tokenizer) -> list[tuple[str, int]]:
+    """(token, encoder frame) pairs, tokens spelled as sherpa-onnx spells them."""
+    symbols = map(tokenizer.id_to_symbol, hypothesis.tokens)
+    return [(_spelling(symbol), frame) for symbol, frame in zip(symbols, hypothesis.timestamps, strict=True)]
 
 
 def _spelling(symbol: str) -> str:
@@ -121,7 +135,8 @@ def _spelling(symbol: str) -> str:
     return symbol.replace(WORD_MARK, " ")
 
 
-def _results(results: list[Any]) -> list[list[tuple[str, int]]]:
+def read_results(results: list[Any]) -> list[list[tuple[str, int]]]:
+    """(token, encoder frame) pairs of sherpa-onnx's results."""
     seconds = ENCODER_FRAME_MS / 1000
     return [
         [(token, round(time / seconds)) for token, time in zip(result.tokens, result.timestamps, strict=True)]
@@ -129,22 +144,22 @@ def _results(results: list[Any]) -> list[list[tuple[str, int]]]:
     ]
 
 
-def _decode_offline(recogniser: Any, samples: list[np.ndarray], sampling_rate: int) -> list[list[tuple[str, int]]]:
+def decode_offline(recogniser: Any, samples: list[np.ndarray], sampling_rate: int) -> list[list[tuple[str, int]]]:
     streams = [recogniser.create_stream() for _ in samples]
     for stream, waveform in zip(streams, samples, strict=True):
         stream.accept_waveform(sampling_rate, waveform)
     recogniser.decode_streams(streams)
-    return _results([stream.result for stream in streams])
+    return read_results([stream.result for stream in streams])
 
 
-def _decode_online(recogniser: Any, samples: list[np.ndarray], sampling_rate: int) -> list[list[tuple[str, int]]]:
+def decode_online(recogniser: Any, samples: list[np.ndarray], sampling_rate: int) -> list[list[tuple[str, int]]]:
     streams = [recogniser.create_stream() for _ in samples]
     for stream, waveform in zip(streams, samples, strict=True):
         stream.accept_waveform(sampling_rate, waveform)
         stream.input_finished()
     while ready := [stream for stream in streams if recogniser.is_ready(stream)]:
         recogniser.decode_streams(ready)
-    return _results([recogniser.get_result_all(stream) for stream in streams])
+    return read_results([recogniser.get_result_all(stream) for stream in streams])
 
 
 def _first_difference(ours: list[tuple[str, int]], theirs: list[tuple[str, int]]) -> str:

@@ -1,8 +1,8 @@
 """Collect what decoding, timing and training measured into rows; results.json keys.
 
 An experiment directory holds teacher/, student_alone/ and student/, each with decode/**/result.json, latency.json,
-train_summary.json and losses.jsonl. `latency_full_size.json` beside them is optional: a list of timed models of full
-size with random weights.
+train_summary.json, losses.jsonl and, if it was exported, export/export.json. `latency_full_size.json` beside them is
+optional: a list of timed models of full size with random weights.
 """
 
 from __future__ import annotations
@@ -67,6 +67,8 @@ class Experiment:
     """Per model: the points of losses.jsonl."""
     full_size: list[Row]
     """Timed models of full size with random weights; the first one is the teacher."""
+    exports: dict[str, Row]
+    """Per model: export/export.json."""
     missing: list[str]
     """One sentence per missing piece, with the stage that makes it."""
 
@@ -86,7 +88,7 @@ def collect(exp_dir: Path) -> Experiment:
     if not exp_dir.is_dir():
         raise FileNotFoundError(f"no such experiment directory: {exp_dir}")
     rows, missing = [], []
-    latency, summaries, losses = {}, {}, {}
+    latency, summaries, losses, exports = {}, {}, {}, {}
     for name in MODELS:
         model_dir = exp_dir / name
         summary, timed = _read_object(model_dir / "train_summary.json"), _read_object(model_dir / "latency.json")
@@ -98,6 +100,8 @@ def collect(exp_dir: Path) -> Experiment:
             missing.append(f"{name} has not been timed: run stage {_LATENCY_STAGE}")
         else:
             latency[name] = timed
+        if (export := _read_object(model_dir / "export" / "export.json")) is not None:
+            exports[name] = export
         losses[name] = _read_lines(model_dir / "losses.jsonl")
         decoded = [_read_object(path) for path in sorted(model_dir.glob("decode/**/result.json"))]
         decoded = [_complete(row, name, summary, timed) for row in decoded if row is not None]
@@ -114,7 +118,7 @@ def collect(exp_dir: Path) -> Experiment:
     full_size = exp_dir / "latency_full_size.json"
     return Experiment(
         sorted(rows, key=_order), latency, summaries, losses,
-        _read_json(full_size, list) if full_size.is_file() else [], missing,
+        _read_json(full_size, list) if full_size.is_file() else [], exports, missing,
     )
 
 

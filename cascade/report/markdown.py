@@ -28,7 +28,7 @@ def write_report(experiment: Experiment, title: str, plots: Sequence[tuple[str, 
         rates = ("cer", "wer") if _has_character_tokens(experiment) else ("wer",)
         sections += [_rate_table(experiment, test_set, rate) for rate in rates]
     latency = [row | {"model": name} for name, row in experiment.latency.items()]
-    sections += [_parts_table(experiment), _latency_table(experiment), delay_table(latency)]
+    sections += [_parts_table(experiment), _latency_table(experiment), delay_table(latency), _int8_section(experiment)]
     sections += [f"## {caption}\n\n![{caption}]({path})" for caption, path in plots]
     sections += [_detail_table(experiment), _provenance(experiment)]
     return "\n\n".join(section for section in sections if section) + "\n"
@@ -202,6 +202,39 @@ def compute_table(rows: Sequence[Row], title: str) -> str:
     )
 
 
+def _int8_section(experiment: Experiment) -> str:
+    blocks = []
+    for name, about in experiment.exports.items():
+        if (int8 := about.get("int8")) is not None:
+            sizes = ", ".join(
+                f"{new} {about['bytes'][new] / 1e6:.2f} MB ({about['bytes'][new] / about['bytes'][old]:.2f})"
+                for old, new in int8["files"].items()
+            )
+            blocks += [f"{name}: {sizes or 'no file'}; in brackets the share of float32's size.", int8_table(int8)]
+            blocks += [f"{file} stays float32: {reason}." for file, reason in int8["float32"].items()]
+    return "## int8\n\n" + "\n\n".join(blocks) if blocks else ""
+
+
+def int8_table(int8: Row) -> str:
+    """What 8 bits cost, a file and pass a row; `int8` is that part of export.json."""
+    if not int8["rows"]:
+        return "What they cost in words was not measured."
+    rows = [
+        [
+            row["part"], row["mode"], _number(row["wer_float32"]), _number(row["wer"]),
+            str(row["errors"] - row["errors_float32"]), str(row["del_float32"]), str(row["del"]),
+            _number(row["equal_tokens_percent"]), "yes" if row["within_limit"] else "NO",
+        ]
+        for row in int8["rows"]
+    ]
+    header = ["in int8", "pass", "WER float32", "WER int8", "more errors", "del float32", "del int8"]
+    return (
+        f"Test set `{int8['test_set']}`, {int8['rows'][0]['num_words']} words, greedy search. A file that makes over "
+        f"{int8['limit_percent']:g} % more word errors in a pass (rounded up to a whole error) stays float32.\n\n"
+        + table([*header, "equal tokens %", "within limit"], rows, left=2)
+    )
+
+
 def delay_table(timed: Sequence[Row]) -> str:
     """Delays of words, per model and mode, and what later passes change; nothing where none were measured."""
     measured = [(row["model"], row["delays"]) for row in timed if row.get("delays")]
@@ -270,6 +303,7 @@ def _provenance(experiment: Experiment) -> str:
     lines += [(f"decode {row['model']}", row) for row in experiment.rows]
     lines += [(f"time {name}", row) for name, row in experiment.latency.items()]
     lines += [("time full size", row) for row in experiment.full_size]
+    lines += [(f"export {name}", row) for name, row in experiment.exports.items()]
     machines = list(dict.fromkeys(row.get("machine", "unknown machine") for _, row in lines))
     commands: dict[tuple[str, str], list[str]] = {}
     for title, row in lines:

@@ -240,3 +240,27 @@ def test_undefined_error_rate_shows_as_a_dash(exp_dir):
 def test_table_columns_line_up():
     lines = table(["name", "value"], [["a", "1.00"], ["longer", "10.00"]]).splitlines()
     assert lines == ["| name   | value |", "| ------ | ----: |", "| a      |  1.00 |", "| longer | 10.00 |"]
+
+
+def test_what_int8_costs_stands_in_the_report(exp_dir):
+    row = {
+        "part": "encoder-streaming.onnx", "mode": "streaming", "num_words": 773, "wer_float32": 9.573, "wer": 9.702,
+        "errors_float32": 74, "errors": 75, "del_float32": 20, "del": 21, "equal_tokens_percent": 99.41,
+        "within_limit": True,
+    }
+    int8 = {
+        "weight_bits": 8, "test_set": "test", "limit_percent": 2.0, "rows": [row],
+        "files": {"encoder-streaming.onnx": "encoder-streaming.int8.onnx"}, "float32": {"joiner.onnx": "9 word errors"},
+    }
+    about = {
+        "int8": int8, "command": "python -m cascade.bin.export_onnx --int8", "commit": "abc", "machine": "a machine",
+        "bytes": {"encoder-streaming.onnx": 4_000_000, "encoder-streaming.int8.onnx": 1_200_000},
+    }
+    assert "## int8" not in write_report(collect(exp_dir), "test", [])
+    (exp_dir / "student" / "export").mkdir()
+    (exp_dir / "student" / "export" / "export.json").write_text(json.dumps(about))
+    text = write_report(collect(exp_dir), "test", [])
+    assert "student: encoder-streaming.int8.onnx 1.20 MB (0.30)" in text
+    assert "joiner.onnx stays float32: 9 word errors." in text and "`python -m cascade.bin.export_onnx --int8`" in text
+    cells = ["encoder-streaming.onnx", "streaming", "9.57", "9.70", "1", "20", "21", "99.41", "yes"]
+    assert cells in [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines()]
