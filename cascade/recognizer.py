@@ -85,15 +85,18 @@ class Recognizer:
         """The text can change once in so much audio."""
         self.endpoint = endpoint
 
-    def stream(self, hotwords: Sequence[str] | None = None, *, keep_segments: bool = True) -> StreamingDecoder:
+    def stream(self, hotwords: Sequence[str] = (), *, keep_segments: bool = True) -> StreamingDecoder:
         """A new stream, which has heard nothing.
 
         Args:
+          hotwords: phrases that it prefers, besides those that all streams have; each may end with its own boost,
+            `new york :2.5`.
           keep_segments: False for endless streams: a segment is handed out once, and forgotten.
+
+        Raises:
+          ValueError: a phrase that the model's tokens cannot say.
         """
-        if hotwords:
-            raise ValueError("hotwords are not supported yet: call stream() without them")
-        return self._new_decoder(keep_segments=keep_segments)
+        return self._new_decoder(keep_segments=keep_segments, hotwords=hotwords)
 
     def advance(self) -> None:
         """Decode what all streams have heard, as far as their chunks are complete."""

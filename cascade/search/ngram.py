@@ -18,6 +18,7 @@ from typing import NamedTuple, NoReturn
 import numpy as np
 
 from cascade.files import read_lines
+from cascade.search.row_cache import RowCache
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +27,6 @@ LOWEST = -99.0
 MISSING = -7.0
 """log10 probability of a token that the file lacks, where it has no <unk> either."""
 ROWS_PER_BLOCK = 20_000
-CACHE_BYTES = 64_000_000
 
 
 class ArpaSection(NamedTuple):
@@ -76,17 +76,15 @@ class NgramModel:
         self._first = np.searchsorted(self._keys, np.arange(num_contexts + 1) * self._base)
         self._link_states(sizes)
         self.start = int(self._next[vocab_size])
-        self._slots = np.full(num_contexts, -1, np.int32)
-        self._rows = np.empty((max(CACHE_BYTES // 4 // self._base, 64), self._base), np.float32)
-        self._num_rows = 0
+        self._rows = RowCache(num_contexts, self._base, self._dense)
 
     def scores(self, states: np.ndarray) -> np.ndarray:
         """(rows,) states -> (rows, V) float32 natural log-probabilities of the next token; 0 for the blank."""
-        return self._cached(states)[:, : self.vocab_size]
+        return self._rows[states][:, : self.vocab_size]
 
     def final(self, states: np.ndarray) -> np.ndarray:
         """(rows,) states -> (rows,) float32 natural log-probabilities of </s>."""
-        return self._cached(states)[:, self.vocab_size]
+        return self._rows[states][:, self.vocab_size]
 
     def advance(self, states: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         """(rows,) states and tokens, no blanks -> (rows,) the states after them."""
@@ -120,20 +118,6 @@ class NgramModel:
                 self._links[places + 1] = self._next[places]
                 self._next[places] = np.where(is_state[places + 1], places + 1, self._next[places])
             begin += size
-
-    def _cached(self, states: np.ndarray) -> np.ndarray:
-        """(rows, V + 2) scores of `_dense`, kept."""
-        new = np.unique(states[self._slots[states] < 0])
-        if self._num_rows + len(new) > len(self._rows):
-            self._slots[:], self._num_rows = -1, 0
-            new = np.unique(states)
-            if len(new) > len(self._rows):
-                self._rows = np.empty((len(new), self._base), np.float32)
-        if len(new):
-            rows = np.arange(self._num_rows, self._num_rows + len(new))
-            self._rows[rows], self._slots[new] = self._dense(new), rows
-            self._num_rows += len(new)
-        return self._rows[self._slots[states]]
 
     def _dense(self, states: np.ndarray) -> np.ndarray:
         """(rows, V + 2) scores, </s> and <s> included: from order 1 up, longer contexts overwrite shorter ones."""

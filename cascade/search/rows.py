@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -18,6 +18,8 @@ from cascade.search.hypothesis import Hypothesis
 from cascade.search.scorer import Scorer
 
 State = tuple[np.ndarray, ...]
+Starts = Mapping[Scorer, np.ndarray | int]
+"""The state in which a scorer begins a stream's segments, where it is another than its initial one."""
 _MAX_SLOTS = 4096
 """Slots kept besides those in use: 8 MB at D = 512. When they are full, those not in use are forgotten."""
 
@@ -186,8 +188,7 @@ class Search(ABC):
         self, networks: Networks, beam: int, blank_penalty: float = 0.0, unk_id: int | None = None,
         scorers: Sequence[Scorer] = (),
     ) -> None:  # fmt: skip
-        self.beam, self.unk_id, self.scorers = beam, unk_id, list(scorers)
-        self.blank_weight = sum(scorer.blank_weight for scorer in scorers)
+        self.beam, self.unk_id = beam, unk_id
         self.context_size = networks.predictor.context_size
         self.weight, self.bias = networks.weight, networks.bias.copy()
         self.bias[0] -= blank_penalty
@@ -195,26 +196,56 @@ class Search(ABC):
         self.num_frames = np.zeros(0, np.int64)  # (S,) encoder frames searched
         floats, whole = np.zeros((0, beam)), np.zeros((0, beam), np.int64)
         self.places = Places(floats, floats, whole, whole, whole, whole)
-        self.scorer_states = [  # (S, B, ...)
-            state.reshape(0, beam, *state.shape[1:]) for state in (scorer.initial(0) for scorer in scorers)
-        ]
         self._free: list[int] = []
+        self.scorers: list[Scorer] = []
+        self.scorer_states: list[np.ndarray] = []  # (S, B, ...) each
+        self._starts: list[np.ndarray] = []  # (S, ...) each: the states in which a row's segments begin
+        self.blank_weight = 0.0
+        for scorer in scorers:
+            self.add(scorer)
+
+    def add(self, scorer: Scorer) -> None:
+        """Let another scorer have a say from now on."""
+        self.scorers.append(scorer)
+        self.blank_weight += scorer.blank_weight
+        starts = scorer.initial(len(self.num_frames))
+        self._starts.append(starts)
+        self.scorer_states.append(np.repeat(starts[:, None], self.beam, axis=1))
 
     def _arrays(self) -> tuple[np.ndarray, ...]:
-        return (self.num_frames, *self.places, *self.scorer_states)
+        return (self.num_frames, *self.places, *self.scorer_states, *self._starts)
 
-    def join(self) -> int:
+    def join(self, starts: Starts | None = None) -> int:
         """A row for a stream that has heard nothing."""
         if not self._free:
-            size, fields = len(self.num_frames), 1 + len(Places._fields)
+            size, fields, scorers = len(self.num_frames), 1 + len(Places._fields), len(self.scorers)
             arrays = [np.zeros((max(1, 2 * size), *array.shape[1:]), array.dtype) for array in self._arrays()]
             for new, array in zip(arrays, self._arrays(), strict=True):
                 new[:size] = array
-            self.num_frames, self.places, self.scorer_states = arrays[0], Places(*arrays[1:fields]), arrays[fields:]
+            self.num_frames, self.places = arrays[0], Places(*arrays[1:fields])
+            self.scorer_states, self._starts = arrays[fields : fields + scorers], arrays[fields + scorers :]
             self._free = list(range(len(self.num_frames) - 1, size - 1, -1))
             for row in self._free:
                 self._clear(row)
-        return self._free.pop()
+        row = self._free.pop()
+        for array, scorer in zip(self._starts, self.scorers, strict=True):
+            array[row] = (starts or {}).get(scorer, scorer.initial(1)[0])
+        self._clear(row)
+        return row
+
+    def begin_with(self, row: int, starts: Starts) -> None:
+        """Let scorers begin a row's segments in other states; they score the tokens of the open one anew."""
+        places = np.flatnonzero(self.places.log_probs[row] > -np.inf)
+        chains = [self.entries.chains.token[self.entries.chain(self.places.ends.item(row, place))] for place in places]
+        for states, array, scorer in zip(self.scorer_states, self._starts, self.scorers, strict=True):
+            old, new = array[row].copy(), starts.get(scorer, scorer.initial(1)[0])
+            if np.array_equal(old, new):
+                continue
+            array[row] = states[row] = new
+            for place, tokens in zip(places, chains, strict=True):
+                before, _ = _score_tokens(scorer, old, tokens)
+                after, states[row, place] = _score_tokens(scorer, new, tokens)
+                self.places.log_probs[row, place] += after - before
 
     def leave(self, row: int) -> None:
         """Forget a stream; its row is given to another."""
@@ -242,8 +273,8 @@ class Search(ABC):
             array[row] = nothing
         self.places.log_probs[row, 0] = self.places.acoustic[row, 0] = 0.0
         self.num_frames[row] = 0
-        for states, scorer in zip(self.scorer_states, self.scorers, strict=True):
-            states[row] = scorer.initial(self.beam)
+        for states, starts in zip(self.scorer_states, self._starts, strict=True):
+            states[row] = starts[row]
 
     def advance(self, rows: Sequence[int], encoder_out: np.ndarray, encoder_out_lens: np.ndarray) -> None:
         """Search on through a chunk.
@@ -313,3 +344,12 @@ class Search(ABC):
             tuple(entries.token[chain].tolist()), tuple(entries.frame[chain].tolist()),
             tuple(entries.log_prob[chain].tolist()), self.places.acoustic.item(row, place), self.context_size, external,
         )  # fmt: skip
+
+
+def _score_tokens(scorer: Scorer, start: np.ndarray, tokens: np.ndarray) -> tuple[float, np.ndarray]:
+    """What a scorer adds for these tokens, and the state after them."""
+    state, total = np.asarray(start)[None], 0.0
+    for token in tokens:
+        total += float(scorer.score(state)[0, token])
+        state = scorer.advance(state, np.zeros(1, np.int64), token[None])
+    return total, state[0]

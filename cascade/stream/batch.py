@@ -16,7 +16,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from cascade.config.options import ENCODER_FRAME_MS, SUBSAMPLING, ConfigError
+from cascade.search.hotwords import Hotwords
 from cascade.search.methods import DecodingOptions
+from cascade.search.rows import Starts
 from cascade.search.scorer import Scorer
 from cascade.stream.endpoint import EndpointOptions, find_endpoint
 from cascade.stream.engine import Engine, pad
@@ -68,6 +70,26 @@ class StreamBatch:
         self._streams.remove(stream)
         self._encoder.leave(stream.causal)
         self.mode.leave(stream)
+        _release(stream.starts)
+
+    def prefer(self, stream: Stream, hotwords: Sequence[str]) -> None:
+        """Give a stream phrases of its own, besides those that all streams have, in the place of earlier ones.
+
+        They hold from the next step on, for the whole open segment. A phrase may end with its boost, `new york :2.5`.
+
+        Raises:
+          ValueError: a phrase that the model's tokens cannot say; the earlier ones stay.
+        """
+        if not hotwords and not stream.starts:
+            return
+        search = self.mode.text_search
+        scorer = next((scorer for scorer in search.scorers if isinstance(scorer, Hotwords)), None)
+        if scorer is None:
+            scorer = Hotwords(self.tokenizer)
+            search.add(scorer)
+        earlier, stream.starts = stream.starts, {scorer: scorer.hold(hotwords)}
+        self.mode.begin_with(stream)
+        _release(earlier)
 
     def accept(self, stream: Stream, features: np.ndarray) -> None:
         """Let a stream hear (t, F) feature frames, not normalised; `step` decodes them."""
@@ -155,3 +177,8 @@ class StreamBatch:
             stream.num_steps += 1
             stream.closed = True
             self.leave(stream)
+
+
+def _release(starts: Starts) -> None:
+    for scorer, start in starts.items():
+        scorer.release(start)

@@ -11,6 +11,7 @@ What comes out depends on the audio alone, not on its packets. Decoders that sha
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -92,11 +93,13 @@ class StreamingDecoder:
         and memory grows with it.
       batch: a StreamBatch to share; `options` and `endpoint` are then the batch's, and are not given.
       keep_segments: False for endless streams: every segment is handed out once, and forgotten.
+      hotwords: see `StreamBatch.prefer`.
     """
 
     def __init__(
         self, engine: Engine, config: Config, tokenizer: Tokenizer, options: DecodingOptions | None = None,
         endpoint: EndpointOptions | None = None, *, batch: StreamBatch | None = None, keep_segments: bool = True,
+        hotwords: Sequence[str] = (),
     ) -> None:  # fmt: skip
         if batch is None:
             options = options or DecodingOptions.for_model(config, mode="two_pass")
@@ -105,7 +108,15 @@ class StreamingDecoder:
             raise ValueError("options and endpoint belong to the batch: give them to StreamBatch, not to its decoders")
         self.batch = batch
         self._tokenizer, self._features, self._keep = tokenizer, config.features, keep_segments
+        self._hotwords = hotwords
         self._start()
+
+    def prefer(self, hotwords: Sequence[str]) -> None:
+        """Other phrases of its own from now on: see `StreamBatch.prefer`."""
+        if self._stream.finished:
+            raise ValueError("the stream has ended: reset() starts a new one")
+        self.batch.prefer(self._stream, hotwords)
+        self._hotwords = hotwords
 
     def accept(self, samples: np.ndarray, sampling_rate: int) -> Partial:
         """Hear (num_samples,) int16 samples, or floating-point ones in [-1, 1], and decode what is complete.
@@ -185,6 +196,11 @@ class StreamingDecoder:
     def _start(self) -> None:
         self._audio = AudioInput(self._features)
         self._stream = self.batch.join()
+        try:
+            self.batch.prefer(self._stream, self._hotwords)
+        except ValueError:
+            self.batch.leave(self._stream)
+            raise
         self._segments: list[Segment] = []
         self._last: tuple[Segment, ...] = ()
         self._open = Partial((), "", "", ())

@@ -20,7 +20,7 @@ from cascade.config.options import ENCODER_FRAME_MS
 from cascade.search.greedy import GreedySearch
 from cascade.search.hypothesis import Hypothesis
 from cascade.search.methods import DecodingOptions, build_search
-from cascade.search.rows import Search
+from cascade.search.rows import Search, Starts
 from cascade.search.scorer import Scorer
 from cascade.stream.engine import Engine, pad
 from cascade.stream.words import NOTHING
@@ -66,6 +66,8 @@ class Stream:
     best: Hypothesis = NOTHING
     """The open segment's best hypothesis; `shown` is what a user saw of it after the last step."""
     shown: Hypothesis = NOTHING
+    starts: Starts = field(default_factory=dict)
+    """Where scorers begin for this stream alone."""
     segments: list[EndedSegment] = field(default_factory=list)
     """Final, not fetched yet."""
     num_changed_words: int = 0
@@ -106,6 +108,8 @@ class Streaming:
 
     def __init__(self, engine: Engine, options: DecodingOptions, ends: bool, new_search: Callable[[], Search]) -> None:
         self.engine, self.search = engine, new_search()
+        self.text_search = self.search
+        """The search that says the final text."""
         self.left = options.left_context_ms // ENCODER_FRAME_MS
         self.step_frames = options.chunk_ms // ENCODER_FRAME_MS
         """Frames of the steps after which a segment may end."""
@@ -115,6 +119,10 @@ class Streaming:
 
     def leave(self, stream: Stream) -> None:
         self.search.leave(stream.row)
+
+    def begin_with(self, stream: Stream) -> None:
+        """The stream's `starts` have changed."""
+        self.search.begin_with(stream.row, stream.starts)
 
     def hear(self, streams: Streams, causal_out: Frames) -> Streams:
         """A chunk of causal output for every stream; returns those whose segment may end here."""
@@ -188,7 +196,7 @@ class LookAhead(Streaming):
 def _full_pass(engine: Engine, search: Search, streams: Streams) -> list[int]:
     """The full pass over the open segments of these streams, searched; the caller lets its search rows leave."""
     causal_out, lens = pad([np.concatenate(stream.causal_out) for stream in streams])
-    rows = [search.join() for _ in streams]
+    rows = [search.join(stream.starts) for stream in streams]
     search.advance(rows, engine.project(engine.full(causal_out, lens)), lens)
     for stream in streams:
         stream.causal_out.clear()
@@ -200,8 +208,8 @@ class Full(Streaming):
 
     def __init__(self, engine: Engine, options: DecodingOptions, ends: bool, new_search: Callable[[], Search]) -> None:
         super().__init__(engine, options, ends, new_search)
-        self.full_search, self.ends = self.search, ends
-        self.search = GreedySearch(engine, options.blank_penalty, self.full_search.unk_id)
+        self.ends = ends
+        self.search = GreedySearch(engine, options.blank_penalty, self.text_search.unk_id)
 
     def hear(self, streams: Streams, causal_out: Frames) -> Streams:
         for stream, frames in zip(streams, causal_out, strict=True):
@@ -209,10 +217,10 @@ class Full(Streaming):
         return super().hear(streams, causal_out) if self.ends else streams
 
     def finals(self, streams: Streams) -> list[list[Hypothesis]]:
-        rows = _full_pass(self.engine, self.full_search, streams)
-        hypotheses = self.full_search.n_best(rows)
+        rows = _full_pass(self.engine, self.text_search, streams)
+        hypotheses = self.text_search.n_best(rows)
         for row in rows:
-            self.full_search.leave(row)
+            self.text_search.leave(row)
         return hypotheses
 
     def stable_tokens(self, stream: Stream) -> tuple[int, ...]:
@@ -231,6 +239,10 @@ class TwoPass(LookAhead):
     def leave(self, stream: Stream) -> None:
         super().leave(stream)
         self.search.leave(stream.corrected)
+
+    def begin_with(self, stream: Stream) -> None:
+        super().begin_with(stream)
+        self.search.begin_with(stream.corrected, stream.starts)
 
     def hear(self, streams: Streams, causal_out: Frames) -> Streams:
         incomplete = []

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from cascade.search import ngram
+from cascade.search import ngram, row_cache
 from cascade.search.ngram import read_arpa
 from cascade.search.scorer import NgramScorer
 
@@ -97,7 +97,7 @@ def test_every_context_backs_off_as_the_format_defines(write):
 
 
 def test_rows_do_not_depend_on_the_batch_or_on_a_full_cache(write, monkeypatch):
-    monkeypatch.setattr(ngram, "CACHE_BYTES", 0)  # 64 rows
+    monkeypatch.setattr(row_cache, "CACHE_BYTES", 0)  # 64 rows
     lines = [f"-1.{i:03}\tw{i}\t-0.{i:03}" for i in range(200)]
     lines += ["", r"\2-grams:"] + [f"-0.{i:03}\tw{i} w{i * 7 % 200}" for i in range(1, 200)]
     text = "\n".join([r"\data" "\\", "ngram 1=200", "ngram 2=199", "", r"\1-grams:", *lines, "", r"\end" "\\", ""])

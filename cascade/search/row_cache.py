@@ -1,0 +1,33 @@
+"""Dense rows of scores by state, kept: most hypotheses are in a few states."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+CACHE_BYTES = 64_000_000
+
+
+class RowCache:
+    """Rows (width,) float32 that `compute` makes for states (rows,); when no more fit, all are forgotten."""
+
+    def __init__(self, num_states: int, width: int, compute: Callable[[np.ndarray], np.ndarray]) -> None:
+        self._compute = compute
+        self._slots = np.full(num_states, -1, np.int32)
+        self._rows = np.empty((max(CACHE_BYTES // 4 // width, 64), width), np.float32)
+        self._num_rows = 0
+
+    def __getitem__(self, states: np.ndarray) -> np.ndarray:
+        """(rows,) states -> (rows, width)."""
+        new = np.unique(states[self._slots[states] < 0])
+        if self._num_rows + len(new) > len(self._rows):
+            self._slots[:], self._num_rows = -1, 0
+            new = np.unique(states)
+            if len(new) > len(self._rows):
+                self._rows = np.empty((len(new), self._rows.shape[1]), np.float32)
+        if len(new):
+            rows = np.arange(self._num_rows, self._num_rows + len(new))
+            self._rows[rows], self._slots[new] = self._compute(new), rows
+            self._num_rows += len(new)
+        return self._rows[self._slots[states]]
