@@ -22,6 +22,7 @@ from typing import Any
 from cascade.config.options import ConfigError
 from cascade.provenance import processor
 from cascade.search.methods import DecodingOptions, build_scorers, default_left_context_ms
+from cascade.search.hotwords import DEFAULT_SCALE, encode_phrases
 from cascade.stream.batch import StreamBatch
 from cascade.stream.decoder import StreamingDecoder
 from cascade.stream.endpoint import EndpointOptions
@@ -97,6 +98,10 @@ class Recognizer:
           ValueError: a phrase that the model's tokens cannot say.
         """
         return self._new_decoder(keep_segments=keep_segments, hotwords=hotwords)
+
+    def check_hotwords(self, hotwords: Sequence[str]) -> None:
+        """Raise the ValueError that `stream` would raise; any thread may ask."""
+        encode_phrases(self._batch.tokenizer, hotwords, DEFAULT_SCALE)
 
     def advance(self) -> None:
         """Decode what all streams have heard, as far as their chunks are complete."""

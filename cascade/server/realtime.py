@@ -27,6 +27,8 @@ from cascade.text.normal import join_texts
 PARTIALS, FINISHED = "cascade.partial", "cascade.finished"
 """Events of our own; the first one's name in `include` asks for both, and for words in `completed`."""
 DEFAULT_RATE = 24000
+MOST_HOTWORDS, LONGEST_HOTWORD = 1000, 200
+"""Phrases of a session, characters of a phrase."""
 _INPUT = "session.audio.input"
 _ITEM = "conversation.item.input_audio_transcription."
 
@@ -74,17 +76,18 @@ class Realtime:
 
     Args:
       session: where audio goes.
-      recognizer: for its name and its pauses only.
+      recognizer: for its name and pauses, and to check hotwords.
     """
 
     def __init__(self, session: Session, recognizer: Recognizer) -> None:
-        self._session, self._model = session, recognizer.name
+        self._session, self._model, self._check_hotwords = session, recognizer.name, recognizer.check_hotwords
         endpoint = recognizer.endpoint
         self._silence_ms = None if endpoint is None else round(1000 * endpoint.silence_after_speech)
         self._id = _new_id("sess")
         self._rate = DEFAULT_RATE
         self._by_pauses = endpoint is not None
         self._include: list[str] = []
+        self._hotwords: list[str] = []
         self._heard = False  # audio since the last end
         self._num_commits = 0  # that are not answered
         self._offset = 0.0  # seconds of the streams before this one
@@ -146,6 +149,7 @@ class Realtime:
         if session.get("type", "transcription") != "transcription":
             raise BadEvent("session.type must be transcription: this server speaks nothing else", "session.type")
         audio = _mapping(_mapping(session.get("audio") or {}, "session.audio").get("input") or {}, _INPUT)
+        transcription = _mapping(audio.get("transcription") or {}, f"{_INPUT}.transcription")
         form = _mapping(audio.get("format") or {}, f"{_INPUT}.format")
         if form.get("type", "audio/pcm") != "audio/pcm":
             raise BadEvent("audio must be audio/pcm: 16-bit little-endian mono", f"{_INPUT}.format.type")
@@ -164,14 +168,30 @@ class Realtime:
         if by_pauses != self._by_pauses and (self._heard or self._num_commits):
             message = "turn_detection cannot change within audio: commit or clear first"
             raise BadEvent(message, f"{_INPUT}.turn_detection")
+        if "hotwords" in transcription:
+            self._hotwords = self._checked_hotwords(transcription["hotwords"])
+            self._session.prefer(self._hotwords)
         self._rate, self._by_pauses = rate, by_pauses
         self._include = [PARTIALS] if PARTIALS in include else []
+
+    def _checked_hotwords(self, hotwords: Any) -> list[str]:
+        field, hotwords = f"{_INPUT}.transcription.hotwords", hotwords or []
+        if not isinstance(hotwords, list) or not all(isinstance(phrase, str) for phrase in hotwords):
+            raise BadEvent("hotwords must be a list of strings", field)
+        if len(hotwords) > MOST_HOTWORDS or any(len(phrase) > LONGEST_HOTWORD for phrase in hotwords):
+            raise BadEvent(f"hotwords must be at most {MOST_HOTWORDS}, of {LONGEST_HOTWORD} characters each", field)
+        try:
+            self._check_hotwords(hotwords)
+        except ValueError as error:
+            raise BadEvent(str(error), field) from error
+        return hotwords
 
     def _describe(self) -> dict[str, Any]:
         """The session in force: what a client asked for and did not get is not in it."""
         pauses = {"type": "server_vad", "silence_duration_ms": self._silence_ms}
         audio = {
-            "format": {"type": "audio/pcm", "rate": self._rate}, "transcription": {"model": self._model},
+            "format": {"type": "audio/pcm", "rate": self._rate},
+            "transcription": {"model": self._model, "hotwords": self._hotwords},
             "turn_detection": pauses if self._by_pauses else None, "noise_reduction": None,
         }  # fmt: skip
         return {

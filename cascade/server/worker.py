@@ -84,6 +84,8 @@ class Session:
         self._stream: StreamingDecoder | None = None
         self._heard = self._decoded = 0.0
         self._ended = False
+        self._hotwords: list[str] = []
+        self._preferred = self._hotwords  # by the stream
         self.seconds = 0.0
         """Audio that was sent."""
 
@@ -120,6 +122,10 @@ class Session:
     def clear(self) -> None:
         """Forget the audio since the last end; Cleared answers."""
         self._put(_CLEAR)
+
+    def prefer(self, hotwords: list[str]) -> None:
+        """Prefer these phrases from the next audio on; `Recognizer.check_hotwords` has found no fault in them."""
+        self._hotwords = hotwords
 
     async def results(self) -> AsyncIterator[Result]:
         """The texts as they come. Partials that nobody fetched in time are one, the newest."""
@@ -204,9 +210,13 @@ class Session:
         return heard
 
     def _open(self, recognizer: Recognizer) -> StreamingDecoder:
+        hotwords = self._hotwords
         if self._stream is None:
-            self._stream = recognizer.stream(keep_segments=False)
+            self._stream = recognizer.stream(hotwords, keep_segments=False)
             self._heard = self._decoded = 0.0
+        elif hotwords is not self._preferred:
+            self._stream.prefer(hotwords)
+        self._preferred = hotwords
         return self._stream
 
     def _post(self, result: Result | None = None, seconds: float = 0.0, answers_end: bool = False) -> None:

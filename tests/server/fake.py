@@ -34,7 +34,13 @@ class FakeRecognizer:
 
     def stream(self, hotwords=None, *, keep_segments=True) -> FakeStream:
         self.streams.append(FakeStream(self))
+        self.streams[-1].prefer(hotwords or [])
         return self.streams[-1]
+
+    def check_hotwords(self, hotwords) -> None:
+        for phrase in hotwords:
+            if "?" in phrase:
+                raise ValueError(f"hotword {phrase!r} has what the model's tokens cannot say: ?")
 
     def advance(self) -> None:
         time.sleep(self.seconds)
@@ -52,6 +58,9 @@ class FakeStream:
         self._first = self._num_heard = 0
         self._segments: list[Segment] = []
         self.is_ended = False
+
+    def prefer(self, hotwords) -> None:
+        self.hotwords = list(hotwords)
 
     def push(self, samples: np.ndarray, rate: int) -> None:
         if rate == 3 * RATE:  # the measurement at the start

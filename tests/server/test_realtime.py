@@ -187,7 +187,7 @@ def test_a_session_says_what_is_in_force_and_keeps_its_rate_within_audio():
         session = (await until(socket, "session.updated"))[-1]["session"]
         assert session["include"] == ["cascade.partial"] and session["type"] == "transcription"
         assert session["audio"]["input"] == {
-            "format": {"type": "audio/pcm", "rate": RATE}, "transcription": {"model": "fake"},
+            "format": {"type": "audio/pcm", "rate": RATE}, "transcription": {"model": "fake", "hotwords": []},
             "turn_detection": {"type": "server_vad", "silence_duration_ms": 1200}, "noise_reduction": None,
         }  # fmt: skip
         await socket.send_bytes(speech(1).tobytes())
@@ -197,6 +197,38 @@ def test_a_session_says_what_is_in_force_and_keeps_its_rate_within_audio():
         await socket.close()
 
     run(test)
+
+
+def test_hotwords_hold_for_the_open_stream_and_for_those_that_follow():
+    recognizer = FakeRecognizer()
+
+    async def heard_with(socket):
+        await socket.send_bytes(speech(1).tobytes())
+        await until(socket, "cascade.partial")
+        return recognizer.streams[-1].hotwords
+
+    async def test(client, server):
+        socket = await open_realtime(
+            client, include=["cascade.partial"], audio={"transcription": {"hotwords": ["ada :2", "owl"]}}
+        )
+        assert await heard_with(socket) == ["ada :2", "owl"]
+        for hotwords, expected in ((["elk"], ["elk"]), (["a?"], ["elk"]), ("elk", ["elk"]), (["elk"] * 1001, ["elk"]),
+                                   (["e" * 201], ["elk"]), ([1], ["elk"]), (None, []), (["yak"], ["yak"])):  # fmt: skip
+            audio = {"input": {"transcription": {"hotwords": hotwords}}}
+            await socket.send_json({"type": "session.update", "session": {"audio": audio}})
+            if hotwords in (None, expected):
+                session = (await until(socket, "session.updated"))[-1]["session"]
+                assert session["audio"]["input"]["transcription"] == {"model": "fake", "hotwords": expected}
+            else:
+                error = (await until(socket, "error"))[-1]["error"]
+                assert error["param"] == "session.audio.input.transcription.hotwords"
+            assert await heard_with(socket) == expected
+        await socket.send_json(COMMIT)
+        await until(socket, "cascade.finished")
+        assert await heard_with(socket) == ["yak"]
+        await socket.close()
+
+    run(test, recognizer=recognizer)
 
 
 def test_audio_that_the_recogniser_refuses_is_one_error_for_a_packet():
