@@ -21,8 +21,8 @@ from typing import Any
 
 from cascade.config.options import ConfigError
 from cascade.provenance import processor
-from cascade.search.methods import DecodingOptions, build_scorers, default_left_context_ms
 from cascade.search.hotwords import DEFAULT_SCALE, encode_phrases
+from cascade.search.methods import DecodingOptions, build_scorers, default_left_context_ms
 from cascade.stream.batch import StreamBatch
 from cascade.stream.decoder import StreamingDecoder
 from cascade.stream.endpoint import EndpointOptions
