@@ -17,13 +17,14 @@ from cascade.bin.cli import run_program
 from cascade.bin.model_arguments import add_model_arguments, add_search_arguments, check_values, open_recognizer
 from cascade.bin.score_arguments import add_score_arguments
 from cascade.config.options import ConfigError
-from cascade.search.methods import METHODS
+from cascade.search.methods import METHODS, STREAMING_MODES
 from cascade.stream.endpoint import EndpointOptions
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_model_arguments(parser, or_onnx=True)
+    parser.add_argument("--mode", choices=STREAMING_MODES, default="two_pass", help="default two_pass")
     parser.add_argument("--method", choices=METHODS, default="greedy_search")
     add_search_arguments(parser)
     add_score_arguments(parser)
@@ -68,8 +69,9 @@ def main() -> None:
 
     async def run() -> None:
         worker = Worker(
-            lambda: open_recognizer(arguments, "two_pass", endpoint), arguments.max_streams, 60 * arguments.max_minutes
-        )
+            lambda: open_recognizer(arguments, arguments.mode, endpoint), arguments.max_streams,
+            60 * arguments.max_minutes,
+        )  # fmt: skip
         server = Server(worker, keys, arguments.idle, arguments.max_upload_mb << 20)
         await serve(server, arguments.host, arguments.port, tls, bool(keys))
 

@@ -44,6 +44,7 @@ class Connection {
     this.socket.send(buffer);
     this.sent += buffer.byteLength / 2 / this.rate;
     $("heard").textContent = `${(this.base + this.sent).toFixed(1)} s`;
+    if (this.live) showLevel(new Int16Array(buffer));
   }
 
   // All that was heard becomes final before the connection closes.
@@ -98,6 +99,8 @@ function countChanged(before, now) {
 // ---- Screen -----------------------------------------------------------------------------------------------------
 
 function draw(id) {
+  const { scrollTop, clientHeight, scrollHeight } = $("transcript");
+  const follows = scrollTop + clientHeight > scrollHeight - 40;  // whoever has scrolled up reads on undisturbed
   const item = items.get(id);
   const spans = (item?.words ?? []).flatMap((word) => {
     const span = document.createElement("span");
@@ -115,12 +118,20 @@ function draw(id) {
   } else {
     $("open").replaceChildren(...spans);
   }
-  $("transcript").scrollTop = $("transcript").scrollHeight;
+  $("hint").hidden = items.size > 0;
+  if (follows) $("transcript").scrollTop = $("transcript").scrollHeight;
   const total = [...items.values()].reduce((sum, { words }) => sum + words.length, 0);
   const sorted = [...delays].sort((a, b) => a - b);
   $("delay").textContent = sorted.length ? seconds(sorted[Math.floor(sorted.length / 2)]) : "–";
   $("flicker").textContent = total ? `${((100 * changed) / total).toFixed(1)} %` : "–";
   $("clear").disabled = $("download").disabled = ![...items.values()].some(({ isFinal }) => isFinal);
+}
+
+// Of a packet, from -60 to 0 dB.
+function showLevel(samples) {
+  const mean = samples.reduce((sum, sample) => sum + sample * sample, 0) / samples.length;
+  const share = 1 + Math.log10(mean / 32768 ** 2 + 1e-9) / 6;
+  $("level").firstChild.style.width = `${Math.round(100 * Math.max(0, Math.min(1, share)))}%`;
 }
 
 function tell(text) {
@@ -133,7 +144,7 @@ function complain(text) {
 }
 
 function describe(event) {
-  if (event.target.title) $("word").textContent = `“${event.target.textContent}”: ${event.target.title}`;
+  if (event.target.title) $("word").textContent = `“${event.target.textContent}” ${event.target.title}`;
 }
 
 $("transcript").addEventListener("mouseover", describe);
@@ -214,6 +225,7 @@ async function start(open, text) {
   tell("Opening …");
   try {
     source = await open();
+    setButtons(true);
     tell(text);
   } catch (error) {
     source = null;
@@ -244,7 +256,8 @@ function stopWith(reason) {
 
 function setButtons(isOn) {
   $("record").textContent = isOn ? "Stop" : "Start microphone";
-  $("record").setAttribute("aria-pressed", String(isOn));
+  $("record").classList.toggle("on", isOn);
+  $("level").hidden = !isOn || !source?.connection?.live;
 }
 
 $("record").onclick = () => (source ? stop() : start(openMicrophone, "Listening."));
