@@ -312,16 +312,17 @@ async def visit(
     end, visits, wrong, resident = time.monotonic() + seconds, Counter(), [], []
     async with Visitors(server.url, recordings, seed) as visitors:
 
+        async def come(kind: Callable[[], Awaitable[None]]) -> None:
+            visits[kind.__name__] += 1
+            try:
+                await kind()
+            except Exception as error:
+                wrong.append(f"{kind.__name__}: {type(error).__name__} {error}".strip())
+
         async def come_again(kinds: Sequence[Callable[[], Awaitable[None]]], number: int) -> None:
-            turn = number
             while time.monotonic() < end:
-                kind = kinds[turn % len(kinds)]
-                turn += 1
-                visits[kind.__name__] += 1
-                try:
-                    await kind()
-                except Exception as error:
-                    wrong.append(f"{kind.__name__}: {type(error).__name__} {error}".strip())
+                await come(kinds[number % len(kinds)])
+                number += 1
 
         async def watch() -> None:
             while time.monotonic() < end:
@@ -339,7 +340,7 @@ async def visit(
                 break
             await asyncio.sleep(0.2)
         for kind in visitors.good:
-            await kind()
+            await come(kind)
     return resident, visits, wrong
 
 

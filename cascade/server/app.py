@@ -162,7 +162,7 @@ class Server:
         with self._slot(kind.__name__.lower()) as session:
             await socket.prepare(request)
             protocol = kind(session, self._recognizer)
-            reader = asyncio.create_task(self._read(socket, protocol))
+            reader = asyncio.create_task(self._read(socket, protocol, session))
             writer = asyncio.create_task(self._write(socket, protocol, session))
             stopping = asyncio.create_task(self._stopping.wait())
             try:
@@ -184,7 +184,9 @@ class Server:
                 await socket.close(code=code, message=reason.encode())
         return socket
 
-    async def _read(self, socket: web.WebSocketResponse, protocol: Realtime | Sherpa) -> tuple[int, str]:
+    async def _read(
+        self, socket: web.WebSocketResponse, protocol: Realtime | Sherpa, session: Session
+    ) -> tuple[int, str]:
         """Hear a client until it closes; returns the close code and the reason why it ends."""
         await _send(socket, protocol.greeting())
         while True:
@@ -192,6 +194,8 @@ class Server:
                 async with asyncio.timeout(self._idle):  # pings do not count
                     message = await socket.receive()
             except TimeoutError:
+                if session.is_waiting:  # the client waits for us
+                    continue
                 return TOO_MUCH, f"nothing came for {self._idle:g} s"
             if message.type not in (WSMsgType.TEXT, WSMsgType.BINARY):
                 return 1000, ""

@@ -109,6 +109,11 @@ class Session:
         self._waiting += seconds
         self._put((samples, rate))
 
+    @property
+    def is_waiting(self) -> bool:
+        """The recogniser has audio to hear or an end to answer."""
+        return self._ends > 0 or self._waiting > 1e-6
+
     def end(self, is_last: bool = False) -> None:
         """The audio so far is a whole: decode it to its end at once; a Final (or a Failure) answers.
 

@@ -137,15 +137,17 @@ def test_texts_that_a_slow_reader_has_not_fetched_become_one():
 def test_a_server_that_does_not_keep_up_sends_its_client_away(monkeypatch):
     monkeypatch.setattr(worker, "OVERLOAD_SECONDS", 0.1)
     monkeypatch.setattr(worker, "QUEUE_SECONDS", 0.1)
+    recognizer = FakeRecognizer()
 
     async def test(client, server):
+        recognizer.seconds = 0.3
         socket = await open_realtime(client)
         for _ in range(4):
             await socket.send_bytes(speech(1).tobytes())
         code, events = await end_of(socket)
         assert code == app.TRY_AGAIN and of_kind(events, ".completed")
 
-    run(test, recognizer=FakeRecognizer(seconds=0.3))
+    run(test, recognizer=recognizer)
 
 
 def test_idle_and_long_connections_end_with_their_last_words():
@@ -159,6 +161,21 @@ def test_idle_and_long_connections_end_with_their_last_words():
             assert code == app.TOO_MUCH and of_kind(events, ".completed")[-1]["transcript"] == text
 
     run(test, idle=2.0, longest=0.5)
+
+
+def test_a_client_that_waits_for_its_text_is_not_idle():
+    recognizer = FakeRecognizer()
+
+    async def test(client, server):
+        recognizer.seconds = 1.5  # not of the measurement at the start
+        socket = await open_realtime(client)
+        for word in (1, 2):
+            await socket.send_bytes(speech(word).tobytes())
+            await socket.send_json(COMMIT)
+            assert (await until(socket, ".completed"))[-1]["transcript"] == f"w{word}"
+        assert (await end_of(socket))[0] == app.TOO_MUCH
+
+    run(test, recognizer=recognizer, idle=0.5)
 
 
 def test_pings_do_not_keep_a_silent_connection():

@@ -22,7 +22,10 @@ def lags_of(monkeypatch, recognizer: FakeRecognizer, samples: np.ndarray) -> ben
     monkeypatch.setattr(bench_serve, "RATE", RATE)
     heard = []
 
+    seconds, recognizer.seconds = recognizer.seconds, 0.0  # of the measurement at the start
+
     async def test(client, server):
+        recognizer.seconds = seconds
         url = f"http://{client.host}:{client.port}"
         load = bench_serve.Load(url, [time.monotonic() + 0.2], 1.0, 1000 * CHUNK // RATE, [samples])
         async with aiohttp.ClientSession() as web:

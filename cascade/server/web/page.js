@@ -119,6 +119,8 @@ function draw(id) {
     $("open").replaceChildren(...spans);
   }
   $("hint").hidden = items.size > 0;
+  if (!items.size) $("word").textContent = "";
+  else $("word").textContent ||= "Choose a word for its time and confidence.";
   if (follows) $("transcript").scrollTop = $("transcript").scrollHeight;
   const total = [...items.values()].reduce((sum, { words }) => sum + words.length, 0);
   const sorted = [...delays].sort((a, b) => a - b);
@@ -243,7 +245,7 @@ async function stop() {
   await close();
   await connection.end();
   setButtons(false);
-  tell("Done. Speak again, or drop a recording.");
+  tell("Done.");
 }
 
 function stopWith(reason) {
