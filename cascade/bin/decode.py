@@ -1,11 +1,12 @@
 """Decode a test set with one pass and one search, or with all of them, and score it.
 
 Whole utterances are decoded under the masks of streaming, which gives what a stream would give. --out gets hyps.jsonl
-(one object per utterance: id, ref, speaker where it is known, hyp, tokens, timestamps in seconds, token log-probs),
-wer.txt (totals, by length, every alignment) and result.json (one row of results.json). --nbest N adds nbest.jsonl (one
-object per utterance: id, ref, nbest: hypotheses best first) and the oracle WER, that of the best choice among each
-utterance's N hypotheses, to wer.txt and result.json. With --mode all or --method all the model is loaded once, and
---out gets a folder MODE-METHOD for each pair, with the same files as if it had been decoded alone.
+(one object per utterance: id, ref, speaker where it is known, hyp, tokens, timestamps in seconds, log-probabilities of
+tokens and of the whole by the transducer alone, external_score that language models added), wer.txt (totals, by length,
+every alignment) and result.json (one row of results.json). --nbest N adds nbest.jsonl (one object per utterance: id,
+ref, nbest: hypotheses best first) and the oracle WER, that of the best choice among each utterance's N hypotheses, to
+wer.txt and result.json. With --mode all or --method all the model is loaded once, and --out gets a folder MODE-METHOD
+for each pair, with the same files as if it had been decoded alone.
 """
 
 from __future__ import annotations
@@ -84,6 +85,8 @@ def hypothesis_fields(hypothesis: Hypothesis, tokenizer: Tokenizer) -> dict[str,
         "tokens": [tokenizer.id_to_symbol(token) for token in hypothesis.tokens],
         "timestamps": [round(frame * ENCODER_FRAME_MS / 1000, 2) for frame in hypothesis.timestamps],
         "log_probs": [round(log_prob, 4) for log_prob in hypothesis.token_log_probs],
+        "log_prob": round(hypothesis.log_prob, 4),
+        "external_score": round(hypothesis.external_score, 4),
     }
 
 
@@ -97,7 +100,7 @@ def utterance_lines(
             utterance["speaker"] = speakers[name]
         fields = [hypothesis_fields(hypothesis, tokenizer) for hypothesis in hypotheses]
         ranked = [
-            {**values, "log_prob": round(hypothesis.log_prob, 4), "score": round(hypothesis.score, 6)}
+            {**values, "score": round(hypothesis.score, 6)}
             for values, hypothesis in zip(fields, hypotheses, strict=True)
         ]
         yield {**utterance, **fields[0]}, {**utterance, "nbest": ranked}
@@ -191,8 +194,8 @@ def main(words: Sequence[str] | None = None) -> None:
     modes = MODES if arguments.mode == ALL else (arguments.mode,)
     methods = METHODS if arguments.method == ALL else (arguments.method,)
     strictest = "look_ahead" if "look_ahead" in modes else modes[0]  # wrong contexts are told before the model is read
-    scores = score_options(arguments)
-    model, config, tokenizer, options = load_for_decoding(arguments, strictest, beam=arguments.beam, **scores)
+    search = {"method": methods[0], "beam": arguments.beam, **score_options(arguments)}
+    model, config, tokenizer, options = load_for_decoding(arguments, strictest, **search)
     engine, scorers, decodings = TorchEngine(model), build_scorers(options, tokenizer), []
     for mode, method in product(modes, methods):
         chosen = replace(options, mode=mode, method=method)

@@ -10,12 +10,16 @@ from cascade.search.methods import DecodingOptions
 
 
 def add_score_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add --ngram, --lm-scale, --lodr, --lodr-scale; what is not given is as the model's decoding section has it."""
+    """Add --ngram, --lm-scale, --lodr, --lodr-scale, --rescore; the model's decoding section has what is not given."""
     group = parser.add_argument_group("scores from outside (default: the model's decoding section)")
     group.add_argument("--ngram", type=Path, metavar="ARPA", help="language model over tokens, what train_ngram wrote")
     group.add_argument("--lm-scale", type=float, metavar="A", help="its weight, which tune_scales finds; 0: without it")
     group.add_argument("--lodr", type=Path, metavar="ARPA", help="bigram of the training transcripts, subtracted")
     group.add_argument("--lodr-scale", type=float, metavar="B", help="its weight, at least 0; 0: without it")
+    group.add_argument(
+        "--rescore", action="store_true", default=None,
+        help="both rank the N-best of each segment (--beam 8 to 12) instead of entering the search",
+    )
 
 
 def score_options(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -28,7 +32,7 @@ def score_options(arguments: argparse.Namespace) -> dict[str, Any]:
         path = getattr(arguments, name)
         if path is not None and not path.is_file():
             raise FileNotFoundError(f"--{name} {path} not found")
-    given = {name: getattr(arguments, name) for name in ("ngram", "lm_scale", "lodr", "lodr_scale")}
+    given = {name: getattr(arguments, name) for name in ("ngram", "lm_scale", "lodr", "lodr_scale", "rescore")}
     return {name: value for name, value in given.items() if value is not None}
 
 
@@ -39,5 +43,5 @@ def score_fields(options: DecodingOptions) -> dict[str, Any]:
         "lm_scale": options.lm_scale or None,
         "lodr_scale": options.lodr_scale or None,
         "hotwords": None,
-        "rescore": False,
+        "rescore": options.rescore,
     }

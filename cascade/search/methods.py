@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,9 +12,9 @@ from typing import Any, Literal
 from cascade.config.options import ENCODER_FRAME_MS, MODES, Config, ConfigError, Mode
 from cascade.search.beam import ModifiedBeamSearch
 from cascade.search.greedy import GreedySearch
-from cascade.search.ngram import read_arpa
+from cascade.search.ngram import NgramModel, read_arpa
 from cascade.search.rows import Networks
-from cascade.search.scorer import NgramScorer, Scorer
+from cascade.search.scorer import NgramScorer, Rescoring, Scorer
 from cascade.text.tokens import Tokenizer
 
 STREAMING_MODES = (*MODES, "two_pass")
@@ -53,6 +53,8 @@ class DecodingOptions:
     lm_scale: float = 0.0
     lodr: str | Path | None = None
     lodr_scale: float = 0.0
+    rescore: bool = False
+    """The language models do not enter the search: they rank the N-best of each segment when it ends."""
 
     @classmethod
     def for_model(cls, config: Config, **options: Any) -> DecodingOptions:
@@ -87,6 +89,8 @@ class DecodingOptions:
             raise ConfigError(f"--beam must be at least 1, got {self.beam}")
         if not math.isfinite(self.blank_penalty):
             raise ConfigError(f"--blank-penalty must be a finite number, got {self.blank_penalty}")
+        if self.rescore and self.method != "modified_beam_search":
+            raise ConfigError("--rescore needs --method modified_beam_search: greedy search has one hypothesis")
         for name in ("lm_scale", "lodr_scale"):
             if not 0 <= getattr(self, name) < math.inf:
                 option = "--" + name.replace("_", "-")
@@ -99,11 +103,15 @@ def default_left_context_ms(config: Config, chunk_ms: int) -> int:
     return chunk_ms * max(finite, default=DEFAULT_LEFT_CHUNKS)
 
 
-def build_scorers(options: DecodingOptions, tokenizer: Tokenizer) -> list[Scorer]:
+def build_scorers(
+    options: DecodingOptions, tokenizer: Tokenizer, read: Callable[..., NgramModel] = read_arpa
+) -> list[Scorer | Rescoring]:
     """The scores from outside that the options name; several searches of one thread may share them.
 
+    Args:
+      read: as `read_arpa`; one that remembers saves time where only scales change.
     Raises:
-      ConfigError: a file without a scale or a scale without its file; LODR without a language model.
+      ConfigError: a file without a scale or a scale without its file; LODR or rescoring without a language model.
       FileNotFoundError, ValueError: a file that is missing, no ARPA file, or of other tokens.
     """
     for name, scale in (("ngram", "lm_scale"), ("lodr", "lodr_scale")):
@@ -111,19 +119,21 @@ def build_scorers(options: DecodingOptions, tokenizer: Tokenizer) -> list[Scorer
             raise ConfigError(f"--{scale.replace('_', '-')} {getattr(options, scale):g} needs --{name} FILE")
     if options.lodr_scale and not options.lm_scale:
         raise ConfigError(f"--lodr-scale {options.lodr_scale:g} needs --lm-scale: LODR corrects a language model")
-    symbols = [tokenizer.id_to_symbol(token) for token in range(tokenizer.vocab_size)]
+    if options.rescore and not options.lm_scale:
+        raise ConfigError("--rescore needs --ngram FILE and --lm-scale: it ranks the hypotheses by them")
+    symbols = tuple(tokenizer.id_to_symbol(token) for token in range(tokenizer.vocab_size))
     scorers = []
     for name, weight in (("ngram", options.lm_scale), ("lodr", -options.lodr_scale)):
         path = getattr(options, name)
         if weight and not Path(path).is_file():
             raise FileNotFoundError(f"--{name} {path} not found")
         if weight:
-            scorers.append(NgramScorer(read_arpa(path, symbols), weight))
-    return scorers
+            scorers.append(NgramScorer(read(path, symbols), weight))
+    return [Rescoring(scorer) for scorer in scorers] if options.rescore else scorers
 
 
 def build_search(
-    networks: Networks, options: DecodingOptions, unk_id: int | None, scorers: Sequence[Scorer] = ()
+    networks: Networks, options: DecodingOptions, unk_id: int | None, scorers: Sequence[Scorer | Rescoring] = ()
 ) -> GreedySearch | ModifiedBeamSearch:
     """The search that `options.method` names."""
     if options.method == "greedy_search":

@@ -15,7 +15,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 
 from cascade.search.hypothesis import Hypothesis
-from cascade.search.scorer import Scorer
+from cascade.search.scorer import Rescoring, Scorer
 
 State = tuple[np.ndarray, ...]
 Starts = Mapping[Scorer, np.ndarray | int]
@@ -181,12 +181,12 @@ class Search(ABC):
       beam: hypotheses B per stream.
       blank_penalty: subtracted from the blank's logit; positive values give fewer deletions.
       unk_id: this token is treated as a blank (sherpa-onnx's rule for `<unk>`); None: no such token.
-      scorers: scores from outside.
+      scorers: scores from outside; those that are Rescoring are added where a segment ends.
     """
 
     def __init__(
         self, networks: Networks, beam: int, blank_penalty: float = 0.0, unk_id: int | None = None,
-        scorers: Sequence[Scorer] = (),
+        scorers: Sequence[Scorer | Rescoring] = (),
     ) -> None:  # fmt: skip
         self.beam, self.unk_id = beam, unk_id
         self.context_size = networks.predictor.context_size
@@ -198,14 +198,18 @@ class Search(ABC):
         self.places = Places(floats, floats, whole, whole, whole, whole)
         self._free: list[int] = []
         self.scorers: list[Scorer] = []
+        self._rescoring: list[Rescoring] = []
         self.scorer_states: list[np.ndarray] = []  # (S, B, ...) each
         self._starts: list[np.ndarray] = []  # (S, ...) each: the states in which a row's segments begin
         self.blank_weight = 0.0
         for scorer in scorers:
             self.add(scorer)
 
-    def add(self, scorer: Scorer) -> None:
+    def add(self, scorer: Scorer | Rescoring) -> None:
         """Let another scorer have a say from now on."""
+        if isinstance(scorer, Rescoring):
+            self._rescoring.append(scorer)
+            return
         self.scorers.append(scorer)
         self.blank_weight += scorer.blank_weight
         starts = scorer.initial(len(self.num_frames))
@@ -335,6 +339,10 @@ class Search(ABC):
         for states, scorer in zip(self.scorer_states, self.scorers, strict=True):
             if final:
                 log_probs[live] += scorer.final(states[rows][live])
+        if final and self._rescoring:
+            chains = [self.entries.chain(end) for end in self.places.ends[rows][live].tolist()]
+            sequences = [self.entries.chains.token[chain] for chain in chains]
+            log_probs[live] += sum(scorer(sequences) for scorer in self._rescoring)
         external = np.subtract(log_probs, self.places.acoustic[rows], where=live, out=np.zeros_like(log_probs))
         return external, log_probs / (self.places.num_tokens[rows] + self.context_size)
 

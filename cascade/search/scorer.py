@@ -1,11 +1,13 @@
 """Scores from outside the transducer that enter a search before it chooses its best continuations.
 
 With scorers whose blank weights sum to c, a label's log-probability gets the sum of their scores plus
-c log(1 - P_blank), and the blank's is multiplied by 1 + c: a label and a blank stay comparable.
+c log(1 - P_blank), and the blank's is multiplied by 1 + c: a label and a blank stay comparable. `Rescoring` adds the
+scores alone, to the hypotheses that a search has found.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -36,6 +38,25 @@ class Scorer(Protocol):
 
     def final(self, state: np.ndarray) -> np.ndarray:
         """(rows,) float32 for hypotheses that end here."""
+
+
+class Rescoring:
+    """A scorer that stays outside of the search: it scores the whole token sequences of a segment that has ended."""
+
+    def __init__(self, scorer: Scorer) -> None:
+        self._scorer = scorer
+
+    def __call__(self, sequences: Sequence[np.ndarray]) -> np.ndarray:
+        """(rows,) scores of the sequences of token ids, their ends included."""
+        scorer, lens = self._scorer, np.array(list(map(len, sequences)))
+        state, totals = scorer.initial(len(sequences)), np.zeros(len(sequences))
+        for place in range(max(lens, default=0)):
+            rows = np.flatnonzero(lens > place)
+            tokens = np.array([sequences[row][place] for row in rows])
+            own = np.arange(len(rows))
+            totals[rows] += scorer.score(state[rows])[own, tokens]
+            state[rows] = scorer.advance(state[rows], own, tokens)
+        return totals + scorer.final(state)
 
 
 class NgramScorer:

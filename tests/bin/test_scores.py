@@ -110,6 +110,22 @@ def test_serve_and_python_take_the_models_scores_and_options_replace_them(run_di
     assert texts(Recognizer(run_dir / "student", lm_scale=0)) == plain
 
 
+def test_decode_rescores_the_n_best_of_an_acoustic_search(run_dir, tmp_path, call):
+    def decoded(name, *options):
+        call(decode, "--exp-dir", run_dir / "plain", "--manifest", run_dir / "test.jsonl", "--mode", "full", "--method",
+             "modified_beam_search", "--beam", 8, "--nbest", 8, "--out", tmp_path / name, *options)  # fmt: skip
+        assert json.loads((tmp_path / name / "result.json").read_text())["rescore"] == ("--rescore" in options)
+        lists = [json.loads(line) for line in (tmp_path / name / "nbest.jsonl").read_text().splitlines()]
+        return [{tuple(item["tokens"]): item["log_prob"] for item in line["nbest"]} for line in lists]
+
+    plain, rescored = decoded("plain"), decoded("rescored", *flags(run_dir), "--rescore")
+    assert plain == rescored  # as sets of hypotheses with the transducer's own log-probabilities
+    assert [[*each][0] for each in plain] != [[*each][0] for each in rescored]
+    best = [json.loads(line) for line in (tmp_path / "rescored" / "hyps.jsonl").read_text().splitlines()]
+    for each, line in zip(rescored, best, strict=True):
+        assert line["log_prob"] == each[tuple(line["tokens"])] and line["external_score"] < 0
+
+
 @pytest.mark.parametrize(("words", "error", "message"), [
     (["--ngram", "LM/lm.arpa.gz"], ConfigError, "--ngram .*lm.arpa.gz needs --lm-scale: cascade.bin.tune_scales finds"),
     (["--lm-scale", "0.3"], ConfigError, "--lm-scale 0.3 needs --ngram FILE"),
@@ -117,6 +133,8 @@ def test_serve_and_python_take_the_models_scores_and_options_replace_them(run_di
     (["--lodr-scale", "nan"], ConfigError, "--lodr-scale must be a finite number of at least 0, got nan"),
     (["--lodr", "LM/low.arpa", "--lodr-scale", "0.2"], ConfigError, "--lodr-scale 0.2 needs --lm-scale"),
     (["--ngram", "LM/lm.arpa.gz", "--lm-scale", "0.3", "--lodr-scale", "1"], ConfigError, "--lodr-scale 1 needs"),
+    (["--rescore"], ConfigError, "--rescore needs --method modified_beam_search: greedy search has one hypothesis"),
+    (["--rescore", "--method", "modified_beam_search"], ConfigError, "--rescore needs --ngram FILE and --lm-scale"),
     (["--ngram", "LM/no.arpa", "--lm-scale", "0.3"], FileNotFoundError, "--ngram .*no.arpa not found"),
     (["--ngram", "LM/other.arpa", "--lm-scale", "0.3"], ValueError, r"other.arpa line \d+: '▁TWO' is no token of the"),
 ])  # fmt: skip

@@ -9,7 +9,7 @@ from cascade.models.torch_engine import TorchEngine
 from cascade.search.beam import ModifiedBeamSearch
 from cascade.search.greedy import GreedySearch
 from cascade.search.ngram import read_arpa
-from cascade.search.scorer import NgramScorer
+from cascade.search.scorer import NgramScorer, Rescoring
 from tests.search.toy_models import REAL, ToyTransducer, random_encoder_out
 
 BACKENDS = ("numpy", "numba")
@@ -180,6 +180,36 @@ def test_greedy_search_leaves_blanks_to_the_transducer_and_labels_to_the_scores(
     assert hypothesis.log_prob == pytest.approx(acoustic, abs=1e-9)
     ends = sum(float(scorer.final(state)[0]) for scorer, state in zip(scorers, states, strict=True))
     assert hypothesis.external_score == pytest.approx(external + ends, abs=1e-5)
+
+
+def test_rescoring_ranks_what_the_transducer_alone_finds_and_a_segment_goes_on_from_its_choice(scorers):
+    model, lens = ToyTransducer("stateless", vocab_size=4, seed=1), np.array([9, 6])
+    engine, encoder_out = TorchEngine(model), random_encoder_out(2, 9, seed=3).numpy()
+    plain = ModifiedBeamSearch(engine, 8, unk_id=UNK)
+    search = ModifiedBeamSearch(engine, 8, unk_id=UNK, scorers=[Rescoring(scorer) for scorer in scorers])
+    changed = False
+    for found, expected in zip(search.decode(encoder_out, lens), plain.decode(encoder_out, lens), strict=True):
+        assert {item.tokens: item.log_prob for item in found} == {item.tokens: item.log_prob for item in expected}
+        for item in found:
+            external = 0.0
+            for scorer in scorers:
+                state = scorer.initial(1)
+                for token in item.tokens:
+                    external += float(scorer.score(state)[0, token])
+                    state = scorer.advance(state, np.array([0]), np.array([token]))
+                external += float(scorer.final(state)[0])
+            assert item.external_score == pytest.approx(external, abs=1e-5)
+        assert [item.score for item in found] == sorted((item.score for item in found), reverse=True)
+        changed |= found[0].tokens != expected[0].tokens
+    assert changed
+    rows = [(each, each.join()) for each in (search, plain)]
+    for each, row in rows:
+        each.advance([row], encoder_out[:1], lens[:1])
+    shown, own = (each.results([row], final=False)[0] for each, row in rows)
+    assert (shown.tokens, shown.external_score) == (own.tokens, 0.0)
+    best = search.results([rows[0][1]])[0]
+    search.restart(rows[0][1])
+    np.testing.assert_array_equal(search.slots.states[0][search.places.slots[rows[0][1], 0]], best.tokens[-2:])
 
 
 @pytest.mark.parametrize("beam", [0, 3])

@@ -15,9 +15,10 @@ from cascade.checkpoint import load_model
 from cascade.config.load import load_config
 from cascade.models.build import build_model
 from cascade.models.torch_engine import TorchEngine, decode_batch
-from cascade.search.methods import METHODS, STREAMING_MODES, DecodingOptions, build_search
+from cascade.search.methods import METHODS, STREAMING_MODES, DecodingOptions, build_scorers, build_search
 from cascade.stream.batch import StreamBatch
 from cascade.stream.decoder import StreamingDecoder
+from cascade.text.ngram_training import train_ngram, write_arpa
 from cascade.text.tokens import Tokenizer
 from tests.models.test_encoder import largest_difference, run_blocks, run_chunks
 from tests.tiny_run import make_model_dir
@@ -125,6 +126,22 @@ def small(tmp_path_factory):
     return model.double().requires_grad_(False), config, tokenizer
 
 
+@pytest.fixture(scope="module")
+def scores(small, tmp_path_factory):
+    """No scores from outside, a language model with LODR in the search, both for rescoring: options and scorers."""
+    folder, tokenizer = tmp_path_factory.mktemp("lm"), small[2]
+    (folder / "text").write_text("two two five one\nthree five\nfive five five one two\n")
+    for order in (2, 3):
+        write_arpa(train_ngram([folder / "text"], tokenizer, order), tokenizer, folder / f"{order}.arpa")
+    options = DecodingOptions(
+        method="modified_beam_search", ngram=folder / "3.arpa", lm_scale=1.5, lodr=folder / "2.arpa", lodr_scale=0.5
+    )
+    return {
+        "none": [], "fusion": build_scorers(options, tokenizer),
+        "rescoring": build_scorers(replace(options, rescore=True), tokenizer),
+    }
+
+
 class Player:
     """One stream of a batch and what it has heard since it began."""
 
@@ -141,9 +158,9 @@ class Player:
         self.heard = []
 
 
-@settings(max_examples=16, deadline=None, derandomize=True)
+@settings(max_examples=20, deadline=None, derandomize=True)
 @given(data=st.data())
-def test_streams_under_any_schedule_say_what_whole_utterances_say(small, data):
+def test_streams_under_any_schedule_say_what_whole_utterances_say(small, scores, data):
     model, config, tokenizer = small
     chunk = data.draw(st.sampled_from(CHUNKS), "chunk")
     options = DecodingOptions(
@@ -151,7 +168,8 @@ def test_streams_under_any_schedule_say_what_whole_utterances_say(small, data):
         chunk_ms=40 * chunk, look_ahead_ms=40 * data.draw(st.sampled_from(blocks(chunk)), "block"),
         left_context_ms=40 * data.draw(st.sampled_from(LEFT), "left"),
     )  # fmt: skip
-    batch = StreamBatch(TorchEngine(model), tokenizer, options)
+    scorers = scores[data.draw(st.sampled_from([*scores]), "scores")]
+    batch = StreamBatch(TorchEngine(model), tokenizer, options, scorers=scorers)
     source = speech(9.0, data.draw(st.integers(0, 9), "audio"))
     active, ended, position = [], [], 0
     actions = st.lists(st.tuples(st.sampled_from("jhhhhrresl"), st.integers(0, 9), st.integers(1, 16000)), max_size=50)
@@ -178,7 +196,7 @@ def test_streams_under_any_schedule_say_what_whole_utterances_say(small, data):
     batch.run()
     assert len(batch) == 0
     whole = replace(options, mode="full" if options.mode == "two_pass" else options.mode)
-    search = build_search(TorchEngine(model), whole, tokenizer.unk_id)
+    search = build_search(TorchEngine(model), whole, tokenizer.unk_id, scorers)
     for player in ended + active:
         features = features_of(np.concatenate([np.zeros(0, np.float32), *player.heard]), config).double()
         if len(features) < 4:
