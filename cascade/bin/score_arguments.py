@@ -1,4 +1,4 @@
-"""The options of programs that search with scores from outside: an n-gram language model and LODR."""
+"""The options of programs that search with scores from outside: an n-gram language model, LODR, hotwords."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cascade.search.methods import DecodingOptions
 
 
 def add_score_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add --ngram, --lm-scale, --lodr, --lodr-scale, --rescore; the model's decoding section has what is not given."""
+    """Add --ngram and what follows here; what is not given is as the model's decoding section has it."""
     group = parser.add_argument_group("scores from outside (default: the model's decoding section)")
     group.add_argument("--ngram", type=Path, metavar="ARPA", help="language model over tokens, what train_ngram wrote")
     group.add_argument("--lm-scale", type=float, metavar="A", help="its weight, which tune_scales finds; 0: without it")
@@ -20,6 +20,8 @@ def add_score_arguments(parser: argparse.ArgumentParser) -> None:
         "--rescore", action="store_true", default=None,
         help="both rank the N-best of each segment (--beam 8 to 12) instead of entering the search",
     )
+    group.add_argument("--hotwords", type=Path, metavar="FILE", help="phrases to prefer, one a line, or 'phrase :2.5'")
+    group.add_argument("--hotword-scale", type=float, metavar="S", help="the boost of phrases that name none")
 
 
 def score_options(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -28,11 +30,12 @@ def score_options(arguments: argparse.Namespace) -> dict[str, Any]:
     Raises:
       FileNotFoundError: a file is missing; said before the model is read.
     """
-    for name in ("ngram", "lodr"):
+    for name in ("ngram", "lodr", "hotwords"):
         path = getattr(arguments, name)
         if path is not None and not path.is_file():
             raise FileNotFoundError(f"--{name} {path} not found")
-    given = {name: getattr(arguments, name) for name in ("ngram", "lm_scale", "lodr", "lodr_scale", "rescore")}
+    names = ("ngram", "lm_scale", "lodr", "lodr_scale", "rescore", "hotwords", "hotword_scale")
+    given = {name: getattr(arguments, name) for name in names}
     return {name: value for name, value in given.items() if value is not None}
 
 
@@ -42,6 +45,7 @@ def score_fields(options: DecodingOptions) -> dict[str, Any]:
         "ngram": Path(options.ngram).name if options.lm_scale else None,
         "lm_scale": options.lm_scale or None,
         "lodr_scale": options.lodr_scale or None,
-        "hotwords": None,
+        "hotwords": Path(options.hotwords).name if options.hotwords else None,
+        "hotword_scale": options.hotword_scale if options.hotwords else None,
         "rescore": options.rescore,
     }

@@ -290,10 +290,14 @@ class DecodingConfig:
     """As ngram: a low-order model, mostly a bigram, of the training transcripts, which is subtracted (2203.16776)."""
     lodr_scale: float = option(0.0, at_least=0, goes_on=True)
     """Weight with which it is subtracted; 0: it is not used."""
+    hotwords: str | None = option(None, goes_on=True)
+    """File of phrases that searches prefer, one a line, perhaps with a boost (`new york :2.5`); a path as in ngram."""
+    hotword_scale: float = option(1.0, at_least=0.01, goes_on=True)
+    """Boost of a phrase that names none."""
 
     def beside(self, folder: Path) -> "DecodingConfig":
         """The same with paths that count from the current folder, for a model in `folder`."""
-        files = {name: str(folder / path) for name in ("ngram", "lodr") if (path := getattr(self, name))}
+        files = {name: str(folder / path) for name in ("ngram", "lodr", "hotwords") if (path := getattr(self, name))}
         return replace(self, **files)
 
 

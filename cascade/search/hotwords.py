@@ -209,7 +209,7 @@ def read_hotwords(path: str | Path) -> list[str]:
     try:
         lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 ({error}): convert it") from error
+        raise ValueError(f"the file is not UTF-8 ({error}): convert it") from error
     return [line for line in lines if line.strip()]
 
 

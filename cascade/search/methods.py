@@ -12,6 +12,7 @@ from typing import Any, Literal
 from cascade.config.options import ENCODER_FRAME_MS, MODES, Config, ConfigError, Mode
 from cascade.search.beam import ModifiedBeamSearch
 from cascade.search.greedy import GreedySearch
+from cascade.search.hotwords import DEFAULT_SCALE, Hotwords, read_hotwords
 from cascade.search.ngram import NgramModel, read_arpa
 from cascade.search.rows import Networks
 from cascade.search.scorer import NgramScorer, Rescoring, Scorer
@@ -55,6 +56,9 @@ class DecodingOptions:
     lodr_scale: float = 0.0
     rescore: bool = False
     """The language models do not enter the search: they rank the N-best of each segment when it ends."""
+    hotwords: str | Path | None = None
+    """File of phrases that the search prefers, and the boost of those that name none."""
+    hotword_scale: float = DEFAULT_SCALE
 
     @classmethod
     def for_model(cls, config: Config, **options: Any) -> DecodingOptions:
@@ -95,6 +99,8 @@ class DecodingOptions:
             if not 0 <= getattr(self, name) < math.inf:
                 option = "--" + name.replace("_", "-")
                 raise ConfigError(f"{option} must be a finite number of at least 0, got {getattr(self, name)}")
+        if not 0 < self.hotword_scale < math.inf:
+            raise ConfigError(f"--hotword-scale must be a finite number above 0, got {self.hotword_scale}")
 
 
 def default_left_context_ms(config: Config, chunk_ms: int) -> int:
@@ -112,7 +118,8 @@ def build_scorers(
       read: as `read_arpa`; one that remembers saves time where only scales change.
     Raises:
       ConfigError: a file without a scale or a scale without its file; LODR or rescoring without a language model.
-      FileNotFoundError, ValueError: a file that is missing, no ARPA file, or of other tokens.
+      FileNotFoundError, ValueError: a file that is missing, no ARPA file, or of other tokens; a phrase that the model's
+        tokens cannot say.
     """
     for name, scale in (("ngram", "lm_scale"), ("lodr", "lodr_scale")):
         if getattr(options, scale) and getattr(options, name) is None:
@@ -129,7 +136,16 @@ def build_scorers(
             raise FileNotFoundError(f"--{name} {path} not found")
         if weight:
             scorers.append(NgramScorer(read(path, symbols), weight))
-    return [Rescoring(scorer) for scorer in scorers] if options.rescore else scorers
+    if options.rescore:
+        scorers = [Rescoring(scorer) for scorer in scorers]
+    if options.hotwords is not None:
+        if not Path(options.hotwords).is_file():
+            raise FileNotFoundError(f"--hotwords {options.hotwords} not found")
+        try:
+            scorers.append(Hotwords(tokenizer, read_hotwords(options.hotwords), options.hotword_scale))
+        except ValueError as error:
+            raise ValueError(f"{options.hotwords}: {error}") from error
+    return scorers
 
 
 def build_search(

@@ -85,7 +85,7 @@ class StreamBatch:
         search = self.mode.text_search
         scorer = next((scorer for scorer in search.scorers if isinstance(scorer, Hotwords)), None)
         if scorer is None:
-            scorer = Hotwords(self.tokenizer)
+            scorer = Hotwords(self.tokenizer, scale=self.options.hotword_scale)
             search.add(scorer)
         earlier, stream.starts = stream.starts, {scorer: scorer.hold(hotwords)}
         self.mode.begin_with(stream)

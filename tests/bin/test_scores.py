@@ -157,3 +157,42 @@ def test_a_model_that_was_moved_finds_its_files_and_one_without_them_says_which(
     with pytest.raises(FileNotFoundError, match=r"--ngram .*model/lm\.arpa not found"):
         call(decode, "--exp-dir", folder, *arguments)
     call(decode, "--exp-dir", folder, *arguments, "--lm-scale", 0)
+
+
+def test_hotwords_from_a_file_are_those_of_the_models_section_and_of_a_stream(run_dir, tmp_path, monkeypatch, call):
+    file = run_dir / "plain" / "hotwords.txt"
+    file.write_text("five two\n\nthree :4\n")
+    folder = make_model_dir(tmp_path / "own", overrides=["decoding.hotwords=hotwords.txt", "decoding.hotword_scale=3"])
+    (folder / "hotwords.txt").write_text(file.read_text())
+    manifest = ["--manifest", run_dir / "test.jsonl", "--mode", "full", "--method", "greedy_search", "--out", tmp_path]
+    rows, texts = [], []
+    for words in (["--exp-dir", run_dir / "plain"],
+                  ["--exp-dir", run_dir / "plain", "--hotwords", file, "--hotword-scale", 3],
+                  ["--exp-dir", folder], ["--exp-dir", folder, "--hotword-scale", 0.01]):  # fmt: skip
+        call(decode, *words, *manifest)
+        row = json.loads((tmp_path / "result.json").read_text())
+        rows.append((row["hotwords"], row["hotword_scale"]))
+        texts.append((tmp_path / "hyps.jsonl").read_text())
+    assert rows == [(None, None), ("hotwords.txt", 3.0), ("hotwords.txt", 3.0), ("hotwords.txt", 0.01)]
+    assert texts[0] != texts[1] == texts[2] != texts[3]
+    wav = [str(run_dir / f"{number}.wav") for number in range(4)]
+    plain, given, own = (call(transcribe, "--json", *words, *wav) for words in (
+        ["--exp-dir", run_dir / "plain"], ["--exp-dir", run_dir / "plain", "--hotwords", file, "--hotword-scale", 3],
+        ["--exp-dir", folder]))  # fmt: skip
+    assert plain != given == own
+    recognizer = Recognizer(run_dir / "plain", hotword_scale=3)
+    for path, line in zip(wav, given.splitlines(), strict=True):
+        stream = recognizer.stream(hotwords=["five two", "three :4"])
+        stream.accept(soundfile.read(path, dtype="int16")[0], 16000)
+        assert stream.finish().text == json.loads(line)["text"]
+
+
+def test_a_wrong_hotword_is_named_with_its_file(run_dir, tmp_path, call):
+    (tmp_path / "hotwords.txt").write_text("one\nsix\n")
+    arguments = ["--exp-dir", run_dir / "plain", run_dir / "0.wav"]
+    with pytest.raises(ValueError, match=r"hotwords.txt: hotword 'six' has what the model's tokens cannot say: six"):
+        call(transcribe, *arguments, "--hotwords", tmp_path / "hotwords.txt")
+    with pytest.raises(FileNotFoundError, match="--hotwords .*none not found"):
+        call(transcribe, *arguments, "--hotwords", tmp_path / "none")
+    with pytest.raises(ConfigError, match="--hotword-scale must be a finite number above 0, got -1"):
+        call(transcribe, *arguments, "--hotword-scale", -1)

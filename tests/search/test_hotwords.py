@@ -228,7 +228,7 @@ def test_phrases_take_the_form_of_transcripts(tmp_path):
         ("NEW YORK", 1.5), ("CAFÉ", 2.5), ("DON'T", 1.5)
     ]  # fmt: skip
     file.write_bytes(b"caf\xe9\n")
-    with pytest.raises(ValueError, match="hotwords.txt is not UTF-8"):
+    with pytest.raises(ValueError, match="is not UTF-8"):
         read_hotwords(file)
 
 
