@@ -195,6 +195,13 @@ def test_a_model_directory_is_refused_in_one_sentence_that_says_what_to_do(light
     assert re.fullmatch(rf"{model.exp_dir} {said}.*\n", finish(light("-c", code, model.exp_dir))[0])
 
 
+def test_a_program_of_training_says_what_it_needs(light):
+    for program, name in (("train", "torch"), ("prepare_data", "(lhotse|omegaconf|numba|torch)")):
+        error = finish(light("-m", f"cascade.bin.{program}", "--help"), 1)[1]
+        sentence = rf"this program needs the package {name}: run pip install '\.\[train\]' where pyproject.toml is"
+        assert re.fullmatch(f"error: {sentence}\n", error)
+
+
 def test_what_decoding_can_do_without_is_asked_for_when_it_is_needed(model, tmp_path):
     def run(*words, code=0):
         return finish(start(sys.executable, words, environment), code)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -80,11 +81,21 @@ class OnlineSession:
 
 
 class NoncausalSession:
-    """The non-causal encoder on causal output: block by block behind a left context, or over whole segments."""
+    """The non-causal encoder on causal output: block by block behind a left context, or over whole segments.
+
+    It is loaded with its first use: mode streaming does without.
+    """
 
     def __init__(self, path: Path) -> None:
-        self._session = onnx_session(path)
-        self.left_frames = int(self._session.get_modelmeta().custom_metadata_map["left_context_len"])
+        self._path = path
+
+    @cached_property
+    def _session(self) -> Any:
+        return onnx_session(self._path)
+
+    @property
+    def left_frames(self) -> int:
+        return int(self._session.get_modelmeta().custom_metadata_map["left_context_len"])
 
     def initial_state(self, batch_size: int) -> list[np.ndarray]:
         """The state of new streams: zeros."""
