@@ -195,6 +195,14 @@ def test_a_model_directory_is_refused_in_one_sentence_that_says_what_to_do(light
     assert re.fullmatch(rf"{model.exp_dir} {said}.*\n", finish(light("-c", code, model.exp_dir))[0])
 
 
+@pytest.mark.parametrize("name", ["encoder-streaming.onnx", "encoder-noncausal.onnx"])
+def test_a_damaged_file_is_named(model, tmp_path, name):
+    shutil.copytree(model.onnx_dir, tmp_path / "onnx")
+    (tmp_path / "onnx" / name).write_bytes((model.onnx_dir / name).read_bytes()[:1000])
+    with pytest.raises(ValueError, match=rf"{name} is damaged, or not for this onnxruntime .*: export again"):
+        Recognizer(tmp_path / "onnx")
+
+
 def test_a_program_of_training_says_what_it_needs(light):
     for program, name in (("train", "torch"), ("prepare_data", "(lhotse|omegaconf|numba|torch)")):
         error = finish(light("-m", f"cascade.bin.{program}", "--help"), 1)[1]

@@ -24,6 +24,7 @@ def onnx_session(path: Path) -> Any:
 
     Raises:
       ImportError: onnxruntime is missing.
+      ValueError: it cannot load the file.
     """
     try:
         import onnxruntime
@@ -31,7 +32,11 @@ def onnx_session(path: Path) -> Any:
         raise ImportError("running ONNX files needs onnxruntime: pip install onnxruntime") from error
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # each of onnxruntime's is a class of its own
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{path} is damaged, or not for this onnxruntime ({reason}): export again") from error
 
 
 def run_session(session: Any, *values: np.ndarray) -> list[np.ndarray]:
