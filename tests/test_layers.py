@@ -39,7 +39,7 @@ MAY_IMPORT = {
     "measure": RUNTIME,
     "report": RESULTS,
     "corpus": FRONT | {"report"},
-    "data": FRONT | {"corpus"},
+    "data": RUNTIME | {"corpus", "measure"},
     "training": CORPUS,
     "export": CORPUS,
     "recognizer": RUNTIME | {"export"},

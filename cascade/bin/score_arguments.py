@@ -6,8 +6,6 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from cascade.search.methods import DecodingOptions
-
 
 def add_score_arguments(parser: argparse.ArgumentParser) -> None:
     """Add --ngram and what follows here; what is not given is as the model's decoding section has it."""
@@ -37,15 +35,3 @@ def score_options(arguments: argparse.Namespace) -> dict[str, Any]:
     names = ("ngram", "lm_scale", "lodr", "lodr_scale", "rescore", "hotwords", "hotword_scale")
     given = {name: getattr(arguments, name) for name in names}
     return {name: value for name, value in given.items() if value is not None}
-
-
-def score_fields(options: DecodingOptions) -> dict[str, Any]:
-    """What a row of results.json says of the scores: names of files, null for what was not used."""
-    return {
-        "ngram": Path(options.ngram).name if options.lm_scale else None,
-        "lm_scale": options.lm_scale or None,
-        "lodr_scale": options.lodr_scale or None,
-        "hotwords": Path(options.hotwords).name if options.hotwords else None,
-        "hotword_scale": options.hotword_scale if options.hotwords else None,
-        "rescore": options.rescore,
-    }

@@ -19,7 +19,7 @@ NEWTON_SCHULZ = (3.4445, -4.775, 2.0315)
 def orthogonalise(matrices: Tensor, num_rounds: int = 5) -> Tensor:
     """The nearest orthogonal matrices, roughly: singular values between about 0.7 and 1.2, directions kept.
 
-    X <- Q X, Q = a I + b A + c A A with A = X X^T, from X = M / (|M| + 1e-7). Every Q is a polynomial of the first A, so
+    X <- Q X, Q = a I + b A + c A A with A = X X^T, from X = M / (|M| + 1e-7). Every Q is a polynomial of the first A:
     wide matrices are multiplied once, by the product of all Q, and A <- Q A Q follows X from round to round.
 
     Args:
