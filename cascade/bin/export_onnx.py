@@ -9,6 +9,7 @@ differences measured. A model with an LSTM predictor gets the files of our own r
 
 Chunk, block and left context are constants of the files; the model's blank penalty, or --blank-penalty, is taken off
 the blank's bias in joiner.onnx, because sherpa-onnx knows nothing of it (its own option would be taken off once more).
+Language models of the model's decoding section are copied, for our own runtime.
 
 --int8 adds NAME.int8.onnx beside every file but the predictor's: encoders of a quarter of the size, faster where the
 processor has VNNI. With --manifest its word errors are counted against float32, file by file; a file that loses more
@@ -20,6 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -41,6 +43,7 @@ from cascade.export.sherpa import compare_with_sherpa, synthetic_recordings
 from cascade.export.wrappers import Geometry
 from cascade.models.transducer import CascadedTransducer
 from cascade.provenance import command_line, git_commit, machine
+from cascade.search.methods import DecodingOptions
 from cascade.text.tokens import Tokenizer
 
 NUM_RECORDINGS = 4
@@ -127,6 +130,18 @@ def write_int8(
     return about | {"files": {name: int8_name(name) for name in names if name not in about["float32"]}}
 
 
+def copy_scores(options: DecodingOptions, folder: Path) -> dict[str, Any]:
+    """Copy the model's language models into the folder; what export.json says of the decoding section."""
+    section: dict[str, Any] = {"blank_penalty": options.blank_penalty}
+    for name, scale in (("ngram", "lm_scale"), ("lodr", "lodr_scale")):
+        if getattr(options, scale):
+            path = Path(getattr(options, name))
+            copied = f"{name}.arpa" + (path.suffix if path.suffix in (".gz", ".xz") else "")
+            shutil.copyfile(path, folder / copied)
+            section |= {name: copied, scale: getattr(options, scale)}
+    return section
+
+
 def log_sizes(sizes: dict[str, int], tied_bytes: int) -> None:
     for name, size in sizes.items():
         logging.info("%-24s %11d bytes", name, size)
@@ -159,15 +174,16 @@ def main() -> None:
             checks = check_files(folder, model, config, tokenizer, geometry, recordings, penalty)
         if arguments.int8:
             checks["int8"] = write_int8(folder, model, config, tokenizer, geometry, penalty, arguments)
+        decoding = copy_scores(options, folder)
         sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
-        for earlier in (about_file, *arguments.out.glob("*.int8.onnx")):
+        for earlier in (about_file, *arguments.out.glob("*.int8.onnx"), *arguments.out.glob("*.arpa*")):
             earlier.unlink(missing_ok=True)
         for name in sizes:
             (folder / name).replace(arguments.out / name)
     tied = model.joiner.output_weight if config.model.predictor.kind == "tied_reduced" else torch.empty(0)
     tied_bytes = tied.numel() * tied.element_size()
     metadata = {
-        "model": arguments.exp_dir.resolve().name, **times, "decoding": {"blank_penalty": penalty},
+        "model": arguments.exp_dir.resolve().name, **times, "decoding": decoding,
         "sampling_rate": config.features.sampling_rate,
         "num_mel_bins": config.features.num_mel_bins, "opset": OPSET, "bytes": sizes,
         "total_bytes": sum(sizes.values()), "bytes_stored_twice": tied_bytes,

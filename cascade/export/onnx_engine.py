@@ -32,6 +32,8 @@ from cascade.provenance import instruction_sets
 from cascade.text.tokens import Tokenizer
 
 ABOUT = "export.json"
+SCORES = {"ngram": str, "lm_scale": float, "lodr": str, "lodr_scale": float}
+"""Options of the decoding section that export.json may have."""
 
 
 State = tuple[np.ndarray, ...]
@@ -99,7 +101,9 @@ class OnnxEngine:
             metadata = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
             self.times = {name: int(metadata[name]) for name in ("chunk_ms", "look_ahead_ms", "left_context_ms")}
             features = FeatureConfig(int(metadata["sampling_rate"]), int(metadata["num_mel_bins"]))
-            decoding = DecodingConfig(float(metadata["decoding"]["blank_penalty"]))
+            section = metadata["decoding"]
+            scores = {name: kind(section[name]) for name, kind in SCORES.items() if name in section}
+            decoding = DecodingConfig(float(section["blank_penalty"]), **scores).beside(folder)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{folder / ABOUT} is not what export_onnx writes ({error}): export again") from error
         files = int8_files(metadata, folder) if int8 else {}

@@ -17,6 +17,8 @@ from cascade.export import parity
 from cascade.export.onnx_engine import OnnxEngine, read_joiner
 from cascade.export.sherpa import synthetic_recordings
 from cascade.search.methods import METHODS
+from cascade.text.ngram_training import train_ngram, write_arpa
+from cascade.text.tokens import Tokenizer
 from tests.export.conftest import KINDS, make_model_dir
 from tools import check_export
 
@@ -125,6 +127,34 @@ def test_transcribe_on_the_files_replaces_their_penalty(student, penalised, tmp_
     assert plain != own
     assert said("plain", "--blank-penalty", 1.5) == own == said("own", "--blank-penalty", 1.5)
     assert said("own", "--blank-penalty", 0) == plain == said("plain", "--blank-penalty", 0)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_files_carry_the_models_language_models(student, tmp_path, monkeypatch, method):
+    for name, model in (("plain", student), ("own", shutil.copytree(student, tmp_path / "model"))):
+        if name == "own":
+            (tmp_path / "text").write_text("ab ba b\n" * 9 + "bb\n")
+            orders = train_ngram([tmp_path / "text"], Tokenizer.load(model / "tokens"), 3)
+            write_arpa(orders, Tokenizer.load(model / "tokens"), model / "lm.arpa.gz")
+            scores = "ngram: lm.arpa.gz\nlm_scale: 2.0\nlodr: lm.arpa.gz\nlodr_scale: 0.5\n"
+            (model / "decoding.yaml").write_text(scores)
+        export(monkeypatch, "--exp-dir", model, "--out", tmp_path / name, *SMALL, "--no-check")
+    files = {"ngram": "ngram.arpa.gz", "lodr": "lodr.arpa.gz"}
+    about = json.loads((tmp_path / "own" / "export.json").read_text())
+    assert about["decoding"] == {"blank_penalty": 0.0, "lm_scale": 2.0, "lodr_scale": 0.5, **files}
+    shutil.move(tmp_path / "own", tmp_path / "elsewhere")
+    shutil.rmtree(tmp_path / "model")
+    samples = synthetic_recordings((1.7,), 16000, seed=5).popitem()[1]
+
+    def said(name, **options):
+        stream = Recognizer(tmp_path / name, method=method, **options).stream()
+        stream.push(samples, 16000)
+        return stream.finish().text
+
+    paths = {option: tmp_path / "elsewhere" / file for option, file in files.items()}
+    own = said("elsewhere")
+    assert own == said("plain", **paths, lm_scale=2.0, lodr_scale=0.5) != said("plain")
+    assert said("elsewhere", lm_scale=0) == said("plain")
 
 
 def test_files_that_do_not_say_their_penalty_are_refused(penalised, tmp_path, monkeypatch):
