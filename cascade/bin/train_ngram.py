@@ -1,22 +1,38 @@
-"""Train a token n-gram language model (modified Kneser-Ney) on plain text and write it as an ARPA file.
+"""Train a token n-gram language model (modified Kneser-Ney) on text and write it as an ARPA file.
 
-The text (.txt, .gz or .xz, UTF-8, one sentence a line) is normalised as transcripts are and cut into the tokens of
---tokens, the folder of stage 2; the ARPA file's words are these tokens. 30 million words take minutes and a few GB.
+The text (.txt, .gz or .xz, UTF-8, one sentence a line, or the transcripts of CUTS.jsonl.gz or MANIFEST.jsonl) is
+normalised as transcripts are and cut into the tokens of --tokens, the folder of stage 2; the ARPA file's words are
+these tokens. 30 million words take minutes and a few GB. A language model that knows a test set by heart measures
+nothing: --held-out says how many of its word sequences are in the text.
 """
 
 from __future__ import annotations
 
 import argparse
+import tempfile
 from pathlib import Path
 
 from cascade.bin.cli import run_program
+from cascade.corpus.cuts import read_cuts
+from cascade.corpus.manifests import Utterance, read_manifest
 from cascade.text.ngram_training import train_ngram, write_arpa
+from cascade.text.overlap import shared_sequences
 from cascade.text.tokens import Tokenizer
+
+HELD_OUT_LENGTH = 6
+"""Words of the sequences that --held-out counts."""
+
+
+def read_transcripts(path: Path) -> list[str]:
+    """The transcripts of cuts or of a manifest."""
+    if path.suffix == ".jsonl":
+        return [utterance.text for utterance in read_manifest(path) if isinstance(utterance, Utterance)]
+    return [" ".join(supervision.text or "" for supervision in cut.supervisions) for cut in read_cuts(path)]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--text", type=Path, required=True, nargs="+", metavar="FILE", help="sentences, one a line")
+    parser.add_argument("--text", type=Path, required=True, nargs="+", metavar="FILE", help="sentences or transcripts")
     parser.add_argument("--tokens", type=Path, required=True, metavar="DIR", help="the tokenizer's folder, EXP/tokens")
     parser.add_argument("--order", type=int, required=True, metavar="N", help="tokens in the longest n-grams")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the model, .arpa or .arpa.gz")
@@ -25,10 +41,29 @@ def main() -> None:
         help="leave out n-grams of order 1 (0), 2, 3, ... that the text has at most so often; the last value holds for "
         "higher orders (default: 0; 0 0 0 1 halves a model of order 4 and costs little)",
     )
+    parser.add_argument(
+        "--held-out", type=Path, metavar="FILE",
+        help=f"cuts or a manifest: print the share of their sequences of {HELD_OUT_LENGTH} words that the text has",
+    )
     arguments = parser.parse_args()
+    for path in (*arguments.text, *filter(None, [arguments.held_out])):
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} not found")
     tokenizer = Tokenizer.load(arguments.tokens)
-    orders = train_ngram(arguments.text, tokenizer, arguments.order, arguments.prune)
-    write_arpa(orders, tokenizer, arguments.out)
+    with tempfile.TemporaryDirectory() as folder:
+        texts = []
+        for number, path in enumerate(arguments.text):
+            if path.name.endswith((".jsonl", ".jsonl.gz")):
+                lines, path = read_transcripts(path), Path(folder, f"{number}.txt")
+                path.write_text("".join(f"{' '.join(line.split())}\n" for line in lines), encoding="utf-8")
+            texts.append(path)
+        orders = train_ngram(texts, tokenizer, arguments.order, arguments.prune)
+        write_arpa(orders, tokenizer, arguments.out)
+        if arguments.held_out is not None:
+            held_out = read_transcripts(arguments.held_out)
+            found, total = shared_sequences(held_out, texts, tokenizer.normalize, HELD_OUT_LENGTH)
+            print(f"{100 * found / max(total, 1):.2f} % of {arguments.held_out} is in the text: {found} of {total} "
+                  f"different sequences of {HELD_OUT_LENGTH} words")
 
 
 if __name__ == "__main__":

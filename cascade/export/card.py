@@ -125,7 +125,8 @@ def _card(about: dict[str, Any], exp_dir: Path, config: Config, license_text: st
     rows = [json.loads(path.read_text(encoding="utf-8")) for path in results]
     lines += ["| test set | mode | search | WER % | commit |", "|---|---|---|---:|---|"]
     return lines + [
-        f"| {row['test_set']} | {row['mode']} | {row['method']} | {row['wer']:.2f} | {row['commit']} |" for row in rows
+        f"| {row['test_set']} | {row['mode']} | {row['method']}{' with ' + row['ngram'] if row.get('ngram') else ''} "
+        f"| {row['wer']:.2f} | {row['commit']} |" for row in rows
     ]
 
 

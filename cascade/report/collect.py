@@ -73,9 +73,9 @@ class Experiment:
     """One sentence per missing piece, with the stage that makes it."""
 
     def find(self, model: str, mode: str, method: str, test_set: str | None = None) -> Row | None:
-        """The row of this model, mode and method."""
+        """The row of this model, mode and method, without scores from outside."""
         key = (model, mode, method, test_set or (self.rows[0]["test_set"] if self.rows else None))
-        return next((row for row in self.rows if _key(row) == key), None)
+        return next((row for row in self.rows if _key(row) == key and not is_aided(row)), None)
 
 
 def collect(exp_dir: Path) -> Experiment:
@@ -106,7 +106,7 @@ def collect(exp_dir: Path) -> Experiment:
         decoded = [_read_object(path) for path in sorted(model_dir.glob("decode/**/result.json"))]
         decoded = [_complete(row, name, summary, timed) for row in decoded if row is not None]
         rows.extend(decoded)
-        there = {(row["mode"], row["method"]) for row in decoded}
+        there = {(row["mode"], row["method"]) for row in decoded if not is_aided(row)}
         absent = [f"{mode} {method}" for mode in MODES for method in METHODS if (mode, method) not in there]
         if absent:
             missing.append(f"{name} has not been decoded with {', '.join(absent)}: run stage {_DECODE_STAGE}")
@@ -139,7 +139,7 @@ def _complete(row: Row, model: str, summary: Row | None, timed: Row | None) -> R
     row = dict(row, model=model)
     row.update({key: summary[key] for key in _SUMMARY_KEYS if summary is not None and key in summary})
     is_timed = row["mode"] == "streaming" and row["method"] == "greedy_search"
-    if timed is not None and timed.get("blank_penalty", 0.0) != row.get("blank_penalty", 0.0):
+    if is_aided(row) or timed is not None and timed.get("blank_penalty", 0.0) != row.get("blank_penalty", 0.0):
         return row  # other searches: other text, another compute
     if timed is not None and is_timed and timed["chunk_ms"] == row["chunk_ms"]:
         row.update({key: timed[key] for key in _TIMED_KEYS})
@@ -161,12 +161,18 @@ def _delays(row: Row, timed: Row) -> Row:
     return values
 
 
+def is_aided(row: Row) -> bool:
+    """Whether scores from outside helped the search of a row."""
+    return bool(row.get("ngram") or row.get("hotwords"))
+
+
 def _key(row: Row) -> tuple:
     return row["model"], row["mode"], row["method"], row["test_set"]
 
 
 def _order(row: Row) -> tuple:
-    return row["test_set"], MODELS.index(row["model"]), MODES.index(row["mode"]), METHODS.index(row["method"])
+    places = MODELS.index(row["model"]), MODES.index(row["mode"]), METHODS.index(row["method"])
+    return row["test_set"], *places, is_aided(row), bool(row.get("rescore"))
 
 
 def _read_object(path: Path) -> Row | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from cascade.models.transducer import MODES
-from cascade.report.collect import MODELS, Experiment, Row, ratio
+from cascade.report.collect import MODELS, Experiment, Row, is_aided, ratio
 from cascade.search.methods import METHODS, STREAMING_MODES
 
 _PARTS_FIRST = ("front end", "causal encoder", "non-causal encoder", "predictor", "joiner", "total")
@@ -27,6 +27,7 @@ def write_report(experiment: Experiment, title: str, plots: Sequence[tuple[str, 
     for test_set in dict.fromkeys(row["test_set"] for row in experiment.rows):
         rates = ("cer", "wer") if _has_character_tokens(experiment) else ("wer",)
         sections += [_rate_table(experiment, test_set, rate) for rate in rates]
+    sections += [_aided_table(experiment)]
     latency = [row | {"model": name} for name, row in experiment.latency.items()]
     sections += [_parts_table(experiment), _latency_table(experiment), delay_table(latency), _int8_section(experiment)]
     sections += [f"## {caption}\n\n![{caption}]({path})" for caption, path in plots]
@@ -124,7 +125,7 @@ def _rate_table(experiment: Experiment, test_set: str, rate: str) -> str:
     any_row = next(row for row in experiment.rows if row["test_set"] == test_set)
     unit, count = ("words", any_row["num_words"]) if rate == "wer" else ("characters", any_row.get("num_characters"))
     note = f", {count} {unit}, one error is {100 / count:.2f} points" if count else ""
-    beams = sorted({row["beam"] for row in experiment.rows if row["beam"]})
+    beams = sorted({row["beam"] for row in experiment.rows if row["beam"] and not is_aided(row)})
     return (
         f"## {'Word' if rate == 'wer' else 'Character'} error rate, %, on `{test_set}`\n\n"
         f"{any_row['num_utterances']} utterances{note}. "
@@ -133,6 +134,28 @@ def _rate_table(experiment: Experiment, test_set: str, rate: str) -> str:
         + (f", beam {', '.join(map(str, beams))}" if beams else "")
         + ". `student_alone` has the student's shape and no teacher.\n\n"
         + table(header, rows)
+    )
+
+
+def _aided_table(experiment: Experiment) -> str:
+    """Rows of searches that a language model or hotwords helped, beside those of the transducer alone."""
+    aided = [row for row in experiment.rows if is_aided(row)]
+    if not aided:
+        return ""
+    rows = []
+    for row in aided:
+        alone = experiment.find(row["model"], row["mode"], row["method"], row["test_set"])
+        scales = [_number(row.get(key)) for key in ("lm_scale", "lodr_scale")]
+        rows.append([
+            row["test_set"], row["model"], row["mode"], f"{row['method']}{', rescoring' * bool(row.get('rescore'))}",
+            row.get("ngram") or "-", row.get("hotwords") or "-", *scales, str(row["beam"] or "-"),
+            _number(alone and alone["wer"]), _number(row["wer"]),
+        ])  # fmt: skip
+    header = ["test set", "model", "mode", "search", "language model", "hotwords", "LM scale", "LODR scale", "beam"]
+    return (
+        "## With scores from outside\n\nWord error rate, %, of the transducer alone and with a language model (less "
+        "LODR, a low-order model of the training transcripts) or hotwords.\n\n"
+        + table([*header, "alone", "with"], rows, left=6)
     )
 
 
@@ -283,10 +306,11 @@ def delay_table(timed: Sequence[Row]) -> str:
 
 def _detail_table(experiment: Experiment) -> str:
     header = ["model", "mode", "method", "test set", "WER %", "CER %"]
-    header += ["errors", "ins", "del", "sub", "words", "set aside"]
+    header += ["language model", "errors", "ins", "del", "sub", "words", "set aside"]
     rows = [
         [
             row["model"], row["mode"], row["method"], row["test_set"], _number(row["wer"]), _number(row["cer"]),
+            row.get("ngram") or "-",
             *(str(row.get(key, "-")) for key in ("errors", "ins", "del", "sub", "num_words", "num_set_aside")),
         ]
         for row in experiment.rows

@@ -95,6 +95,27 @@ def test_timing_of_another_chunk_or_search_is_not_joined(exp_dir, other):
     assert row["rtf"] is None and "word_delay_ms_p50" not in row
 
 
+def test_rows_with_a_language_model_stand_apart(exp_dir):
+    plain = collect(exp_dir)
+    aided = {"ngram": "lm.arpa.gz", "lm_scale": 0.3, "lodr_scale": 0.2, "hotwords": None}
+    for mode, method, more in (("streaming", "greedy_search", {}), ("full", "modified_beam_search", {"rescore": True})):
+        folder = exp_dir / "student" / "decode" / "a-lm" / f"{mode}-{method}"
+        folder.mkdir(parents=True)
+        (folder / "result.json").write_text(json.dumps(result("student", mode, method) | aided | {"wer": 3.21} | more))
+    experiment = collect(exp_dir)
+    assert len(experiment.rows) == len(plain.rows) + 2 and not experiment.missing
+    assert all(experiment.find(row["model"], row["mode"], row["method"]) == row for row in plain.rows)
+    assert [row["rtf"] for row in experiment.rows if row["wer"] == 3.21] == [None, None]
+    text = write_report(experiment, "an4", [])
+    section = text[text.index("## With scores from outside") :].split("\n## ")[0]
+    lines = [re.sub(r" +", " ", line) for line in section.splitlines()]
+    assert any("greedy_search | lm.arpa.gz | - | 0.30 | 0.20 | - | 15.00 | 3.21 |" in line for line in lines)
+    assert any("modified_beam_search, rescoring | lm.arpa.gz" in line and "| 10.50 | 3.21 |" in line for line in lines)
+    assert write_report(plain, "an4", []).count("With scores from outside") == 0
+    before = text[: text.index("## With scores from outside")]
+    assert before == write_report(plain, "an4", [])[: len(before)]
+
+
 def test_folders_of_several_test_sets_are_all_collected(exp_dir):
     for path in list((exp_dir / "student" / "decode").iterdir()):
         other = exp_dir / "student" / "decode" / "other" / path.name
