@@ -9,7 +9,7 @@ differences measured. A model with an LSTM predictor gets the files of our own r
 
 Chunk, block and left context are constants of the files; the model's blank penalty, or --blank-penalty, is taken off
 the blank's bias in joiner.onnx, because sherpa-onnx knows nothing of it (its own option would be taken off once more).
-Language models of the model's decoding section are copied, for our own runtime.
+Language models and hotwords of the model's decoding section are copied, for our own runtime.
 
 --int8 adds NAME.int8.onnx beside every file but the predictor's: encoders of a quarter of the size, faster where the
 processor has VNNI. With --manifest its word errors are counted against float32, file by file; a file that loses more
@@ -131,12 +131,12 @@ def write_int8(
 
 
 def copy_scores(options: DecodingOptions, folder: Path) -> dict[str, Any]:
-    """Copy the model's language models into the folder; what export.json says of the decoding section."""
+    """Copy the model's language models and hotwords into the folder; what export.json says of the decoding section."""
     section: dict[str, Any] = {"blank_penalty": options.blank_penalty}
-    for name, scale in (("ngram", "lm_scale"), ("lodr", "lodr_scale")):
-        if getattr(options, scale):
+    for name, scale in (("ngram", "lm_scale"), ("lodr", "lodr_scale"), ("hotwords", "hotword_scale")):
+        if getattr(options, name) and getattr(options, scale):
             path = Path(getattr(options, name))
-            copied = f"{name}.arpa" + (path.suffix if path.suffix in (".gz", ".xz") else "")
+            copied = f"{name}.txt" if name == "hotwords" else f"{name}.arpa" + path.suffix.replace(".arpa", "")
             shutil.copyfile(path, folder / copied)
             section |= {name: copied, scale: getattr(options, scale)}
     return section
@@ -176,7 +176,8 @@ def main() -> None:
             checks["int8"] = write_int8(folder, model, config, tokenizer, geometry, penalty, arguments)
         decoding = copy_scores(options, folder)
         sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
-        for earlier in (about_file, *arguments.out.glob("*.int8.onnx"), *arguments.out.glob("*.arpa*")):
+        for earlier in (about_file, *arguments.out.glob("*.int8.onnx"), *arguments.out.glob("*.arpa*"),
+                        arguments.out / "hotwords.txt"):  # fmt: skip
             earlier.unlink(missing_ok=True)
         for name in sizes:
             (folder / name).replace(arguments.out / name)

@@ -13,14 +13,14 @@ import logging
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 
 from cascade.bin.cli import run_program
 from cascade.bin.model_arguments import add_model_arguments, add_search_arguments, check_values, load_for_decoding
 from cascade.config.load import save_options
-from cascade.config.options import ConfigError
+from cascade.config.options import DECODING_FILES, ConfigError
 from cascade.data.decode_batches import decode_batches
 from cascade.files import replacing
 from cascade.log import progress
@@ -118,11 +118,13 @@ def main(words: Sequence[str] | None = None) -> None:
     best = climb(lambda point: measure(point).words.errors, len(arguments.lm_scales), len(lodr_scales))
     print(table(["lm_scale", "lodr_scale", "WER %", "errors", "ins", "del", "sub"], rows, left=0))
     found = {"lm_scale": arguments.lm_scales[best[0]], "lodr_scale": lodr_scales[best[1]]}
-    files = {name: getattr(arguments, name) for name in ("ngram", "lodr") if getattr(arguments, name) is not None}
-    values = {name: os.path.relpath(path, arguments.exp_dir) for name, path in files.items()} | found
+    section = asdict(config.decoding) | {name: getattr(options, name) for name in ("blank_penalty", "ngram", "lodr")}
+    section |= found
+    for name in DECODING_FILES:
+        section[name] = section[name] and os.path.relpath(section[name], arguments.exp_dir)
     path = arguments.exp_dir / "decoding.yaml"
     with replacing(path) as temporary:
-        save_options({"blank_penalty": options.blank_penalty, **values}, temporary)
+        save_options(section, temporary)
     print(f"{path}: " + ", ".join(f"{name} {value:g}" for name, value in found.items()))
 
 

@@ -297,8 +297,11 @@ class DecodingConfig:
 
     def beside(self, folder: Path) -> "DecodingConfig":
         """The same with paths that count from the current folder, for a model in `folder`."""
-        files = {name: str(folder / path) for name in ("ngram", "lodr", "hotwords") if (path := getattr(self, name))}
-        return replace(self, **files)
+        return replace(self, **{name: str(folder / path) for name in DECODING_FILES if (path := getattr(self, name))})
+
+
+DECODING_FILES = ("ngram", "lodr", "hotwords")
+"""Options of the decoding section that are paths."""
 
 
 @dataclass(frozen=True)

@@ -136,12 +136,13 @@ def test_the_files_carry_the_models_language_models(student, tmp_path, monkeypat
             (tmp_path / "text").write_text("ab ba b\n" * 9 + "bb\n")
             orders = train_ngram([tmp_path / "text"], Tokenizer.load(model / "tokens"), 3)
             write_arpa(orders, Tokenizer.load(model / "tokens"), model / "lm.arpa.gz")
-            scores = "ngram: lm.arpa.gz\nlm_scale: 2.0\nlodr: lm.arpa.gz\nlodr_scale: 0.5\n"
+            scores = "ngram: lm.arpa.gz\nlm_scale: 2.0\nlodr: lm.arpa.gz\nlodr_scale: 0.5\nhotwords: words\n"
             (model / "decoding.yaml").write_text(scores)
+            (model / "words").write_text("ten :3\n")
         export(monkeypatch, "--exp-dir", model, "--out", tmp_path / name, *SMALL, "--no-check")
-    files = {"ngram": "ngram.arpa.gz", "lodr": "lodr.arpa.gz"}
+    files = {"ngram": "ngram.arpa.gz", "lodr": "lodr.arpa.gz", "hotwords": "hotwords.txt"}
     about = json.loads((tmp_path / "own" / "export.json").read_text())
-    assert about["decoding"] == {"blank_penalty": 0.0, "lm_scale": 2.0, "lodr_scale": 0.5, **files}
+    assert about["decoding"] == {"blank_penalty": 0.0, "lm_scale": 2.0, "lodr_scale": 0.5, "hotword_scale": 1.0} | files
     shutil.move(tmp_path / "own", tmp_path / "elsewhere")
     shutil.rmtree(tmp_path / "model")
     samples = synthetic_recordings((1.7,), 16000, seed=5).popitem()[1]
@@ -154,7 +155,7 @@ def test_the_files_carry_the_models_language_models(student, tmp_path, monkeypat
     paths = {option: tmp_path / "elsewhere" / file for option, file in files.items()}
     own = said("elsewhere")
     assert own == said("plain", **paths, lm_scale=2.0, lodr_scale=0.5) != said("plain")
-    assert said("elsewhere", lm_scale=0) == said("plain")
+    assert said("elsewhere", lm_scale=0) == said("plain", hotwords=paths["hotwords"])
 
 
 def test_files_that_do_not_say_their_penalty_are_refused(penalised, tmp_path, monkeypatch):
