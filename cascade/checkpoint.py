@@ -22,8 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cascade.config.load import config_from_dict, config_to_dict, load_decoding
+from cascade.config.load import config_from_dict, config_to_dict, load_decoding, read_decoding, save_options
 from cascade.config.options import Config
+from cascade.files import replacing
 from cascade.models.build import build_model
 from cascade.models.transducer import CascadedTransducer
 from cascade.text.tokens import Tokenizer
@@ -207,6 +208,14 @@ def with_decoding_in_force(config: Config, model_dir: Path) -> Config:
     path = model_dir / "decoding.yaml"
     decoding = load_decoding(path, config.decoding) if path.is_file() else config.decoding
     return dataclasses.replace(config, decoding=decoding.beside(model_dir))
+
+
+def update_decoding(model_dir: Path, **values: Any) -> Path:
+    """Set options in the decoding.yaml beside a model, and keep the others that it has; returns its path."""
+    path = model_dir / "decoding.yaml"
+    with replacing(path) as temporary:
+        save_options({**(read_decoding(path) if path.is_file() else {}), **values}, temporary)
+    return path
 
 
 def epoch_path(model_dir: str | Path, epoch: int) -> Path:

@@ -28,14 +28,16 @@ from cascade.bin.score_arguments import add_score_arguments, score_options
 from cascade.config.options import ConfigError
 from cascade.data.decode_batches import decode_batches
 from cascade.log import progress
+from cascade.measure.calibration import outcomes
 from cascade.models.torch_engine import TorchEngine, n_best_batch
 from cascade.models.transducer import MODES
 from cascade.provenance import machine
 from cascade.report.collect import describe_model
-from cascade.report.decoding import utterance_lines, write_decoding
+from cascade.report.decoding import calibration_fields, utterance_lines, write_decoding
 from cascade.search.beam import ModifiedBeamSearch
 from cascade.search.greedy import GreedySearch
 from cascade.search.methods import METHODS, DecodingOptions, build_scorers, build_search
+from cascade.stream.words import words_of
 
 ALL = "all"
 
@@ -50,6 +52,8 @@ class Decoding:
     """Folder of its results."""
     lines: list[tuple[dict[str, Any], dict[str, Any]]] = field(default_factory=list)
     """Objects of hyps.jsonl and nbest.jsonl, one pair per utterance."""
+    outcomes: list[tuple[float, bool]] = field(default_factory=list)
+    """(Confidence before calibration, right) of each word."""
     seconds: float = 0.0
 
 
@@ -94,6 +98,8 @@ def main(words: Sequence[str] | None = None) -> None:
             n_best = [hypotheses[: arguments.nbest or 1] for hypotheses in n_best_batch(*inputs)]
             decoding.lines.extend(utterance_lines(batch.ids, batch.texts, n_best, tokenizer, batches.speakers))
             decoding.seconds += time.perf_counter() - start
+            for text, hypotheses in zip(batch.texts, n_best, strict=True):
+                decoding.outcomes += outcomes(text, words_of(hypotheses[0], tokenizer))
     if not decodings[0].lines:
         raise ValueError(
             f"{arguments.manifest} holds no utterance that can be decoded ({len(batches.problems)} set aside)"
@@ -108,7 +114,8 @@ def main(words: Sequence[str] | None = None) -> None:
     }
     set_aside = [(problem.id, problem.reason) for problem in batches.problems]
     for decoding in decodings:
-        results = (decoding.out, decoding.lines, decoding.options, system, set_aside, arguments.nbest)
+        about = system | calibration_fields(decoding.outcomes, decoding.options)
+        results = (decoding.out, decoding.lines, decoding.options, about, set_aside, arguments.nbest)
         scored = write_decoding(*results)
         logging.info(
             "%s %s %s: WER %s, CER %s, %d utterances in %.1f s%s; see %s", system["model"], decoding.options.mode,

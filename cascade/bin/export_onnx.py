@@ -132,7 +132,8 @@ def write_int8(
 
 def copy_scores(options: DecodingOptions, folder: Path) -> dict[str, Any]:
     """Copy the model's language models and hotwords into the folder; what export.json says of the decoding section."""
-    section: dict[str, Any] = {"blank_penalty": options.blank_penalty}
+    names = ("blank_penalty", "hotword_scale", "confidence_slope", "confidence_offset")
+    section: dict[str, Any] = {name: getattr(options, name) for name in names}
     for name, scale in (("ngram", "lm_scale"), ("lodr", "lodr_scale"), ("hotwords", "hotword_scale")):
         if getattr(options, name) and getattr(options, scale):
             path = Path(getattr(options, name))

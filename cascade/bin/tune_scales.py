@@ -19,10 +19,9 @@ from pathlib import Path
 
 from cascade.bin.cli import run_program
 from cascade.bin.model_arguments import add_model_arguments, add_search_arguments, check_values, load_for_decoding
-from cascade.config.load import save_options
+from cascade.checkpoint import update_decoding
 from cascade.config.options import DECODING_FILES, ConfigError
 from cascade.data.decode_batches import decode_batches
-from cascade.files import replacing
 from cascade.log import progress
 from cascade.measure.wer import Score, score
 from cascade.models.torch_engine import TorchEngine, encode_batch
@@ -122,9 +121,7 @@ def main(words: Sequence[str] | None = None) -> None:
     section |= found
     for name in DECODING_FILES:
         section[name] = section[name] and os.path.relpath(section[name], arguments.exp_dir)
-    path = arguments.exp_dir / "decoding.yaml"
-    with replacing(path) as temporary:
-        save_options(section, temporary)
+    path = update_decoding(arguments.exp_dir, **section)
     print(f"{path}: " + ", ".join(f"{name} {value:g}" for name, value in found.items()))
 
 

@@ -38,6 +38,12 @@ def load_config(paths: list[str | Path] = (), overrides: list[str] = ()) -> Conf
     return _checked(merged)
 
 
+def read_decoding(path: str | Path) -> Any:
+    """The options of `load_decoding`'s file as they stand there, not checked."""
+    values = _read(path)
+    return values["decoding"] if "decoding" in values else values
+
+
 def load_decoding(path: str | Path, base: DecodingConfig) -> DecodingConfig:
     """`base` with the options that a decoding.yaml sets, at its top or in a section `decoding`.
 

@@ -294,6 +294,9 @@ class DecodingConfig:
     """File of phrases that searches prefer, one a line, perhaps with a boost (`new york :2.5`); a path as in ngram."""
     hotword_scale: float = option(1.0, at_least=0.01, goes_on=True)
     """Boost of a phrase that names none."""
+    confidence_slope: float = option(1.0, at_least=0, goes_on=True)
+    """A word's confidence c becomes logistic(slope logit(c) + offset); cascade.bin.calibrate finds both on dev."""
+    confidence_offset: float = option(0.0, unbounded="confidences may be too high or too low", goes_on=True)
 
     def beside(self, folder: Path) -> "DecodingConfig":
         """The same with paths that count from the current folder, for a model in `folder`."""

@@ -32,7 +32,10 @@ from cascade.provenance import instruction_sets
 from cascade.text.tokens import Tokenizer
 
 ABOUT = "export.json"
-SCORES = {"ngram": str, "lm_scale": float, "lodr": str, "lodr_scale": float, "hotwords": str, "hotword_scale": float}
+SCORES = {
+    "ngram": str, "lm_scale": float, "lodr": str, "lodr_scale": float, "hotwords": str, "hotword_scale": float,
+    "confidence_slope": float, "confidence_offset": float,
+}  # fmt: skip
 """Options of the decoding section that export.json may have."""
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cascade.config.options import ENCODER_FRAME_MS
+from cascade.measure.calibration import expected_calibration_error
 from cascade.measure.wer import Score, oracle, score, write_score
 from cascade.provenance import command_line, git_commit
 from cascade.search.hypothesis import Hypothesis
@@ -50,6 +51,17 @@ def oracle_fields(n_best: list[dict[str, Any]], wanted: int | None) -> tuple[dic
     best = oracle((line["id"], line["ref"], [values["hyp"] for values in line["nbest"]]) for line in n_best)
     row = {"nbest": wanted, "oracle_wer": None if best.percent is None else round(best.percent, 3)}
     return row, [f"Oracle WER, the best of {wanted}: {best}"]
+
+
+def calibration_fields(scored: list[tuple[float, bool]], options: DecodingOptions) -> dict[str, float | None]:
+    """The calibration error of a row: in force, and without the model's map.
+
+    Args:
+      scored: (confidence before the map, right) of each word.
+    """
+    calibrated = [(float(options.calibration(confidence)), right) for confidence, right in scored]
+    errors = {"ece": expected_calibration_error(calibrated), "ece_uncalibrated": expected_calibration_error(scored)}
+    return {name: None if error is None else round(error, 4) for name, error in errors.items()}
 
 
 def write_lines(path: Path, lines: list[dict[str, Any]]) -> None:

@@ -55,6 +55,10 @@ def _number(value: float | None, digits: int = 2) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
+def _percent(share: float | None) -> str:
+    return _number(None if share is None else 100 * share)
+
+
 def _bullets(sentences: Iterable[str]) -> str:
     return "\n".join(f"- {sentence}" for sentence in sentences)
 
@@ -306,16 +310,18 @@ def delay_table(timed: Sequence[Row]) -> str:
 
 def _detail_table(experiment: Experiment) -> str:
     header = ["model", "mode", "method", "test set", "WER %", "CER %"]
-    header += ["language model", "errors", "ins", "del", "sub", "words", "set aside"]
+    header += ["language model", "errors", "ins", "del", "sub", "words", "set aside", "ECE %", "uncalibrated"]
     rows = [
         [
             row["model"], row["mode"], row["method"], row["test_set"], _number(row["wer"]), _number(row["cer"]),
             row.get("ngram") or "-",
             *(str(row.get(key, "-")) for key in ("errors", "ins", "del", "sub", "num_words", "num_set_aside")),
+            *(_percent(row.get(name)) for name in ("ece", "ece_uncalibrated")),
         ]
         for row in experiment.rows
     ]
-    return "## Every decoding\n\n" + table(header, rows, left=4)
+    note = "ECE: expected calibration error of word confidences, with the model's calibration and without it."
+    return "## Every decoding\n\n" + table(header, rows, left=4) + f"\n\n{note}"
 
 
 def _provenance(experiment: Experiment) -> str:

@@ -1,8 +1,11 @@
-"""Hypotheses, which every search returns, and how they are ranked."""
+"""Hypotheses, which every search returns, how they are ranked, and how probabilities become confidences."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
 
 
 @dataclass(frozen=True)
@@ -29,3 +32,24 @@ class Hypothesis:
         fixed context and counts as 1.
         """
         return (self.log_prob + self.external_score) / (len(self.tokens) + self.context_size)
+
+
+class Calibration(NamedTuple):
+    """A monotone map of confidences, which `measure.calibration` fits; the default one changes nothing."""
+
+    slope: float = 1.0
+    offset: float = 0.0
+
+    @staticmethod
+    def logit(confidences: np.ndarray) -> np.ndarray:
+        """log(c / (1 - c)), c kept away from 0 and 1."""
+        kept = np.clip(confidences, 1e-6, 1 - 1e-6)
+        return np.log(kept / (1 - kept))
+
+    def __call__(self, confidences: np.ndarray) -> np.ndarray:
+        if self == (1.0, 0.0):
+            return confidences
+        return 1 / (1 + np.exp(-(self.slope * self.logit(confidences) + self.offset)))
+
+
+UNCALIBRATED = Calibration()

@@ -13,6 +13,7 @@ from cascade.config.options import ENCODER_FRAME_MS, MODES, Config, ConfigError,
 from cascade.search.beam import ModifiedBeamSearch
 from cascade.search.greedy import GreedySearch
 from cascade.search.hotwords import DEFAULT_SCALE, Hotwords, read_hotwords
+from cascade.search.hypothesis import UNCALIBRATED, Calibration
 from cascade.search.ngram import NgramModel, read_arpa
 from cascade.search.rows import Networks
 from cascade.search.scorer import NgramScorer, Rescoring, Scorer
@@ -59,6 +60,13 @@ class DecodingOptions:
     hotwords: str | Path | None = None
     """File of phrases that the search prefers, and the boost of those that name none."""
     hotword_scale: float = DEFAULT_SCALE
+    confidence_slope: float = UNCALIBRATED.slope
+    """`Calibration` of word confidences."""
+    confidence_offset: float = UNCALIBRATED.offset
+
+    @property
+    def calibration(self) -> Calibration:
+        return Calibration(self.confidence_slope, self.confidence_offset)
 
     @classmethod
     def for_model(cls, config: Config, **options: Any) -> DecodingOptions:

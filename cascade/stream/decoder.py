@@ -153,7 +153,8 @@ class StreamingDecoder:
         if new or self._seen_steps != stream.num_steps:
             self._seen_steps = stream.num_steps
             words = words_of(
-                stream.shown, self._tokenizer, stream.first_frame, self._audio.duration, complete=False
+                stream.shown, self._tokenizer, stream.first_frame, self._audio.duration, complete=False,
+                calibration=self.batch.options.calibration,
             )
             stable = self._tokenizer.decode(self.batch.stable_tokens(stream), complete=False) if words else ""
             decoded = frame_seconds(stream.first_frame + stream.num_frames)
@@ -216,7 +217,10 @@ class StreamingDecoder:
 
     def _segment(self, ended: EndedSegment) -> Segment:
         duration = self._audio.duration
-        words = words_of(ended.hypotheses[0], self._tokenizer, ended.first_frame, duration)
+        words = words_of(
+            ended.hypotheses[0], self._tokenizer, ended.first_frame, duration,
+            calibration=self.batch.options.calibration,
+        )  # fmt: skip
         return Segment(
             start=frame_seconds(ended.first_frame),
             end=min(frame_seconds(ended.first_frame + ended.num_frames), duration),

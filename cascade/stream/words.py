@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 
 from cascade.config.options import ENCODER_FRAME_MS
-from cascade.search.hypothesis import Hypothesis
+from cascade.search.hypothesis import UNCALIBRATED, Calibration, Hypothesis
 from cascade.text.normal import WORD_MARK, begins_word, is_unspaced
 from cascade.text.tokens import Tokenizer
 
@@ -23,7 +23,7 @@ class Word:
     end: float
     """End of the frame of its last token."""
     confidence: float
-    """The geometric mean of its tokens' probabilities, 0 to 1."""
+    """How likely it is right, 0 to 1: the geometric mean of its tokens' probabilities, through the `Calibration`."""
     spaced: bool = True
     """A space stands before it, unless it is the first."""
 
@@ -35,7 +35,7 @@ def frame_seconds(frame: int) -> float:
 
 def words_of(
     hypothesis: Hypothesis, tokenizer: Tokenizer, first_frame: int = 0, duration: float = math.inf,
-    complete: bool = True,
+    complete: bool = True, calibration: Calibration = UNCALIBRATED,
 ) -> tuple[Word, ...]:
     """The words of a hypothesis (in scripts without spaces, its characters); `join_words` gives its text.
 
@@ -43,6 +43,7 @@ def words_of(
       first_frame: where the hypothesis's frame 0 stands in the stream.
       duration: seconds of the stream, which no word may exceed (the last frame may, by half a feature frame).
       complete: False while more tokens may come: the bytes of a last character that is not whole yet are left out.
+      calibration: makes confidences of mean probabilities.
     """
     words = []
     for text, first, last, spaced in _spans(hypothesis.tokens, tokenizer, complete):
@@ -50,7 +51,7 @@ def words_of(
         start, end = (first_frame + hypothesis.timestamps[place] for place in (first, last))
         words.append(Word(
             text, min(frame_seconds(start), duration), min(frame_seconds(end + 1), duration),
-            math.exp(min(log_prob, 0.0)), spaced,
+            float(calibration(math.exp(min(log_prob, 0.0)))), spaced,
         ))  # fmt: skip
     return tuple(words)
 
