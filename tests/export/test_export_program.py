@@ -92,7 +92,8 @@ def penalised(tmp_path_factory):
 def test_the_joiner_has_the_penalty_in_force_and_the_files_say_so(penalised, tmp_path, monkeypatch, options, penalty):
     export(monkeypatch, "--exp-dir", penalised, "--out", tmp_path, *SMALL, *options)  # checked, by sherpa-onnx too
     about = json.loads((tmp_path / "export.json").read_text())
-    assert about["decoding"] == {"blank_penalty": penalty}
+    same = {"hotword_scale": 1.0, "confidence_slope": 1.0, "confidence_offset": 0.0}
+    assert about["decoding"] == {"blank_penalty": penalty} | same
     bias = load_file(penalised / "averaged.pt")["model"]["joiner.output.bias"]
     baked = torch.from_numpy(read_joiner(tmp_path / "joiner.onnx")[-1].copy())
     assert float(bias[0] - baked[0]) == pytest.approx(penalty, abs=1e-6)
@@ -142,7 +143,8 @@ def test_the_files_carry_the_models_language_models(student, tmp_path, monkeypat
         export(monkeypatch, "--exp-dir", model, "--out", tmp_path / name, *SMALL, "--no-check")
     files = {"ngram": "ngram.arpa.gz", "lodr": "lodr.arpa.gz", "hotwords": "hotwords.txt"}
     about = json.loads((tmp_path / "own" / "export.json").read_text())
-    assert about["decoding"] == {"blank_penalty": 0.0, "lm_scale": 2.0, "lodr_scale": 0.5, "hotword_scale": 1.0} | files
+    same = {"hotword_scale": 1.0, "confidence_slope": 1.0, "confidence_offset": 0.0}
+    assert about["decoding"] == {"blank_penalty": 0.0, "lm_scale": 2.0, "lodr_scale": 0.5} | same | files
     shutil.move(tmp_path / "own", tmp_path / "elsewhere")
     shutil.rmtree(tmp_path / "model")
     samples = synthetic_recordings((1.7,), 16000, seed=5).popitem()[1]
