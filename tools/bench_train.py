@@ -113,7 +113,9 @@ def main() -> None:
     arguments = parser.parse_intermixed_args()
     config = config_from_arguments(arguments)
     nowhere = Path(os.devnull)
-    paths = RunPaths(arguments.data, arguments.tokens, nowhere, arguments.teacher, alignment=arguments.alignment)
+    paths = RunPaths(
+        arguments.data, arguments.tokens, nowhere, arguments.teacher, arguments.init_from, arguments.alignment
+    )
     check_options(config, paths)
     set_backend(config.loss.backend)
     torch.set_flush_denormal(True)

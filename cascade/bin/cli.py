@@ -53,10 +53,15 @@ def add_config_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def add_input_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add what a training reads: --data, --tokens, --teacher, --alignment."""
+    """Add what a training reads: --data, --tokens, --teacher, --init-from, --alignment."""
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="features, what compute_features wrote")
     parser.add_argument("--tokens", type=Path, required=True, metavar="DIR", help="what train_tokens wrote")
     parser.add_argument("--teacher", type=Path, metavar="DIR", help="the teacher's --exp-dir, for distillation")
+    parser.add_argument(
+        "--init-from", type=Path, metavar="CHECKPOINT",
+        help="start from this model: an --exp-dir (its averaged.pt) or an epoch-N.pt in one; the encoders and features "
+        "of the config must be its own, symbols that both vocabularies have keep their rows",
+    )
     parser.add_argument(
         "--alignment", type=Path, metavar="CTM",
         help="where the training words lie, what align wrote of DIR/train_cuts.jsonl.gz; for augment.recombine_share",

@@ -1,10 +1,10 @@
 """Find the largest data.batch_duration of a training that fits into this machine's memory.
 
-Give it the --config, overrides, --data, --tokens and --teacher of the real command. It takes real steps, with the
-optimizer and the teacher if there is one, on the batches of the corpus that need the most: most frames, most lattice
-cells, longest utterance. A tenth of the memory is left free. It prints the number of seconds and writes nothing. With
---num-processes the real command gives each process a GPU of its own, or a share of the cores: on CPUs, which share one
-memory, divide by their number.
+Give it the --config, overrides, --data, --tokens, --teacher and --init-from of the real command. It takes real steps,
+with the optimizer and the teacher if there is one, on the batches of the corpus that need the most: most frames, most
+lattice cells, longest utterance. A tenth of the memory is left free. It prints the number of seconds and writes
+nothing. With --num-processes the real command gives each process a GPU of its own, or a share of the cores: on CPUs,
+which share one memory, divide by their number.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ def main() -> None:
     arguments = parser.parse_intermixed_args()
     config = config_from_arguments(arguments)
     nowhere = Path(os.devnull)
-    paths = RunPaths(arguments.data, arguments.tokens, nowhere, arguments.teacher, alignment=arguments.alignment)
+    paths = RunPaths(
+        arguments.data, arguments.tokens, nowhere, arguments.teacher, arguments.init_from, arguments.alignment
+    )
     check_options(config, paths)
     processes = Processes(device=open_device(arguments))
     set_backend(config.loss.backend, processes.device)

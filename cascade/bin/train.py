@@ -73,11 +73,6 @@ def main() -> None:
     add_config_arguments(parser)
     add_input_arguments(parser)
     parser.add_argument("--exp-dir", type=Path, required=True, metavar="DIR", help="where the model goes")
-    parser.add_argument(
-        "--init-from", type=Path, metavar="CHECKPOINT",
-        help="start from this model: an --exp-dir (its averaged.pt) or an epoch-N.pt in one; the encoders and features "
-        "of the config must be its own, symbols that both vocabularies have keep their rows",
-    )
     add_device_argument(parser)
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
     parser.add_argument(

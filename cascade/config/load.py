@@ -88,9 +88,11 @@ def changed_options(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
 def changed_numbers(old: Config, new: Config) -> dict[str, tuple[Any, Any]]:
     """The options of `changed_options` that make another training; a whole section where only one config has it."""
     changed = {name: values for name, values in changed_options(old, new).items() if starts_over(name)}
-    if (old.distillation is None) != (new.distillation is None):
-        changed = {name: values for name, values in changed.items() if not name.startswith("distillation.")}
-        changed["distillation"] = ("null", "a section") if old.distillation is None else ("a section", "null")
+    for section in ("distillation", "mwer"):
+        before, now = ("null" if getattr(config, section) is None else "a section" for config in (old, new))
+        if before != now:
+            changed = {name: values for name, values in changed.items() if not name.startswith(f"{section}.")}
+            changed[section] = (before, now)
     return changed
 
 

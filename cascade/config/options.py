@@ -240,6 +240,20 @@ class DistillationConfig:
 
 
 @dataclass(frozen=True)
+class MwerConfig:
+    """Minimum word error rate training (1712.01818, 2106.02302) of a trained model: `train --init-from`."""
+
+    loss_scale: float = option(0.05, at_least=0)
+    """Weight of all other terms, the transducer loss first, beside the expected word errors; 0.01 to 0.1."""
+    nbest: int = option(4, at_least=2)
+    """Hypotheses of an utterance, at most mwer.beam; their probabilities are made to sum to 1."""
+    beam: int = option(4, at_least=2)
+    """Beam of the search that finds them."""
+    hypotheses: Literal["own", "full"] = "own"
+    """Whose hypotheses: each pass's own, or those of the full pass for both."""
+
+
+@dataclass(frozen=True)
 class TrainingConfig:
     num_epochs: int = option(30, at_least=1, goes_on=True)
     """Passes over the training data (every speed copy counts as data); more of them train on, fewer stay."""
@@ -320,5 +334,7 @@ class Config:
     loss: LossConfig = LossConfig()
     distillation: DistillationConfig | None = None
     """Present: the model is a student and the trainer wants --teacher."""
+    mwer: MwerConfig | None = None
+    """Present: training minimises expected word errors and wants --init-from."""
     training: TrainingConfig = TrainingConfig()
     decoding: DecodingConfig = DecodingConfig()

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator
 from typing import Any, get_args
 
-from cascade.config.options import Config, DistillationConfig, Limits
+from cascade.config.options import Config, DistillationConfig, Limits, MwerConfig
 
 LARGEST_INT = 2**31 - 1
 
@@ -22,7 +22,7 @@ def each_option(config: Any, prefix: str = "") -> Iterator[tuple[str, dataclasse
             yield from each_option(value, f"{name}.")
 
 
-FIELDS = {name: field for name, field, _ in each_option(Config(distillation=DistillationConfig()))}
+FIELDS = {name: field for name, field, _ in each_option(Config(distillation=DistillationConfig(), mwer=MwerConfig()))}
 """The field of every option by its dotted name."""
 
 
@@ -96,4 +96,6 @@ def _other_problem(config: Config) -> str | None:
         return "loss.pass_kl_scale compares both passes of a step, loss.pass_sampling computes one: choose one of them"
     if config.loss.intermediate_ctc_scale and config.model.causal.num_layers < 2:
         return "loss.intermediate_ctc_scale wants a middle layer: model.causal.num_layers of at least 2"
+    if config.mwer is not None and config.mwer.nbest > config.mwer.beam:
+        return f"mwer.nbest ({config.mwer.nbest}) must be at most mwer.beam ({config.mwer.beam})"
     return None

@@ -15,6 +15,8 @@ from cascade.data.batches import Batch
 from cascade.losses.joiner_cells import JoinerInputs
 from cascade.losses.transducer import has_alignment
 from cascade.models.transducer import CascadedTransducer
+from cascade.text.tokens import Tokenizer
+from cascade.training.mwer import NBest, search_n_best
 from cascade.training.terms import Outputs, PassOutput, Term, build_terms
 
 PASSES = ("causal", "noncausal")
@@ -97,8 +99,12 @@ class Objective:
     Sums and counts let several processes add up before they divide: a mean of means is not the mean.
     """
 
-    def __init__(self, model: CascadedTransducer, config: Config, teacher: CascadedTransducer | None = None) -> None:
-        self.model, self.config, self.teacher = model, config, teacher
+    def __init__(
+        self, model: CascadedTransducer, config: Config, teacher: CascadedTransducer | None = None,
+        tokenizer: Tokenizer | None = None,
+    ) -> None:
+        """`tokenizer` is for MWER, which counts words."""
+        self.model, self.config, self.teacher, self.tokenizer = model, config, teacher, tokenizer
         self.terms = build_terms(config, model, teacher)
         if teacher is not None:
             teacher.eval().requires_grad_(False)
@@ -125,7 +131,7 @@ class Objective:
         if self.teacher is not None:
             with torch.no_grad():
                 teacher, _ = run_passes(self.teacher, batch, context, passes)
-        outputs = Outputs(student, teacher, boundary, {}, {})
+        outputs = Outputs(student, teacher, boundary, {}, {}, self._n_best(batch, context, passes))
         terms: dict[str, Term] = {}
         aligns = has_alignment(boundary, config.rnnt_type, config.prune_range)
         impossible = broken = torch.zeros_like(aligns)
@@ -142,6 +148,15 @@ class Objective:
             [batch.ids[index] for index in torch.nonzero(rows).flatten().tolist()] for rows in (impossible, broken)
         )
         return Losses(terms, impossible_ids, broken_ids)
+
+    def _n_best(self, batch: Batch, context: Context, passes: tuple[str, ...]) -> dict[str, NBest] | None:
+        """The hypotheses by which MWER judges each pass."""
+        config = self.config.mwer
+        if config is None:
+            return None
+        sources = dict.fromkeys(passes, "noncausal") if config.hypotheses == "full" else {name: name for name in passes}
+        found = search_n_best(self.model, self.tokenizer, config, batch, context, sorted(set(sources.values())))
+        return {name: found[source] for name, source in sources.items()}
 
 
 def _finite_outputs(output: PassOutput) -> Tensor:

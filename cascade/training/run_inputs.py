@@ -67,6 +67,11 @@ def check_options(config: Config, paths: RunPaths) -> None:
             "--init-from and distillation.init_from_teacher=true both say where the student starts: set "
             "distillation.init_from_teacher=false, or leave --init-from out"
         )
+    if config.mwer is not None and paths.init_from is None:
+        raise ConfigError(
+            "the config has an mwer section, which fine-tunes a trained model: name it with --init-from MODEL, or "
+            "switch the section off with mwer=null"
+        )
     if (config.augment.recombine_share > 0) != (paths.alignment is not None):
         raise ConfigError(
             f"augment.recombine_share={config.augment.recombine_share:g} wants the times of the training words: name "

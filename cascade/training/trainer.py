@@ -79,7 +79,8 @@ class Trainer:
         """`start` says for the log where the model's weights come from; `alignment` is for augment.recombine_share."""
         self.processes, self.device, self.inputs = processes, processes.device, inputs
         self.model, self.config, self.exp_dir = model.to(self.device), config, exp_dir
-        self.objective = Objective(model, config, teacher.to(self.device) if teacher is not None else None)
+        teacher = teacher.to(self.device) if teacher is not None else None
+        self.objective = Objective(model, config, teacher, tokenizer)
         self.optimizer = build_optimizer(
             model, config.training, processes.rank, processes.world_size, processes.sum_in_place
         )

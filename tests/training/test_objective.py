@@ -7,11 +7,13 @@ from cascade.config.load import load_config
 from cascade.config.options import LossConfig
 from cascade.data.batches import Batch
 from cascade.models.build import build_model
+from cascade.text.tokens import BLANK, UNKNOWN, Tokenizer
 from cascade.training.objective import Context, Objective, draw_context
 from cascade.training.terms import loss_warmup
 from tests.training.conftest import OPTIONS
 
 CONTEXT = Context(4, 8, None)
+TOKENIZER = Tokenizer("word", "keep", [BLANK, UNKNOWN, *(f"\u2581{word}" for word in "ABCDEFG")])
 
 
 def make(*options, seed=0):
@@ -27,7 +29,8 @@ def make_batch(token_lens=(3, 2), frames=(60, 44)):
         tokens[row, :count] = torch.randint(1, 9, (count,))
     features = torch.randn(len(frames), max(frames), 10)
     names = [f"utt-{row}" for row in range(len(frames))]
-    return Batch(features, torch.tensor(frames), tokens, torch.tensor(token_lens), names, names)
+    texts = [TOKENIZER.decode(row) for row in tokens.tolist()]
+    return Batch(features, torch.tensor(frames), tokens, torch.tensor(token_lens), names, texts)
 
 
 def value(losses):

@@ -17,7 +17,7 @@ from cascade.training.optim import build_optimizer
 from cascade.training.step import OutOfMemory, Stepper
 from cascade.training.terms import Term
 from tests.training.conftest import OPTIONS
-from tests.training.test_objective import make, make_batch
+from tests.training.test_objective import TOKENIZER, make, make_batch
 from tests.training.test_train import same_weights
 
 NO_DROPOUT = ["model.causal.dropout=0", "model.noncausal.dropout=0", "model.predictor.dropout=0"]
@@ -28,7 +28,8 @@ def stepper(*options, teacher=False):
     model.double()
     taught = make(*NO_DROPOUT, seed=1)[0].double() if teacher else None
     optimizer = build_optimizer(model, config.training)
-    return Stepper(model, Objective(model, config, taught), optimizer, config, Processes(), torch.device("cpu"))
+    objective = Objective(model, config, taught, TOKENIZER)
+    return Stepper(model, objective, optimizer, config, Processes(), torch.device("cpu"))
 
 
 def batch_of(token_lens=(3, 2, 4, 1, 2), frames=(60, 44, 72, 40, 57)):
@@ -46,6 +47,9 @@ OBJECTIVES = {
     "collapsed": ["distillation.weight=2", "distillation.kind=collapsed"],
     "intermediate CTC": ["loss.intermediate_ctc_scale=0.3", "model.causal.num_layers=2"],
     "KL between the passes": ["loss.pass_kl_scale=2", "loss.pass_kl_shift=1"],
+    "MWER": ["mwer.nbest=3"],
+    "MWER of the full pass's hypotheses, one pass": ["mwer.hypotheses=full", "loss.pass_sampling=true"],
+    "MWER and KL": ["mwer.loss_scale=0.5", "distillation.weight=2"],
 }
 
 
