@@ -81,7 +81,9 @@ def numeric_options(config, prefix=""):
             yield name, value
 
 
-@pytest.mark.parametrize(("name", "value"), [*numeric_options(load_config(overrides=["distillation.weight=1"]))])
+@pytest.mark.parametrize(("name", "value"), [
+    *numeric_options(load_config(overrides=["distillation.weight=1", "mwer.nbest=4"]))
+])
 def test_every_number_has_bounds_and_is_named_beyond_them(name, value):
     """What no bound holds back ends in the words of some library, or in losses that are not numbers."""
     wrong = ["1099511627776", "-1000000"] if isinstance(value, int) else ["nan", "-1000000.0"]

@@ -16,7 +16,9 @@ from cascade.training.earlier_run import plan_run
 from cascade.training.run_inputs import RunPaths, describe_inputs
 
 INPUTS = {"tokens.txt": "a", "data statistics": "b", "noise": None, "teacher": "c", "init-from": None}
-DISTILLED = load_config(overrides=["distillation.weight=1", "training.num_epochs=4", "training.average_last=2"])
+DISTILLED = load_config(
+    overrides=["distillation.weight=1", "mwer.nbest=4", "training.num_epochs=4", "training.average_last=2"]
+)
 
 
 def options(config, prefix=""):
@@ -96,9 +98,10 @@ def test_an_option_that_is_newer_than_the_run_counts_as_its_default(exp_dir):
     )
 
 
-def test_a_section_that_comes_or_goes_is_one_difference(exp_dir):
-    alone = dataclasses.replace(DISTILLED, distillation=None)
-    assert plan(exp_dir, alone) == ("start over", ("distillation: a section, now null",))
+@pytest.mark.parametrize("section", ["distillation", "mwer"])
+def test_a_section_that_comes_or_goes_is_one_difference(exp_dir, section):
+    without = dataclasses.replace(DISTILLED, **{section: None})
+    assert plan(exp_dir, without) == ("start over", (f"{section}: a section, now null",))
 
 
 @pytest.mark.parametrize(("name", "value", "line"), [

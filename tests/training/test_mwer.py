@@ -31,8 +31,8 @@ def tiny(*options, seed=0):
     torch.manual_seed(seed)
     model = build_model(config, 4).double().eval()
     torch.nn.init.normal_(model.joiner.output.weight)
-    batch = make_batch((2, 1), (21, 13))
-    batch.features = batch.features.double()
+    batch = make_batch((1, 2), (21, 13))
+    batch.features, batch.tokens = batch.features.double(), torch.tensor([[3, 0], [2, 3]])
     batch.texts = ["B", "AB"]
     return model, config, batch
 
@@ -56,7 +56,7 @@ def all_sequences(model, encoder):
     return probs
 
 
-@pytest.mark.parametrize("beam", [3, 64])
+@pytest.mark.parametrize("beam", [3, 256])
 @torch.no_grad()
 def test_the_terms_equal_the_formula_on_all_paths_of_a_lattice(beam):
     model, config, batch = tiny(f"mwer.beam={beam}", f"mwer.nbest={beam}", "loss.prune_range=6")
@@ -124,7 +124,7 @@ def test_a_step_down_the_gradient_raises_the_probability_of_the_hypothesis_with_
                 parameter -= 1e-5 / norm * parameter.grad
         after = judged(model, config, batch, n_best, name)
     gain = float(before["word_errors"].total - after["word_errors"].total)  # with errors 0 and 1: what P gains
-    assert gain == pytest.approx(1e-5 * float(norm), rel=0.01) and gain > 1e-6
+    assert gain == pytest.approx(1e-5 * float(norm), rel=0.01) and gain > 1e-8
 
 
 def test_hypotheses_that_cannot_be_told_apart_cost_nothing_and_an_empty_one_counts():
@@ -194,13 +194,12 @@ def test_the_expected_word_errors_of_a_model_and_those_of_its_search_fall():
             sum(hypotheses[0].errors for hypotheses in best[name]) for name in PASSES]
 
     before = errors()
-    for _ in range(60):
+    for _ in range(40):
         optimizer.zero_grad()
         value(objective(batch, 100, CONTEXT)).backward()
         optimizer.step()
     after = errors()
-    assert before[2:] == [5, 5], before
-    assert all(now < 0.7 * then for now, then in zip(after, before, strict=True)), (before, after)
+    assert all(now < 0.5 * then for now, then in zip(after, before, strict=True)), (before, after)
 
 
 def test_training_wants_a_model_to_start_from_and_then_lowers_the_word_errors(trained, train, tmp_path, corpus):

@@ -24,17 +24,20 @@ def words(corpus, exp_dir, *options):
 
 @pytest.fixture(scope="module")
 def wholes(corpus, trained, tmp_path_factory):
-    """{student or not: (a run that was never stopped, its options)}"""
+    """{kind of run: (one that was never stopped, its options)}"""
     folder = tmp_path_factory.mktemp("whole")
-    options = {False: [], True: ["distillation.weight=2", "--teacher", trained]}
-    for student, extra in options.items():
-        run(*words(corpus, folder / str(student), *extra))
-    return {student: (folder / str(student), extra) for student, extra in options.items()}
+    options = {
+        "alone": [], "student": ["distillation.weight=2", "--teacher", trained],
+        "mwer": ["mwer.nbest=4", "--init-from", trained],
+    }
+    for kind, extra in options.items():
+        run(*words(corpus, folder / kind, *extra))
+    return {kind: (folder / kind, extra) for kind, extra in options.items()}
 
 
-@pytest.mark.parametrize("student", [False, True])
-def test_a_run_stopped_by_signals_ends_with_the_same_bits_and_log(student, wholes, corpus, tmp_path):
-    whole, options = wholes[student]
+@pytest.mark.parametrize("kind", ["alone", "student", "mwer"])
+def test_a_run_stopped_by_signals_ends_with_the_same_bits_and_log(kind, wholes, corpus, tmp_path):
+    whole, options = wholes[kind]
     losses, codes = tmp_path / "stopped" / "losses.jsonl", []
     for stop in (True, True, False):
         written = losses.stat().st_size if losses.is_file() else 0
@@ -91,7 +94,7 @@ def between_the_names_of_a_checkpoint(patch):
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("moment", [in_a_step, half_way_through_a_checkpoint, between_the_names_of_a_checkpoint])
 def test_a_run_killed_at_any_moment_goes_on_to_the_same_bits(moment, num_workers, wholes, corpus, tmp_path):
-    whole, command = wholes[False][0], words(corpus, tmp_path / "killed", f"data.num_workers={num_workers}")
+    whole, command = wholes["alone"][0], words(corpus, tmp_path / "killed", f"data.num_workers={num_workers}")
     with pytest.MonkeyPatch.context() as patch:
         assert Fork(*command, before=lambda: moment(patch)).wait().returncode == -signal.SIGKILL
     assert not (tmp_path / "killed" / "averaged.pt").exists()
@@ -111,7 +114,7 @@ def test_a_run_killed_before_its_final_model_still_writes_its_summary(wholes, co
     with pytest.MonkeyPatch.context() as patch:
         assert Fork(*command, before=lambda: kill_at_the_end(patch)).wait().returncode == -signal.SIGKILL
     run(*command)
-    assert same_weights(wholes[False][0] / "averaged.pt", tmp_path / "killed" / "averaged.pt")
+    assert same_weights(wholes["alone"][0] / "averaged.pt", tmp_path / "killed" / "averaged.pt")
     assert (tmp_path / "killed" / "train_summary.json").is_file()
 
 
@@ -133,7 +136,7 @@ def test_log_rows_beyond_the_checkpoint_are_dropped(wholes, corpus, tmp_path):
     with open(tmp_path / "model" / "losses.jsonl", "a") as file:
         file.write(json.dumps({"step": 10**6, "epoch": 9, "split": "train", "loss": 1.0}) + "\n" + '{"step": 10000')
     run(*words(corpus, tmp_path / "model"))
-    assert same_weights(wholes[False][0] / "averaged.pt", tmp_path / "model" / "averaged.pt")
+    assert same_weights(wholes["alone"][0] / "averaged.pt", tmp_path / "model" / "averaged.pt")
     assert "1000" not in (tmp_path / "model" / "losses.jsonl").read_text()
 
 
@@ -156,4 +159,4 @@ def test_a_disk_that_fills_ends_the_run_with_one_sentence_and_it_goes_on_when_th
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
     assert last.startswith("error: ") and "File too large" in last and str(tmp_path) in last, last
     run(*words(corpus, tmp_path / "model"))
-    assert same_weights(wholes[False][0] / "averaged.pt", tmp_path / "model" / "averaged.pt")
+    assert same_weights(wholes["alone"][0] / "averaged.pt", tmp_path / "model" / "averaged.pt")
