@@ -1,8 +1,9 @@
 """Copies of exported graphs whose matrix products run in 8 bits.
 
 A layer's product x W becomes s (q Q) c: q = round(127 x / s) with s = max |x| of its row, one frame of one stream, and
-Q = round(W / c) with one c per column. onnxruntime's own `quantize_dynamic` takes one s for the whole tensor, so that a
-stream's text would depend on the other streams of its batch, and one loud frame would cost all others their digits.
+Q = round(W / c) with one c per column. Behind a SiLU, which has no large negative values, q = round(255 (x + 0.28) / s)
+uses all 8 bits. onnxruntime's own `quantize_dynamic` takes one s for the whole tensor, so that a stream's text would
+depend on the other streams of its batch, and one loud frame would cost all others their digits.
 
 Products with weights are converted, nothing else: not the front end, not the joiner's output, not the predictor, where
 8 bits cost words and save little.
@@ -20,6 +21,8 @@ from cascade.models.transducer import CascadedTransducer
 from cascade.provenance import instruction_sets
 
 _LEVELS = 127
+_SILU_DEPTH = np.float32(0.2785)
+"""How far x sigmoid(x) goes below zero, rounded up."""
 _FUSED = "com.microsoft"
 """Home of onnxruntime's MatMulIntegerToFloat: the sum of integers, scaled on its way out."""
 
@@ -78,12 +81,23 @@ class _Writer:
 
         self._make_node, self._make_tensor = helper.make_node, numpy_helper.from_array
         self._float32 = {weight.name: numpy_helper.to_array(weight) for weight in proto.graph.initializer}
+        self._made_by = {name: node for node in proto.graph.node for name in node.output}
         self._kept, self._largest = kept, 2 ** (bits - 1) - 1
-        self._rows: dict[str, tuple[str, str]] = {}
-        """Tensor -> its integers and the largest values of its rows: several layers may read it."""
         self.num_converted = 0
+        self.weights: list[Any] = []
         constants = {"step": np.float32(1 / _LEVELS), "zero": np.uint8(128), "least": np.float32(1e-30)}
-        self.weights = [self._make_tensor(np.array(value), f"int8.{name}") for name, value in constants.items()]
+        constants |= {"silu_step": np.float32(1 / 255), "silu_zero": np.uint8(0), "silu_depth": _SILU_DEPTH}
+        for name, value in constants.items():
+            self._store(f"int8.{name}", np.array(value))
+
+    def _store(self, name: str, array: np.ndarray) -> str:
+        self.weights.append(self._make_tensor(np.ascontiguousarray(array), name))
+        return name
+
+    def _is_silu(self, name: str) -> bool:
+        node = self._made_by.get(name)
+        factors = [self._made_by.get(each) for each in node.input] if node is not None and node.op_type == "Mul" else []
+        return any(each is not None and each.op_type == "Sigmoid" and each.input[0] in node.input for each in factors)
 
     def convert(self, node: Any) -> list[Any]:
         """The nodes in the place of a layer's product; of another node, itself."""
@@ -95,26 +109,28 @@ class _Writer:
         if any(weight.shape == other.shape and (weight == other).all() for other in self._kept):
             return [node]
         self.num_converted += 1
-        name, nodes = node.output[0], []
+        name, nodes, x = node.output[0], [], node.input[0]
 
         def add(kind: str, output: str, *inputs: str, **attributes: Any) -> str:
-            nodes.append(self._make_node(kind, inputs, [f"{name}.{output}" if output else name], **attributes))
+            nodes.append(self._make_node(kind, inputs, [f"{name}.{output}"], **attributes))
             return nodes[-1].output[0]
 
-        if node.input[0] not in self._rows:
-            largest = add("ReduceMax", "largest", add("Abs", "size", node.input[0]), axes=[-1])
-            largest = add("Max", "row", largest, "int8.least")
-            share = add("Div", "share", node.input[0], largest)
-            self._rows[node.input[0]] = add("QuantizeLinear", "integers", share, "int8.step", "int8.zero"), largest
-        integers, largest = self._rows[node.input[0]]
         scale = np.maximum(np.abs(weight).max(axis=0), np.finfo(np.float32).tiny) / self._largest
         matrix = np.rint(weight / scale).astype(np.int8)
-        for suffix, array in (("matrix", matrix), ("scale", scale.astype(np.float32))):
-            self.weights.append(self._make_tensor(np.ascontiguousarray(array), f"{name}.{suffix}"))
-        inputs = (integers, f"{name}.matrix", "int8.step", f"{name}.scale", "int8.zero")
-        product = add("MatMulIntegerToFloat", "share_out", *inputs, domain=_FUSED)
-        if node.op_type == "Gemm" and len(node.input) > 2:
-            add("Add", "", add("Mul", "product", product, largest), node.input[2])
+        biases = [node.input[2]] if node.op_type == "Gemm" and len(node.input) > 2 else []
+        if self._is_silu(x):  # nothing lies below -0.28: all levels for what lies above, and the shift taken back
+            x, kind = add("Add", "shifted", x, "int8.silu_depth"), "silu_"
+            size = x
+            biases.append(self._store(f"{name}.shift", -_SILU_DEPTH * matrix.sum(axis=0, dtype=np.float32) * scale))
         else:
-            add("Mul", "", product, largest)
+            size, kind = add("Abs", "size", x), ""
+        largest = add("Max", "row", add("ReduceMax", "largest", size, axes=[-1]), "int8.least")
+        step, zero = f"int8.{kind}step", f"int8.{kind}zero"
+        integers = add("QuantizeLinear", "integers", add("Div", "share", x, largest), step, zero)
+        weights = self._store(f"{name}.matrix", matrix), step, self._store(f"{name}.scale", scale), zero
+        product = add("MatMulIntegerToFloat", "share_out", integers, *weights, domain=_FUSED)
+        result = add("Mul", "product", product, largest)
+        for number, bias in enumerate(biases):
+            result = add("Add", f"sum{number}", result, bias)
+        nodes[-1].output[0] = name
         return nodes

@@ -18,13 +18,25 @@ from cascade.export import int8_loss
 from cascade.export.int8 import float32_weights, quantise
 from cascade.export.int8_loss import allowed_errors
 from cascade.export.onnx_engine import OnnxEngine
-from cascade.export.sessions import FULL, JOINER, LOOK_AHEAD, NONCAUSAL, STREAMING, int8_name, onnx_session, run_session
+from cascade.export.parity import random_features
+from cascade.export.sessions import (
+    FULL,
+    JOINER,
+    LOOK_AHEAD,
+    NONCAUSAL,
+    STREAMING,
+    OnlineSession,
+    int8_name,
+    onnx_session,
+    run_session,
+)
 from cascade.export.sherpa import decode_offline, decode_online, open_recogniser, spell, synthetic_recordings
 from cascade.measure.wer import align
 from cascade.provenance import instruction_sets
 from cascade.text.tokens import Tokenizer
 from tests.export.conftest import KINDS, make_model_dir
 from tests.export.test_export_program import SMALL, export
+from tests.test_recipes import parser_of
 
 MODES = ("streaming", "look_ahead", "full", "two_pass")
 
@@ -66,6 +78,22 @@ def test_products_of_layers_are_integers_and_the_rest_is_float32(exported, tmp_p
         for array in matrices:
             assert any(array.shape in (each.shape, each.T.shape) for each in kept), array.shape
         assert len(matrices) == (0 if name == NONCAUSAL else 1)  # the front end's, the joiner's output
+        behind_silu = [node for node in after.graph.node if "int8.silu_zero" in node.input[:3]]
+        assert len(behind_silu) == (0 if name == JOINER else 3 * count // 8)
+
+
+def test_encoder_output_stays_near_float32(exported, tmp_path):
+    quantise(exported.folder / STREAMING, tmp_path / STREAMING, float32_weights(exported.model))
+    features = [frames.numpy() for frames in random_features(exported.model, [80], seed=1)]
+    outs = []
+    for path in (exported.folder, tmp_path):
+        session = OnlineSession(path / STREAMING)
+        state, out = session.initial_state(1), []
+        for start in range(0, 80, session.step_frames):
+            frames, state = session.step(features[0][None, start : start + session.step_frames], state)
+            out.append(frames)
+        outs.append(np.concatenate(out))
+    assert 0 < np.linalg.norm(outs[0] - outs[1]) < 0.02 * np.linalg.norm(outs[0])
 
 
 @pytest.mark.parametrize("bits", [7, 8])
@@ -110,6 +138,16 @@ def test_export_says_what_is_in_8_bits_and_what_it_costs(folder):
     card = (folder / "README.md").read_text()
     assert re.search(r"\| encoder-streaming.onnx +\| look_ahead +\|", card)
     assert "encoder-streaming.int8.onnx (0." in card
+
+
+def test_the_readmes_commands_parse(folder, monkeypatch):
+    lines = [line.split() for line in (folder / "README.md").read_text().splitlines() if "-m cascade.bin." in line]
+    assert len(lines) == 3 and any("--int8" in words for words in lines)
+    for python, _, program, *words in lines:
+        assert python == "python"
+        parser = parser_of(program, monkeypatch)
+        monkeypatch.undo()
+        parser.parse_args(words)
 
 
 @pytest.mark.parametrize("mode", MODES)
