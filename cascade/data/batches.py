@@ -20,9 +20,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from cascade.config.options import FRAME_SHIFT_MS, SUBSAMPLING, Config
 from cascade.data.augment import Augmentation, build_augmentations, utterance_generator
-from cascade.data.items import Item, read_items, usable
 from cascade.data.recombination import Recombination
 from cascade.data.storage import read_features, read_stats
+from cascade.data.training_utterances import TrainingUtterance, read_utterances, usable
 from cascade.processes.signals import ignore_signals
 from cascade.text.tokens import Tokenizer
 
@@ -66,8 +66,8 @@ class Batch:
 
 def collate(features: Sequence[np.ndarray], tokens: Sequence[Sequence[int]], ids: list[str], texts: list[str]) -> Batch:
     """Pad (T_n, F) features and token lists into a Batch."""
-    feature_lens = torch.tensor([len(item) for item in features], dtype=torch.int64)
-    token_lens = torch.tensor([len(item) for item in tokens], dtype=torch.int64)
+    feature_lens = torch.tensor([len(matrix) for matrix in features], dtype=torch.int64)
+    token_lens = torch.tensor([len(sequence) for sequence in tokens], dtype=torch.int64)
     padded = np.zeros((len(features), int(feature_lens.max()), features[0].shape[1]), dtype=np.float32)
     labels = np.zeros((len(tokens), int(token_lens.max())), dtype=np.int64)
     for row, (matrix, sequence) in enumerate(zip(features, tokens, strict=True)):
@@ -151,10 +151,10 @@ class TrainBatches:
         """
         assert 0 <= rank < world_size, (rank, world_size)
         self._rank, self._world_size, self._config, self._epoch = rank, world_size, config, 0
-        self._items, self.left_out = usable(read_items(cuts_path, tokenizer, config), tokenizer, config)
-        if not self._items:
+        self._utterances, self.left_out = usable(read_utterances(cuts_path, tokenizer, config), tokenizer, config)
+        if not self._utterances:
             raise ValueError(f"{cuts_path} holds no utterance that can be trained on")
-        self._num_frames = np.array([item.num_frames for item in self._items], dtype=np.int64)
+        self._num_frames = np.array([utterance.num_frames for utterance in self._utterances], dtype=np.int64)
         if stats is None:
             stats = read_stats(Path(cuts_path).parent / "stats.pt", config.features.num_mel_bins)
         fill = np.asarray(stats["mean"], dtype=np.float32)
@@ -162,16 +162,16 @@ class TrainBatches:
         keep = num_bytes <= CACHE_BYTES and config.data.num_workers == 0
         log.info(
             "training on %d utterances (speed copies included), %.2f hours; %.0f MB of features %s",
-            len(self._items), self._num_frames.sum() / FRAMES_PER_SECOND / 3600, num_bytes / 1e6,
+            len(self._utterances), self._num_frames.sum() / FRAMES_PER_SECOND / 3600, num_bytes / 1e6,
             "are kept in memory" if keep else "are read from disk for each batch",
         )
         self.kept_bytes = num_bytes if keep else 0
         augmentations = build_augmentations(config, Path(cuts_path).parent, fill)
-        self._dataset = _Dataset(self._items, augmentations, config.seed, keep)
+        self._dataset = _Dataset(self._utterances, augmentations, config.seed, keep)
         if config.augment.recombine_share:
             assert alignment is not None, "augment.recombine_share wants an alignment"
             self._dataset.recombine = Recombination(
-                alignment, self._items, tokenizer, config.augment, self._dataset.read
+                alignment, self._utterances, tokenizer, config.augment, self._dataset.read
             )
         self._plan = lru_cache(maxsize=4)(self._make_plan)
         self._done: tuple[tuple[int, int], ...] = ()
@@ -207,12 +207,12 @@ class TrainBatches:
         )
 
     @property
-    def items(self) -> list[Item]:
+    def utterances(self) -> list[TrainingUtterance]:
         """The utterances, speed copies included, that training goes through."""
-        return self._items
+        return self._utterances
 
     def plan(self) -> list[np.ndarray]:
-        """This rank's batches of the epoch, as indices into `items`."""
+        """This rank's batches of the epoch, as indices into `utterances`."""
         return self._plan(self._epoch, self._done)[self._rank :: self._world_size]
 
     def load(self, indices: np.ndarray) -> Batch:
@@ -230,10 +230,10 @@ class TrainBatches:
 
     def _left(self, epoch: int, done: tuple[tuple[int, int], ...]) -> np.ndarray:
         """Indices of the utterances that no earlier part of the epoch has had."""
-        left = np.arange(len(self._items))
+        left = np.arange(len(self._utterances))
         if self._config.data.random_speed:
             order = np.random.default_rng([self._config.seed, epoch, 1]).permutation(left)
-            _, first = np.unique([self._items[index].utterance for index in order], return_index=True)
+            _, first = np.unique([self._utterances[index].original_id for index in order], return_index=True)
             left = np.sort(order[first])
         for world_size, num_batches in done:
             had = self._plan_of(left, epoch, world_size)[: num_batches * world_size]
@@ -252,33 +252,35 @@ class TrainBatches:
 class _Dataset(Dataset):
     """(epoch, indices) -> Batch, in whichever process asks."""
 
-    def __init__(self, items: list[Item], augmentations: list[Augmentation], seed: int, keep: bool) -> None:
-        self._items, self._augmentations, self._seed = items, augmentations, seed
+    def __init__(
+        self, utterances: list[TrainingUtterance], augmentations: list[Augmentation], seed: int, keep: bool
+    ) -> None:  # fmt: skip
+        self._utterances, self._augmentations, self._seed = utterances, augmentations, seed
         self._kept: dict[int, np.ndarray] | None = {} if keep else None
         self.recombine: Recombination | None = None
 
     def __getitem__(self, task: tuple[int, np.ndarray]) -> Batch:
         epoch, indices = task
-        items, rows = [self._items[index] for index in indices], []
-        for index, item in zip(indices.tolist(), items, strict=True):
+        utterances, rows = [self._utterances[index] for index in indices], []
+        for index, utterance in zip(indices.tolist(), utterances, strict=True):
             if self.recombine is None:
-                features, tokens, text = self.read(index), item.tokens, item.text
+                features, tokens, text = self.read(index), utterance.tokens, utterance.text
             else:
-                generator = utterance_generator(self._seed, epoch, item.id, "recombination")
+                generator = utterance_generator(self._seed, epoch, utterance.id, "recombination")
                 features, tokens, text = self.recombine(index, generator)
             for augmentation in self._augmentations:
-                generator = utterance_generator(self._seed, epoch, item.id, augmentation.purpose)
+                generator = utterance_generator(self._seed, epoch, utterance.id, augmentation.purpose)
                 features = augmentation(features, generator)
             rows.append((features, tokens, text))
         features, tokens, texts = zip(*rows, strict=True)
-        return collate(features, tokens, [item.id for item in items], list(texts))
+        return collate(features, tokens, [utterance.id for utterance in utterances], list(texts))
 
     def read(self, index: int) -> np.ndarray:
         """(T, F) float32 features of an utterance, which stay as they are."""
         if self._kept is None:
-            return read_features(self._items[index].features)
+            return read_features(self._utterances[index].features)
         if index not in self._kept:
-            self._kept[index] = read_features(self._items[index].features)
+            self._kept[index] = read_features(self._utterances[index].features)
         return self._kept[index]
 
 
@@ -289,16 +291,17 @@ def dev_batches(
 
     Utterances with more tokens than encoder frames have no finite loss in every topology: left out, with a warning.
     """
-    items = list(read_items(cuts_path, tokenizer, config))
-    usable = [item for item, _ in items if 0 < len(item.tokens) <= item.num_frames // SUBSAMPLING]
-    if len(usable) < len(items):
-        log.warning("%s: %d utterances with more tokens than frames have no loss", cuts_path, len(items) - len(usable))
-    num_frames = np.array([item.num_frames for item in usable], dtype=np.int64)
+    utterances = list(read_utterances(cuts_path, tokenizer, config))
+    usable = [entry for entry, _ in utterances if 0 < len(entry.tokens) <= entry.num_frames // SUBSAMPLING]
+    num_without = len(utterances) - len(usable)
+    if num_without:
+        log.warning("%s: %d utterances with more tokens than frames have no loss", cuts_path, num_without)
+    num_frames = np.array([utterance.num_frames for utterance in usable], dtype=np.int64)
     order = np.argsort(num_frames, kind="stable")
     batches = cut_batches(order, num_frames, config.data.batch_duration * FRAMES_PER_SECOND)
     for indices in batches[rank::world_size]:
         chosen = [usable[index] for index in indices]
         yield collate(
-            [read_features(item.features) for item in chosen], [item.tokens for item in chosen],
-            [item.id for item in chosen], [item.text for item in chosen],
+            [read_features(utterance.features) for utterance in chosen], [utterance.tokens for utterance in chosen],
+            [utterance.id for utterance in chosen], [utterance.text for utterance in chosen],
         )

@@ -16,7 +16,7 @@ import numpy as np
 
 from cascade.config.options import FRAME_SHIFT_MS, SUBSAMPLING, AugmentConfig
 from cascade.data.alignments import TimedWord, read_ctm
-from cascade.data.items import Item
+from cascade.data.training_utterances import TrainingUtterance
 from cascade.text.tokens import Tokenizer
 
 REMEDY = "run align again, with --manifest EXP/fbank/train_cuts.jsonl.gz"
@@ -62,52 +62,52 @@ class Recombination:
     """
 
     def __init__(
-        self, alignment: Path, items: Sequence[Item], tokenizer: Tokenizer, config: AugmentConfig,
+        self, alignment: Path, utterances: Sequence[TrainingUtterance], tokenizer: Tokenizer, config: AugmentConfig,
         read: Callable[[int], np.ndarray],
     ) -> None:
         """
         Args:
           alignment: CTM of `align` over the training cuts, speed copies included.
-          items: what training goes through. read: index of an item -> its (T, F) features; all are read once.
+          utterances: what training goes through. read: index of an utterance -> its (T, F) features; all are read once.
         Raises:
           ValueError, FileNotFoundError: no alignment of these cuts.
         """
-        self._items, self._tokenizer, self._read, self._share = items, tokenizer, read, config.recombine_share
+        self._utterances, self._tokenizer, self._read, self._share = utterances, tokenizer, read, config.recombine_share
         self._own_voice = config.recombine_voices == "same"
         timed = read_ctm(alignment)
         self._aligned: dict[int, Aligned] = {}
         pieces: dict[str, list[tuple[int, int, int, int]]] = defaultdict(list)
-        for index, item in enumerate(items):
-            if item.id not in timed:
+        for index, utterance in enumerate(utterances):
+            if utterance.id not in timed:
                 continue
-            check_words(item, timed[item.id], tokenizer, alignment)
+            check_words(utterance, timed[utterance.id], tokenizer, alignment)
             features = read(index)
-            cuts = word_cuts(timed[item.id], features)
+            cuts = word_cuts(timed[utterance.id], features)
             if not (np.diff(cuts) > 0).all():  # more words than the audio has room for
                 continue
             level = float(np.quantile(np.logaddexp.reduce(features[cuts[0] : cuts[-1]], axis=1), LOUD_SHARE))
-            self._aligned[index] = Aligned([word.word for word in timed[item.id]], cuts, level)
+            self._aligned[index] = Aligned([word.word for word in timed[utterance.id]], cuts, level)
             num_words = len(cuts) - 1
-            pieces[self._voice(item)] += [
+            pieces[self._voice(utterance)] += [
                 (int(cuts[end] - cuts[first]), index, first, end)
                 for first in range(num_words) for end in range(first + 1, min(first + LONGEST_PIECE, num_words) + 1)
             ]
-        if 2 * len(self._aligned) < len(items):
-            raise ValueError(f"--alignment {alignment} has {len(self._aligned)} of {len(items)} training utterances, "
-                             f"speed copies included: {REMEDY}")
+        if 2 * len(self._aligned) < len(utterances):
+            raise ValueError(f"--alignment {alignment} has {len(self._aligned)} of {len(utterances)} training "
+                             f"utterances, speed copies included: {REMEDY}")
         self._pieces = {voice: _Pieces(of_voice) for voice, of_voice in pieces.items()}
         log.info("recombining %g %% of the utterances out of words of %d of %d", 100 * self._share,
-                 len(self._aligned), len(items))
+                 len(self._aligned), len(utterances))
 
-    def _voice(self, item: Item) -> str:
-        return item.voice if self._own_voice else ""
+    def _voice(self, utterance: TrainingUtterance) -> str:
+        return utterance.voice if self._own_voice else ""
 
     def __call__(self, index: int, generator: np.random.Generator) -> tuple[np.ndarray, tuple[int, ...], str]:
         """(T, F) features, tokens and text of an utterance, recombined or as it was."""
-        item, features, base = self._items[index], self._read(index), self._aligned.get(index)
+        utterance, features, base = self._utterances[index], self._read(index), self._aligned.get(index)
         if base is None or generator.random() >= self._share:
-            return features, item.tokens, item.text
-        cuts, pieces = base.cuts, self._pieces[self._voice(item)]
+            return features, utterance.tokens, utterance.text
+        cuts, pieces = base.cuts, self._pieces[self._voice(utterance)]
         parts, words, first, spare = [features[: cuts[0]]], [], 0, 0
         while first < len(base.words):
             end = min(first + int(generator.integers(1, LONGEST_PIECE + 1)), len(base.words))
@@ -124,22 +124,24 @@ class Recombination:
         tokens = tuple(self._tokenizer.encode(text))
         joined = join(parts)
         if len(tokens) > len(joined) // SUBSAMPLING:
-            return features, item.tokens, item.text
+            return features, utterance.tokens, utterance.text
         return joined, tokens, text
 
 
-def check_words(item: Item, words: Sequence[TimedWord], tokenizer: Tokenizer, alignment: Path) -> None:
+def check_words(
+    utterance: TrainingUtterance, words: Sequence[TimedWord], tokenizer: Tokenizer, alignment: Path
+) -> None:  # fmt: skip
     """
     Raises:
       ValueError: an alignment of another text or of other audio.
     """
     text = " ".join(word.word for word in words)
-    if tuple(tokenizer.encode(text)) != item.tokens:
-        raise ValueError(f"--alignment {alignment}: {item.id} is {text!r} there and {item.text!r} in the training "
-                         f"data: {REMEDY}")
-    end, duration = words[-1].end, item.num_frames * FRAME_SHIFT_MS / 1000
+    if tuple(tokenizer.encode(text)) != utterance.tokens:
+        raise ValueError(f"--alignment {alignment}: {utterance.id} is {text!r} there and {utterance.text!r} in the "
+                         f"training data: {REMEDY}")
+    end, duration = words[-1].end, utterance.num_frames * FRAME_SHIFT_MS / 1000
     if end > duration + 0.05:
-        raise ValueError(f"--alignment {alignment}: {item.id} ends at {end:.2f} s there, its features at "
+        raise ValueError(f"--alignment {alignment}: {utterance.id} ends at {end:.2f} s there, its features at "
                          f"{duration:.2f} s: {REMEDY}")
 
 

@@ -199,8 +199,8 @@ def split_orders(keys: np.ndarray, text_counts: np.ndarray, order: int, base: in
     unigrams.text_counts[orders[-1].keys - 1] = orders[-1].text_counts
     unigrams.counts[orders[-1].keys - 1] = orders[-1].counts
     unigrams.text_counts[-1] = unigrams.counts[-1] = 0  # <s> is never predicted
-    one = np.ones(1, np.int64)
-    return [NgramOrder(one * 0, one, one, probs=one / (base - 2)), unigrams, *orders[-2::-1]]
+    count = np.ones(1, np.int64)
+    return [NgramOrder(count * 0, count, count, probs=count / (base - 2)), unigrams, *orders[-2::-1]]
 
 
 def estimate(orders: list[NgramOrder], base: int, prune: Sequence[int]) -> None:
@@ -231,9 +231,9 @@ def discounts(counts: np.ndarray) -> np.ndarray:
     n = np.bincount(np.minimum(counts, 5), minlength=6)[1:5]
     if n.min() > 0:
         share = n[0] / (n[0] + 2 * n[1])
-        found = np.array([j - (j + 1) * share * n[j] / n[j - 1] for j in (1, 2, 3)])
-        if (found > 0).all() and (found <= [1, 2, 3]).all():
-            return np.array([0.0, *found])
+        estimated = np.array([j - (j + 1) * share * n[j] / n[j - 1] for j in (1, 2, 3)])
+        if (estimated > 0).all() and (estimated <= [1, 2, 3]).all():
+            return np.array([0.0, *estimated])
     return np.array([0.0, *FALLBACK_DISCOUNTS])
 
 

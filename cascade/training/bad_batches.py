@@ -21,10 +21,10 @@ def save_bad_batch(exp_dir: Path, batch: Batch, step: int, rank: int, result: St
     """
     folder = exp_dir / "bad_batches"
     folder.mkdir(parents=True, exist_ok=True)
-    about = {"step": step, "problem": result.problem, "non_finite": result.non_finite, "ids": batch.ids}
+    metadata = {"step": step, "problem": result.problem, "non_finite": result.non_finite, "ids": batch.ids}
     with open(folder / f"ids-rank-{rank}.jsonl", "a", encoding="utf-8") as file:
-        file.write(json.dumps(about, ensure_ascii=False) + "\n")
+        file.write(json.dumps(metadata, ensure_ascii=False) + "\n")
     if len(list(folder.glob(f"step-*-rank-{rank}.pt"))) < MOST_FILES:
-        values = {"format": FORMAT, **about, **vars(batch)}
+        values = {"format": FORMAT, **metadata, **vars(batch)}
         save_file(values, folder / f"step-{step}-rank-{rank}.pt")
     return folder

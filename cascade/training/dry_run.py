@@ -116,21 +116,21 @@ def _check_tokens(config: Config, tokenizer: Tokenizer, report: Report) -> None:
 def _check_data(trainer: Trainer, paths: RunPaths, report: Report) -> None:
     """Every archive is read at its end, where a copy that stopped half-way breaks; every text was encoded before."""
     batches, config = trainer.train_batches, trainer.config
-    items = batches.items
-    last = {item.features.path: item for item in items}  # the last utterance of each archive
-    for item in last.values():
+    utterances = batches.utterances
+    last = {utterance.features.path: utterance for utterance in utterances}  # the last utterance of each archive
+    for utterance in last.values():
         try:
-            read_features(item.features)
+            read_features(utterance.features)
         except ValueError as error:
             report.problems.append(str(error))
-    hours = sum(item.num_frames for item in items) / FRAMES_PER_SECOND / 3600
-    lines = [f"train {len(items):>9,} utterances, {hours:.2f} h, speed copies included, in {len(last):,} archives"]
+    hours = sum(utterance.num_frames for utterance in utterances) / FRAMES_PER_SECOND / 3600
+    lines = [f"train {len(utterances):>9,} utterances, {hours:.2f} h, speed copies included, in {len(last):,} archives"]
     left_out = batches.left_out
     if left_out:
         kinds = Counter(reason.split(":", 1)[0] for reason in left_out.values())
         text = ", ".join(f"{kind} {count}" for kind, count in kinds.items())
         lines.append(f"      {len(left_out):>9,} utterances are left out ({text})")
-        share = len(left_out) / (len(left_out) + len(items) / max(1, len(set(config.data.speed_factors))))
+        share = len(left_out) / (len(left_out) + len(utterances) / max(1, len(set(config.data.speed_factors))))
         if share > config.data.max_quarantine_share:
             utterance, reason = next(iter(left_out.items()))
             report.problems.append(
@@ -146,13 +146,16 @@ def _check_data(trainer: Trainer, paths: RunPaths, report: Report) -> None:
             lines.append(f"dev   {sum(dev):>9,} utterances in {len(dev)} batches")
             if not dev:
                 report.problems.append(f"--data {paths.data}: no dev utterance has fewer tokens than frames")
-    dense = max(items, key=lambda item: len(item.tokens) / (item.num_frames // SUBSAMPLING))
+    dense = max(utterances, key=lambda utterance: len(utterance.tokens) / (utterance.num_frames // SUBSAMPLING))
     frames = dense.num_frames // SUBSAMPLING
     tokens = f"{len(dense.tokens)} token{'s' * (len(dense.tokens) > 1)}"
     lines.append(f"densest text: {tokens} in {frames} encoder frames, of {frames} that would fit ({dense.id})")
     report.add("data", *lines)
     if config.loss.ctc_scale:
-        short = [item.id for item in items if _ctc_frames(item.tokens) > item.num_frames // SUBSAMPLING]
+        short = [
+            utterance.id for utterance in utterances
+            if _ctc_frames(utterance.tokens) > utterance.num_frames // SUBSAMPLING
+        ]
         if short:
             report.notes.append(
                 f"{len(short)} utterances have too few frames for CTC (a repeated token needs a blank between), such "
@@ -178,7 +181,7 @@ def _estimate(trainer: Trainer, report: Report) -> None:
     if measured.non_finite:
         report.notes.append(f"no finite loss, set aside in training: {', '.join(measured.non_finite[:5])}")
     sizes = padded_frames(trainer, plan)
-    lengths = [batches.items[index].num_frames for indices in plan for index in indices]
+    lengths = [batches.utterances[index].num_frames for indices in plan for index in indices]
     report.add(
         "steps", f"{len(plan):,} per epoch, {len(plan) * training.num_epochs:,} in {training.num_epochs} epochs",
         f"batches of {np.median([len(indices) for indices in plan]):.0f} utterances at the median, at most "
@@ -223,7 +226,8 @@ def _report_disk(trainer: Trainer, report: Report) -> None:
         "disk", f"{_size(most)} for checkpoints at most ({_size(epoch)} an epoch, training.keep_epochs="
         f"{trainer.config.training.keep_epochs}); {_size(free)} are free",
     )
-    features = sum(Path(name).stat().st_size for name in {item.features.path for item in trainer.train_batches.items})
+    archives = {utterance.features.path for utterance in trainer.train_batches.utterances}
+    features = sum(Path(archive).stat().st_size for archive in archives)
     report.add("", f"{_size(features)} are taken by the training features")
     if most * DISK_MARGIN > free:
         report.problems.append(

@@ -100,7 +100,7 @@ def _continue(config: Config, old: Config, exp_dir: Path, values: dict[str, Any]
     elif asked != before:
         lines.append(f"training.num_epochs: {before}, now {asked}: from here on the learning rate follows the schedule "
                      f"of a run of {asked} epochs")
-    averages = [min(item.average_last, last) for item in (old.training, config.training)]
+    averages = [min(options.average_last, last) for options in (old.training, config.training)]
     if done < last or before > done or not (exp_dir / "averaged.pt").is_file():
         action, summary = "go on", f"this very run is there: it goes on (epoch {min(done + 1, last)} of {last})"
     elif averages[0] == averages[1]:

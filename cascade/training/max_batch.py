@@ -46,9 +46,9 @@ def available_bytes(device: torch.device) -> float:
 
 def hardest_batches(trainer: Trainer, batch_duration: float) -> list[np.ndarray]:
     """Indices of the batches of this size with the most frames, the most lattice cells and the longest utterance."""
-    items, config = trainer.train_batches.items, trainer.config
-    num_frames = np.array([utterance.num_frames for utterance in items])
-    num_tokens = np.array([len(utterance.tokens) for utterance in items])
+    utterances, config = trainer.train_batches.utterances, trainer.config
+    num_frames = np.array([utterance.num_frames for utterance in utterances])
+    num_tokens = np.array([len(utterance.tokens) for utterance in utterances])
     plan = plan_batches(num_frames, batch_duration * FRAMES_PER_SECOND, config.data.num_buckets, config.seed, epoch=1)
     sizes = [
         [len(rows) * num_frames[rows].max() for rows in plan],
@@ -67,9 +67,9 @@ def trials(trainer: Trainer) -> Iterator[Trial]:
       OutOfMemory: not even the longest utterance alone fits.
     """
     limit = (1 - KEPT_FREE) * available_bytes(trainer.device)
-    items = trainer.train_batches.items
-    longest = max(utterance.num_frames for utterance in items) / FRAMES_PER_SECOND
-    whole = sum(utterance.num_frames for utterance in items) / FRAMES_PER_SECOND
+    utterances = trainer.train_batches.utterances
+    longest = max(utterance.num_frames for utterance in utterances) / FRAMES_PER_SECOND
+    whole = sum(utterance.num_frames for utterance in utterances) / FRAMES_PER_SECOND
     start, size, good, bad = peak_bytes(trainer.device), longest, 0.0, float("inf")
     slope = 0.0
     while size > good * PRECISION:

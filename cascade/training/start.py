@@ -146,13 +146,13 @@ def read_source(init_from: Path, config: Config) -> Source:
     """
     path = checkpoint_file(init_from)
     values = load_file(path)
-    found = config_from_dict(values["config"])
+    source_config = config_from_dict(values["config"])
     if not (path.parent / "tokens").is_dir():
         raise FileNotFoundError(f"--init-from {path}: no tokens/ beside it; name a checkpoint in its model directory")
     tokenizer = Tokenizer.load(path.parent / "tokens")
     if tokenizer.vocab_size != values["vocab_size"]:
         raise ValueError(f"--init-from {path} has {values['vocab_size']} tokens, tokens/ {tokenizer.vocab_size}")
-    changed = changed_options(found, config)
+    changed = changed_options(source_config, config)
     for prefixes, what in ((("features.",), "features"), (_ENCODERS, "encoders")):
         wrong = [
             f"{name}={values[0]}" for name, values in changed.items()
@@ -160,7 +160,7 @@ def read_source(init_from: Path, config: Config) -> Source:
         ]
         if wrong:
             raise ValueError(f"--init-from {path} was trained with other {what}: set {' '.join(wrong)} as it has them")
-    return Source(path, found, tokenizer, values["model"])
+    return Source(path, source_config, tokenizer, values["model"])
 
 
 def shared_rows(new: Tokenizer, old: Tokenizer) -> dict[int, int]:

@@ -47,7 +47,7 @@ def spread_order(count: int) -> list[int]:
 
 def padded_frames(trainer: Trainer, plan: list[np.ndarray]) -> np.ndarray:
     """(num_batches,) feature frames of each batch, padding included."""
-    lengths = np.array([item.num_frames for item in trainer.train_batches.items])
+    lengths = np.array([utterance.num_frames for utterance in trainer.train_batches.utterances])
     return np.array([len(indices) * lengths[indices].max() for indices in plan])
 
 
@@ -64,7 +64,7 @@ def measure(trainer: Trainer, plan: list[np.ndarray], num_steps: int = NUM_STEPS
     by_size = np.argsort(sizes, kind="stable")
     ranks = np.linspace(0, len(plan) - 1, min(num_steps, len(plan))).round().astype(int)
     chosen = [int(by_size[ranks[position]]) for position in spread_order(len(ranks))]
-    longest = max(range(len(plan)), key=lambda index: max(batches.items[item].num_frames for item in plan[index]))
+    longest = max(range(len(plan)), key=lambda step: max(batches.utterances[row].num_frames for row in plan[step]))
     largest = int(by_size[-1])
     seconds, frames, non_finite = [], [], set()
     trainer.model.train()

@@ -91,6 +91,6 @@ def test_copies_that_are_too_fast_for_their_tokens_are_left_out_and_the_others_u
     compute_features.compute_features(tmp_path / "data", tmp_path / "fbank", config, num_jobs=1)
     tokenizer = train_tokens.train_tokens(tmp_path / "data", tmp_path / "tokens", config)
     batches = TrainBatches(tmp_path / "fbank" / "train_cuts.jsonl.gz", tokenizer, config)
-    assert {item.id for item in batches.items} == {
+    assert {utterance.id for utterance in batches.utterances} == {
         "short_sp0.9", "short", "wordy_sp0.9", "wordy", "long_sp0.9", "long", "long_sp2.0"
     }

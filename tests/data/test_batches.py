@@ -110,8 +110,8 @@ def test_loader_processes_do_not_change_the_batches(exp):
     config = small_config()
     workers = dataclasses.replace(config, data=dataclasses.replace(config.data, num_workers=2))
     batches, parallel = make(exp, config), make(exp, workers)
-    for item in (batches, parallel):
-        item.set_epoch(2)
+    for loader in (batches, parallel):
+        loader.set_epoch(2)
     assert_equal(list(parallel), list(batches))
     assert_equal(list(parallel.iterate(skip=3)), list(batches.iterate(skip=3)))
 
@@ -139,11 +139,11 @@ def test_an_utterance_is_augmented_alike_whatever_the_batch_and_the_rank(exp):
     alone = {name: (batch.features[row, : batch.feature_lens[row]])
              for batch in make(exp) for row, name in enumerate(batch.ids)}
     ranks = [make(exp, rank=rank, world_size=3) for rank in range(3)]
-    counts = {len(item) for item in ranks}
+    counts = {len(loader) for loader in ranks}
     assert len(counts) == 1
     seen = []
-    for item in ranks:
-        batches = list(item)
+    for loader in ranks:
+        batches = list(loader)
         assert len(batches) in counts
         for batch in batches:
             seen += batch.ids
@@ -155,7 +155,7 @@ def test_an_utterance_is_augmented_alike_whatever_the_batch_and_the_rank(exp):
 def test_with_a_random_speed_an_epoch_has_one_copy_of_each_utterance(exp):
     config = small_config()
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, random_speed=True))
-    utterances = {item.id.removesuffix("_sp0.9") for item in make(exp).items}
+    utterances = {utterance.id.removesuffix("_sp0.9") for utterance in make(exp).utterances}
     copies = {}
     for epoch in range(1, 5):
         ranks = [make(exp, config, rank=rank, world_size=2) for rank in range(2)]

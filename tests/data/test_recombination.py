@@ -9,8 +9,8 @@ from cascade.config.options import AugmentConfig
 from cascade.data.alignments import TimedWord, read_ctm, write_ctm
 from cascade.data.augment import utterance_generator
 from cascade.data.batches import TrainBatches
-from cascade.data.items import Item
 from cascade.data.recombination import SHORTEST_SHARE, Recombination, join, word_cuts
+from cascade.data.training_utterances import TrainingUtterance
 from cascade.text.tokens import Tokenizer
 from tests.synthetic import WORDS, small_config
 
@@ -32,7 +32,7 @@ class Speech:
 
     def __init__(self, tokenizer, num_utterances=24, num_voices=2):
         draw = np.random.default_rng(0)
-        self.items, self.features, self.timed, self.gains = [], [], {}, []
+        self.utterances, self.features, self.timed, self.gains = [], [], {}, []
         for number in range(num_utterances):
             words, rows, timed = [*draw.choice(WORDS, draw.integers(1, 6))], [], []
             voice = number % num_voices
@@ -47,7 +47,8 @@ class Speech:
             name, text = f"utterance-{number}", " ".join(words)
             self.features.append(np.array(rows, dtype=np.float32) + np.float32(gain))
             self.gains.append(gain)
-            self.items.append(Item(name, text, tuple(tokenizer.encode(text)), len(rows), None, name, f"voice {voice}"))
+            tokens = tuple(tokenizer.encode(text))
+            self.utterances.append(TrainingUtterance(name, text, tokens, len(rows), None, name, f"voice {voice}"))
             self.timed[name] = timed
 
     @staticmethod
@@ -74,40 +75,40 @@ def recombination(exp, speech, folder, **options):
     path = folder / "alignment.ctm"
     write_ctm(path, speech.timed)
     config = AugmentConfig(**{"recombine_share": 1.0, **options})
-    return Recombination(path, speech.items, Tokenizer.load(exp / "tokens"), config, speech.features.__getitem__)
+    return Recombination(path, speech.utterances, Tokenizer.load(exp / "tokens"), config, speech.features.__getitem__)
 
 
 @pytest.mark.parametrize("voices", ["same", "any"])
 def test_text_and_frames_of_a_recombined_utterance_say_the_same(voices, exp, speech, tmp_path):
     made, tokenizer = recombination(exp, speech, tmp_path, recombine_voices=voices), Tokenizer.load(exp / "tokens")
     texts, mixed = set(), 0
-    for epoch, (index, item) in itertools.product(range(6), enumerate(speech.items)):
-        features, tokens, text = made(index, utterance_generator(1, epoch, item.id))
+    for epoch, (index, utterance) in itertools.product(range(6), enumerate(speech.utterances)):
+        features, tokens, text = made(index, utterance_generator(1, epoch, utterance.id))
         assert speech.words_in(features, speech.gains[index]) == text.split()
         assert list(tokens) == tokenizer.encode(text)
-        assert SHORTEST_SHARE * item.num_frames - 1 <= len(features) <= item.num_frames
+        assert SHORTEST_SHARE * utterance.num_frames - 1 <= len(features) <= utterance.num_frames
         heard = {int(voice) for voice in features[:, len(WORDS) : len(WORDS) + 2].argmax(axis=1)}
         assert heard == {index % 2} or voices == "any"
         mixed += len(heard) > 1
         texts.add(text)
-    assert len(texts) > 3 * len({item.text for item in speech.items})
+    assert len(texts) > 3 * len({utterance.text for utterance in speech.utterances})
     assert (mixed > 0) == (voices == "any")
 
 
 def test_the_share_is_recombined_and_the_rest_stays_as_it_is(exp, speech, tmp_path):
     made, changed = recombination(exp, speech, tmp_path, recombine_share=0.3), 0
-    for epoch, (index, item) in itertools.product(range(20), enumerate(speech.items)):
-        features, tokens, text = made(index, utterance_generator(1, epoch, item.id))
+    for epoch, (index, utterance) in itertools.product(range(20), enumerate(speech.utterances)):
+        features, tokens, text = made(index, utterance_generator(1, epoch, utterance.id))
         if features is speech.features[index]:
-            assert (tokens, text) == (item.tokens, item.text)
+            assert (tokens, text) == (utterance.tokens, utterance.text)
         else:
             changed += 1
-    assert changed / 20 / len(speech.items) == pytest.approx(0.3, abs=0.06)
+    assert changed / 20 / len(speech.utterances) == pytest.approx(0.3, abs=0.06)
 
 
 def test_words_are_cut_where_it_is_quiet_before_they_are_said(speech):
-    for item, features in zip(speech.items, speech.features, strict=True):
-        words = speech.timed[item.id]
+    for utterance, features in zip(speech.utterances, speech.features, strict=True):
+        words = speech.timed[utterance.id]
         cuts = word_cuts(words, features)
         loud = features[:, : len(WORDS)].max(axis=1) > 0
         for first, end, word in zip(cuts[:-1], cuts[1:], words, strict=True):
@@ -117,13 +118,13 @@ def test_words_are_cut_where_it_is_quiet_before_they_are_said(speech):
 
 
 def test_an_utterance_without_room_for_its_words_is_left_as_it_is(exp, speech, tmp_path):
-    item = next(item for item in speech.items if len(item.text.split()) > 3)
-    end = item.num_frames / 100
-    speech.timed[item.id] = [TimedWord(word, end - 0.05 + place / 100, end) for place, word in
-                             enumerate(item.text.split())]
-    index = speech.items.index(item)
+    utterance = next(utterance for utterance in speech.utterances if len(utterance.text.split()) > 3)
+    end = utterance.num_frames / 100
+    words = utterance.text.split()
+    speech.timed[utterance.id] = [TimedWord(word, end - 0.05 + place / 100, end) for place, word in enumerate(words)]
+    index = speech.utterances.index(utterance)
     made = recombination(exp, speech, tmp_path)
-    assert made(index, utterance_generator(1, 1, item.id))[0] is speech.features[index]
+    assert made(index, utterance_generator(1, 1, utterance.id))[0] is speech.features[index]
 
 
 def test_the_frames_at_a_joint_are_mixed_by_energy():
@@ -141,10 +142,10 @@ def aligned(exp, tmp_path):
     config = dataclasses.replace(config, augment=dataclasses.replace(config.augment, recombine_share=0.7))
     plain = TrainBatches(exp / "fbank" / "train_cuts.jsonl.gz", Tokenizer.load(exp / "tokens"), small_config())
     timed = {}
-    for item in plain.items:
-        step = item.num_frames / 100 / (len(item.text.split()) + 1)
-        timed[item.id] = [TimedWord(word, step * (place + 1), step * (place + 1) + 0.04)
-                          for place, word in enumerate(item.text.split())]
+    for utterance in plain.utterances:
+        step = utterance.num_frames / 100 / (len(utterance.text.split()) + 1)
+        timed[utterance.id] = [TimedWord(word, step * (place + 1), step * (place + 1) + 0.04)
+                          for place, word in enumerate(utterance.text.split())]
     write_ctm(tmp_path / "alignment.ctm", timed)
     return tmp_path / "alignment.ctm", config
 

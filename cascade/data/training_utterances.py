@@ -17,7 +17,7 @@ from cascade.text.tokens import Tokenizer
 log = logging.getLogger(__name__)
 
 
-class Item(NamedTuple):
+class TrainingUtterance(NamedTuple):
     """What is kept of a cut: 281 k utterances in three speeds fit in memory."""
 
     id: str
@@ -25,14 +25,16 @@ class Item(NamedTuple):
     tokens: tuple[int, ...]
     num_frames: int
     features: Stored
-    utterance: str
+    original_id: str
     """The id without the speed."""
     voice: str
     """The speaker and the speed of the copy; utterances without a speaker count as one speaker's."""
 
 
-def read_items(cuts_path: str | Path, tokenizer: Tokenizer, config: Config) -> Iterator[tuple[Item, int]]:
-    """Yield (item, samples at speed 1) of each cut."""
+def read_utterances(
+    cuts_path: str | Path, tokenizer: Tokenizer, config: Config
+) -> Iterator[tuple[TrainingUtterance, int]]:
+    """Yield (utterance, samples at speed 1) of each cut."""
     for cut in read_cuts(cuts_path):
         if cut.features is None:
             raise ValueError(f"{cuts_path}: {cut.id} has no stored features; run stage 1 (compute_features)")
@@ -47,27 +49,28 @@ def read_items(cuts_path: str | Path, tokenizer: Tokenizer, config: Config) -> I
         speed = custom.get("speed", 1.0)
         speaker = next((supervision.speaker for supervision in cut.supervisions), None)
         voice = sys.intern(f"{speaker} {speed}")
-        utterance = custom.get("utterance", cut.id)
-        item = Item(cut.id, text, tokens, cut.features.num_frames, stored(cut.features), utterance, voice)
-        yield item, round(cut.num_samples * speed)
+        original_id = custom.get("utterance", cut.id)
+        features = stored(cut.features)
+        utterance = TrainingUtterance(cut.id, text, tokens, cut.features.num_frames, features, original_id, voice)
+        yield utterance, round(cut.num_samples * speed)
 
 
 def usable(
-    items: Iterator[tuple[Item, int]], tokenizer: Tokenizer, config: Config
-) -> tuple[list[Item], dict[str, str]]:
+    utterances: Iterator[tuple[TrainingUtterance, int]], tokenizer: Tokenizer, config: Config
+) -> tuple[list[TrainingUtterance], dict[str, str]]:
     """What can be trained on, and {utterance id: reason} of what cannot, which goes with all its speed copies."""
-    kept: list[Item] = []
+    kept: list[TrainingUtterance] = []
     bad: dict[str, str] = {}
-    for item, num_samples in items:
-        kept.append(item)
+    for utterance, num_samples in utterances:
+        kept.append(utterance)
         rate, speeds = config.features.sampling_rate, config.data.speed_factors
-        problem = token_problem(item.text, num_samples, rate, speeds, tokenizer)
+        problem = token_problem(utterance.text, num_samples, rate, speeds, tokenizer)
         if problem is not None:
-            bad[item.utterance] = problem
+            bad[utterance.original_id] = problem
     if bad:
         log.warning("%d training utterances do not fit the tokenizer and are left out, as stage 2 has listed", len(bad))
-    fitting = [item for item in kept if item.utterance not in bad]
-    usable = [item for item in fitting if len(item.tokens) <= item.num_frames // SUBSAMPLING]
+    fitting = [utterance for utterance in kept if utterance.original_id not in bad]
+    usable = [utterance for utterance in fitting if len(utterance.tokens) <= utterance.num_frames // SUBSAMPLING]
     if len(usable) < len(fitting):
         log.info("%d fast copies have fewer frames than tokens and are left out", len(fitting) - len(usable))
     return usable, bad
