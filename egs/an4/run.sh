@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# AN4: 0.7 h of spelled names, numbers and dates. A teacher, a student alone and a student distilled from the teacher,
+# AN4: 0.6 h of spelled names, numbers and dates. A teacher, a student alone and a student distilled from the teacher,
 # decoded in three modes and timed. ./egs/an4/run.sh --help lists options and stages.
 
 # The results are those of two CPU processes, whatever this machine has; --device auto or cuda trains in one process.
