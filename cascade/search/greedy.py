@@ -71,8 +71,8 @@ class GreedySearch(Search):
         log_probs = logits[np.arange(len(rows)), symbols] - sums
         added = np.zeros_like(log_probs)
         if self.scorers:
-            labels = label_log_sums(logits, self._silent) - sums
-            added = self.blank_weight * np.where(says, labels, log_probs)
+            added = self.blank_weight * log_probs
+            added[says] = self.blank_weight * (label_log_sums(logits[says], self._silent) - sums[says])
             added[says] += scores[np.arange(len(grown)), symbols[says]]
         np.add.at(self.places.acoustic[:, 0], rows, log_probs)
         np.add.at(self.places.log_probs[:, 0], rows, log_probs + added)

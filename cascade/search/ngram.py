@@ -101,8 +101,8 @@ class NgramModel:
     def _find(self, nodes: np.ndarray, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Places of n-grams among the keys, and which of them are there."""
         keys = nodes.astype(np.int64) * self._base + tokens
-        places = np.searchsorted(self._keys, keys)
-        return places, self._keys[np.minimum(places, len(self._keys) - 1)] == keys
+        places = self._keys.searchsorted(keys)
+        return places, self._keys.take(places, mode="clip") == keys
 
     def _link_states(self, sizes: Sequence[int]) -> None:
         """Find the next state of every n-gram, and every context's longest shorter state, to which it backs off."""
@@ -120,18 +120,16 @@ class NgramModel:
             begin += size
 
     def _dense(self, states: np.ndarray) -> np.ndarray:
-        """(rows, V + 2) scores, </s> and <s> included: from order 1 up, longer contexts overwrite shorter ones."""
-        chain = [states]
-        while chain[-1].any():
-            chain.append(self._links[chain[-1]])
+        """(rows, V + 2) scores, </s> and <s> included: those of the next shorter context, and what this one knows."""
         scores = np.zeros((len(states), self._base), np.float32)
-        scores[:, 1:] = self._log_probs[: self._base - 1]
-        for contexts in reversed(chain):
-            scores += self._backoffs[contexts, None] * (contexts > 0)[:, None]
-            starts = self._first[contexts]
-            lens = np.where(contexts > 0, self._first[contexts + 1] - starts, 0)
-            arcs = np.repeat(starts - (np.cumsum(lens) - lens), lens) + np.arange(lens.sum())
-            scores[np.repeat(np.arange(len(states)), lens), self._tokens[arcs]] = self._log_probs[arcs]
+        longer = states > 0
+        if longer.any():
+            scores[longer] = self._rows[self._links[states[longer]]]
+        starts = self._first[states]
+        lens = self._first[states + 1] - starts
+        scores += self._backoffs[states, None]
+        arcs = np.repeat(starts - (np.cumsum(lens) - lens), lens) + np.arange(lens.sum())
+        scores[np.repeat(np.arange(len(states)), lens), self._tokens[arcs]] = self._log_probs[arcs]
         scores[:, 0] = 0.0
         return scores
 

@@ -20,14 +20,18 @@ class RowCache:
 
     def __getitem__(self, states: np.ndarray) -> np.ndarray:
         """(rows,) states -> (rows, width)."""
-        new = np.unique(states[self._slots[states] < 0])
-        if self._num_rows + len(new) > len(self._rows):
-            self._slots[:], self._num_rows = -1, 0
-            new = np.unique(states)
-            if len(new) > len(self._rows):
-                self._rows = np.empty((len(new), self._rows.shape[1]), np.float32)
-        if len(new):
-            rows = np.arange(self._num_rows, self._num_rows + len(new))
-            self._rows[rows], self._slots[new] = self._compute(new), rows
-            self._num_rows += len(new)
-        return self._rows[self._slots[states]]
+        slots = self._slots[states]
+        if (slots < 0).any():
+            new = np.unique(states[slots < 0])
+            values = self._compute(new)  # it may ask for other rows
+            if self._num_rows + len(new) > len(self._rows):
+                self._slots[:], self._num_rows = -1, 0
+            if len(new) <= len(self._rows):
+                rows = np.arange(self._num_rows, self._num_rows + len(new))
+                self._rows[rows], self._slots[new] = values, rows
+                self._num_rows += len(new)
+            slots = self._slots[states]
+            if (slots < 0).any():  # there is no room for all of them
+                different, places = np.unique(states, return_inverse=True)
+                return self._compute(different)[places]
+        return self._rows[slots]

@@ -7,6 +7,9 @@ clean_100=      # train-clean-100, dev-clean, test-clean: 7 GB to download
 mini=           # train-clean-5 and dev-clean-2, which is the test set too: 0.5 GB to download
 small=          # models of 5.0 and 2.4 M parameters, which CPUs can train, instead of 41.3 and 20.8 M
 musan=          # download MUSAN (11 GB) and take its noises as --noise-dir
+lm=             # a language model of OpenSLR 11's text (1.5 GB to download), tuned on dev; rows of its own
+lm_text=        # FILE as --lm, of the sentences of this file, one a line (.txt, .gz, .xz)
+lm_order=4      # N tokens in its longest n-grams
 epochs=         # N train so many epochs instead of as many as the confs say
 device=auto     # NAME train and decode on cpu, cuda (a GPU) or auto (a GPU where there is one)
 num_processes=  # N train with so many processes on this machine, one for each GPU or CPU core
@@ -14,6 +17,8 @@ num_processes=  # N train with so many processes on this machine, one for each G
 
 case "$full$clean_100$mini" in 11*) usage_error "choose one of --full, --clean-100 and --mini" ;; esac
 case "$musan$noise_dir" in 1/*) usage_error "choose one of --musan and --noise-dir" ;; esac
+case "$lm$lm_text" in 1?*) usage_error "choose one of --lm and --lm-text" ;; esac
+lm_text="${lm_text:-${lm:+$recipe/download/librispeech-lm-norm.txt.gz}}"
 noise_dir="${noise_dir:-${musan:+$recipe/download/musan/noise}}"
 corpus+=(${full:+--set full} ${clean_100:+--set clean-100} ${mini:+--set mini})
 
@@ -61,9 +66,30 @@ tests=("${tests[@]%.jsonl}")
 if stage 6 "decode the test sets: three modes, two methods"; then
     for model in teacher student_alone student; do
         for test in "${tests[@]}"; do
-            decode "$model" "$test" --mode all --method all
+            decode "$model" "$test" --mode all --method all --lm-scale 0
         done
     done
+    if [ -n "$lm_text" ]; then
+        if [ -n "$lm" ]; then
+            step lm-text --outputs "$lm_text" -- python "$recipe/local/prepare.py" --lm-text "$lm_text"
+        fi
+        step lm --after data tokens --outputs "$exp/lm/lm.arpa.gz" -- python -m cascade.bin.train_ngram \
+            --text "$lm_text" --tokens "$exp/tokens" --order "$lm_order" --prune 0 0 0 1 \
+            --held-out "$exp/data/dev_cuts.jsonl.gz" --out "$exp/lm/lm.arpa.gz"
+        step lodr --after data tokens --outputs "$exp/lm/lodr.arpa.gz" -- python -m cascade.bin.train_ngram \
+            --text "$exp/data/train_cuts.jsonl.gz" --tokens "$exp/tokens" --order 2 --out "$exp/lm/lodr.arpa.gz"
+        for model in teacher student_alone student; do
+            step "tune-$model" --after fbank "$model" lm lodr --outputs "$exp/$model/decoding.yaml" -- \
+                python -m cascade.bin.tune_scales --exp-dir "$exp/$model" --manifest "$exp/fbank/dev_cuts.jsonl.gz" \
+                --ngram "$exp/lm/lm.arpa.gz" --lodr "$exp/lm/lodr.arpa.gz" --beam 8 --device "$device"
+            for test in "${tests[@]}"; do
+                step "decode-lm-$model-$test" --after fbank "tune-$model" \
+                    --outputs "$exp/$model/decode/lm/$test/full-modified_beam_search/result.json" -- \
+                    python -m cascade.bin.decode --exp-dir "$exp/$model" --manifest "$exp/fbank/${test}_cuts.jsonl.gz" \
+                    --mode all --method all --beam 8 --device "$device" --out "$exp/$model/decode/lm/$test"
+            done
+        done
+    fi
 fi
 
 if stage 7 "latency: compute on one thread, memory, delays of words"; then

@@ -13,7 +13,7 @@ import shutil
 from pathlib import Path
 
 from cascade.bin.cli import run_program
-from cascade.corpus.download import download_archive
+from cascade.corpus.download import download, download_archive
 from cascade.corpus.manifests import Utterance, write_manifest
 
 URL = "https://www.openslr.org/resources"
@@ -41,7 +41,7 @@ SUFFIXES = (".flac", ".opus", ".wav")
 log = logging.getLogger(__name__)
 
 
-def download(parts: dict[str, float], download_dir: Path) -> dict[str, Path]:
+def download_parts(parts: dict[str, float], download_dir: Path) -> dict[str, Path]:
     """Fetch the parts that are not there yet; an archive goes once it is unpacked."""
     missing = {part: size for part, size in parts.items() if not (download_dir / part).is_dir()}
     download_dir.mkdir(parents=True, exist_ok=True)
@@ -106,6 +106,7 @@ def main() -> None:
     source.add_argument("--corpus-dir", type=Path, metavar="DIR", help="a copy of LibriSpeech or parts of it")
     source.add_argument("--download-dir", type=Path, metavar="DIR", help="download to here what is not there yet")
     source.add_argument("--musan-dir", type=Path, metavar="DIR", help="only download MUSAN's noises to here (11 GB)")
+    source.add_argument("--lm-text", type=Path, metavar="FILE", help="only download OpenSLR 11's text to here (1.5 GB)")
     parser.add_argument("--set", choices=SETS, help="default: all of a copy, full for a download")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder for the manifests")
     arguments = parser.parse_args()
@@ -115,13 +116,16 @@ def main() -> None:
         download_archive(url, arguments.musan_dir, "musan", "--noise-dir DIR", MD5["musan"])
         (arguments.musan_dir / "musan.tar").unlink(missing_ok=True)
         return
+    if arguments.lm_text:
+        download(f"{URL}/11/librispeech-lm-norm.txt.gz", arguments.lm_text)  # OpenSLR has no sum of it; .gz has its own
+        return
     if out is None:
         parser.error("--out DIR is needed")
     wanted = SETS.get(arguments.set)
     if arguments.corpus_dir:
         parts = find_parts(arguments.corpus_dir, wanted)
     else:
-        parts = download(wanted or FULL_GB, arguments.download_dir)
+        parts = download_parts(wanted or FULL_GB, arguments.download_dir)
     train, dev, tests = ([name for name in parts if name.startswith(kind)] for kind in ("train", "dev", "test"))
     splits = {"train": train, "dev": dev}
     splits |= {name: [name] for name in tests} if len(tests) > 1 else {"test": tests or dev}
