@@ -13,14 +13,14 @@ import logging
 import os
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 from cascade.bin.cli import run_program
 from cascade.bin.model_arguments import add_model_arguments, add_search_arguments, check_values, load_for_decoding
 from cascade.checkpoint import update_decoding
-from cascade.config.options import DECODING_FILES, ConfigError
+from cascade.config.options import ConfigError
 from cascade.data.decode_batches import decode_batches
 from cascade.log import progress
 from cascade.measure.wer import Score, score
@@ -117,11 +117,9 @@ def main(words: Sequence[str] | None = None) -> None:
     best = climb(lambda point: measure(point).words.errors, len(arguments.lm_scales), len(lodr_scales))
     print(table(["lm_scale", "lodr_scale", "WER %", "errors", "ins", "del", "sub"], rows, left=0))
     found = {"lm_scale": arguments.lm_scales[best[0]], "lodr_scale": lodr_scales[best[1]]}
-    section = asdict(config.decoding) | {name: getattr(options, name) for name in ("blank_penalty", "ngram", "lodr")}
-    section |= found
-    for name in DECODING_FILES:
-        section[name] = section[name] and os.path.relpath(section[name], arguments.exp_dir)
-    path = update_decoding(arguments.exp_dir, **section)
+    files = {name: getattr(arguments, name) for name in ("ngram", "lodr") if getattr(arguments, name) is not None}
+    files = {name: os.path.relpath(path, arguments.exp_dir) for name, path in files.items()}
+    path = update_decoding(arguments.exp_dir, blank_penalty=options.blank_penalty, **files, **found)
     print(f"{path}: " + ", ".join(f"{name} {value:g}" for name, value in found.items()))
 
 
