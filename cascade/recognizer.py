@@ -41,7 +41,7 @@ class Recognizer:
       folder: what training called --exp-dir, or what export_onnx wrote.
       endpoint: rules that cut streams into segments; None: a stream is one segment, and memory grows with it.
       device: auto | cpu | cuda, for a model directory; exported files run on the CPU.
-      threads: CPU threads of PyTorch; None: as many as there are cores.
+      threads: CPU threads of PyTorch and numpy, None: as many as there are cores; exported graphs run on one.
       int8: of exported files, those in 8 bits where there are some (export_onnx --int8).
       epoch, average: use the average of so many epochs up to this one; None: the final model.
       options: how to decode, by the names of DecodingOptions: mode (default two_pass), method, beam, chunk_ms,

@@ -25,7 +25,9 @@ from cascade.bin import transcribe
 from cascade.checkpoint import load_model
 from cascade.export.onnx import build_graphs, write_files
 from cascade.export.sherpa import synthetic_recordings
-from tests.export.conftest import GEOMETRY, make_model_dir
+from cascade.text.ngram_training import train_ngram, write_arpa
+from cascade.text.tokens import Tokenizer
+from tests.export.conftest import GEOMETRY, TEXTS, make_model_dir
 from tests.tiny_run import call
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -70,6 +72,10 @@ def model(tmp_path_factory) -> Model:
     write_files(build_graphs(load_model(exp_dir)[0], GEOMETRY), exp_dir / "tokens", root / "onnx", {"chunk_ms": 80})
     (root / "onnx" / "export.json").write_text(json.dumps(ABOUT))
     samples = synthetic_recordings((2.3,), 48000, seed=5).popitem()[1]
+    (root / "hotwords.txt").write_text("seven eight\n")
+    (root / "text.txt").write_text("\n".join(TEXTS))
+    tokenizer = Tokenizer.load(exp_dir / "tokens")
+    write_arpa(train_ngram([root / "text.txt"], tokenizer, 2), tokenizer, root / "ngram.arpa")
     soundfile.write(root / "a.wav", np.stack((samples, samples), axis=1), 48000)
     return Model(exp_dir, root / "onnx", root / "a.wav")
 
@@ -130,9 +136,14 @@ def test_nothing_of_training_is_there(light):
     assert finish(light("-c", code, *ABSENT))[0] == ""
 
 
-@pytest.mark.parametrize("method", ["greedy_search", "modified_beam_search"])
-def test_transcribe_says_what_it_says_in_the_full_environment(light, model, monkeypatch, capsys, method):
+@pytest.mark.parametrize(("method", "with_scores"), [
+    ("greedy_search", False), ("modified_beam_search", False), ("modified_beam_search", True),
+])  # fmt: skip
+def test_transcribe_says_what_it_says_in_the_full_environment(light, model, monkeypatch, capsys, method, with_scores):
     words = ["--onnx-dir", model.onnx_dir, "--json", "--method", method, model.recording]
+    if with_scores:
+        root = model.onnx_dir.parent
+        words += ["--hotwords", root / "hotwords.txt", "--ngram", root / "ngram.arpa", "--lm-scale", 0.3]
     ours = json.loads(finish(light("-m", "cascade.bin.transcribe", *words))[0])
     call(monkeypatch, transcribe, *words)
     theirs = json.loads(capsys.readouterr().out)
