@@ -51,7 +51,7 @@ def seconds_of(work: Callable[[], object]) -> tuple[float, float]:
 
 
 def spread_batches(trainer: Trainer, count: int) -> list[np.ndarray]:
-    """This many batches of the epoch, from the smallest to the largest by their number of frames."""
+    """Choose so many batches of the epoch, from the smallest to the largest by their number of frames."""
     plan = trainer.train_batches.plan()
     frames = [sum(trainer.train_batches.utterances[index].num_frames for index in indices) for indices in plan]
     order = np.argsort(frames, kind="stable")

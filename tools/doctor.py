@@ -51,11 +51,11 @@ def probe():
     print(json.dumps(facts))
 
 
-# What is found: (name, value) or (name, value, status, advice).
+# Findings: (name, value) or (name, value, status, advice).
 
 
 def examine_environment(interpreter, facts, said):
-    """What the environment's own interpreter says of itself; without facts, what became of it."""
+    """Report what the environment's own interpreter says of itself; without facts, what became of it."""
     if not interpreter.exists():
         yield "environment", "none yet", PROBLEM, "run tools/setup.sh: it makes .venv, in some minutes"
     elif not facts:
@@ -139,13 +139,13 @@ def examine_pitfalls(facts):
 
 def show(findings):
     """Print one line per finding, what to do below it."""
-    label = max(len(found["name"]) for found in findings)
-    for found in findings:
-        begin = f"{found['status']:<9}{found['section']:<10}{found['name']:<{label}}  "
-        print(begin + found["value"])
-        if found["advice"]:
-            print(f"{'':<{len(begin)}}-> {found['advice']}")
-    names = list(dict.fromkeys(found["name"] for found in findings if found["status"] == PROBLEM))
+    label = max(len(finding["name"]) for finding in findings)
+    for finding in findings:
+        begin = f"{finding['status']:<9}{finding['section']:<10}{finding['name']:<{label}}  "
+        print(begin + finding["value"])
+        if finding["advice"]:
+            print(f"{'':<{len(begin)}}-> {finding['advice']}")
+    names = list(dict.fromkeys(finding["name"] for finding in findings if finding["status"] == PROBLEM))
     print(f"\n{len(names)} problem{'s' * (len(names) > 1)}: {', '.join(names)}" if names else "\nno problems")
 
 
@@ -172,9 +172,9 @@ def main():
     findings = [
         {"section": section, "name": name, "value": str(value), "status": rest[0] if rest else OK,
          "advice": rest[1] if rest else ""}
-        for section, found in sections.items() for name, value, *rest in found
+        for section, rows in sections.items() for name, value, *rest in rows
     ]  # fmt: skip
-    ok = all(found["status"] != PROBLEM for found in findings)
+    ok = all(finding["status"] != PROBLEM for finding in findings)
     if arguments.json:
         print(json.dumps({"ok": ok, "findings": findings}, indent=1, ensure_ascii=False))
     else:

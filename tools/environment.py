@@ -58,7 +58,7 @@ def installed_version(name):
 
 
 def wants_cuda():
-    """True where PyTorch should be its CUDA build."""
+    """Tell whether PyTorch should be its CUDA build."""
     chosen = os.environ.get("SETUP_DEVICE", "")
     return has_nvidia_gpu() if chosen not in ("cpu", "cuda") else chosen == "cuda"
 
@@ -148,15 +148,15 @@ def install(*words):
         code = subprocess.run(
             command, stdout=file, stderr=subprocess.STDOUT, env={"PIP_RETRIES": "2", **os.environ, **variables}
         ).returncode
-    said = log.read_text(encoding="utf-8", errors="replace")
-    no_network = code and re.search(NO_NETWORK, said)
+    output = log.read_text(encoding="utf-8", errors="replace")
+    no_network = code and re.search(NO_NETWORK, output)
     if code == 0 or no_network:  # pip downloads everything before it changes anything
         UNFINISHED.unlink()
     if no_network:
         reason = "packages could not be downloaded: is there a network, a proxy (HTTPS_PROXY), a mirror (PIP_INDEX_URL)"
         raise SetUpError(f"{reason}? Then run this again; pip's output: {log}")
     if code:
-        errors = [line for line in said.splitlines() if re.search("ERROR|Error", line)] or ["it failed"]
+        errors = [line for line in output.splitlines() if re.search("ERROR|Error", line)] or ["it failed"]
         raise SetUpError(f"pip: {errors[-1][:300]}; pip's output: {log}")
 
 

@@ -49,7 +49,7 @@ COLUMNS = [
 
 
 def read_arms(path: Path) -> dict[str, dict[str, Any]]:
-    """Every arm of the file with what it takes from the arm it is like.
+    """Read the arms of the file, each with what it takes from the arm it is like.
 
     Raises:
       ConfigError: no YAML, an unknown key or arm, or arms that need each other.

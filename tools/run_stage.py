@@ -70,14 +70,14 @@ def words_that_count(command: list[str]) -> list[str]:
 
 def compare_words(old: list[str], new: list[str]) -> list[str]:
     """One line per option that is gone (-) or new (+), with its values; none for equal commands."""
-    both = []
+    commands = []
     for words in (old, new):
         options: list[list[str]] = [[]]
         for word in words:
             options += [[]] if word.startswith("--") else []
             options[-1].append(word)
-        both.append([shlex.join(option) for option in options])
-    return [f"  {line}" for line in difflib.ndiff(*both) if line[0] in "+-"]
+        commands.append([shlex.join(option) for option in options])
+    return [f"  {line}" for line in difflib.ndiff(*commands) if line[0] in "+-"]
 
 
 def lock_step(stamp: Path) -> None:

@@ -63,8 +63,8 @@ def prepare_split(
                 continue
             cut, note = result
             notes.update([note] if note else [])
-            said = cut.supervisions[0]
-            statistics.add(cut.id, cut.duration, said.text, said.speaker)
+            supervision = cut.supervisions[0]
+            statistics.add(cut.id, cut.duration, supervision.text, supervision.speaker)
             yield cut
 
     write_cuts(cuts_path, good_cuts())

@@ -212,7 +212,7 @@ class TrainBatches:
         return self._utterances
 
     def plan(self) -> list[np.ndarray]:
-        """This rank's batches of the epoch, as indices into `utterances`."""
+        """Batches of this rank in the epoch, as indices into `utterances`."""
         return self._plan(self._epoch, self._done)[self._rank :: self._world_size]
 
     def load(self, indices: np.ndarray) -> Batch:
@@ -220,7 +220,7 @@ class TrainBatches:
         return self._dataset[self._epoch, indices]
 
     def _make_plan(self, epoch: int, done: tuple[tuple[int, int], ...]) -> list[np.ndarray]:
-        """Every rank's batches of what is left of an epoch."""
+        """Batches of every rank from what is left of an epoch."""
         left = self._left(epoch, done)
         if done and len(left) < self._world_size:
             if len(left):

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 class TrainingUtterance(NamedTuple):
-    """What is kept of a cut: 281 k utterances in three speeds fit in memory."""
+    """Fields of a cut that stay in memory, which has room for the 281 k utterances of LibriSpeech in three speeds."""
 
     id: str
     text: str
@@ -58,7 +58,7 @@ def read_utterances(
 def usable(
     utterances: Iterator[tuple[TrainingUtterance, int]], tokenizer: Tokenizer, config: Config
 ) -> tuple[list[TrainingUtterance], dict[str, str]]:
-    """What can be trained on, and {utterance id: reason} of what cannot, which goes with all its speed copies."""
+    """Utterances to train on, and {utterance id: reason} of those left out, each with all its speed copies."""
     kept: list[TrainingUtterance] = []
     bad: dict[str, str] = {}
     for utterance, num_samples in utterances:

@@ -97,7 +97,7 @@ def split_words(text: str) -> list[str]:
 
 
 def begins_word(previous: str, character: str) -> bool:
-    """True where a word begins between two neighbours that no space separates; `previous` is empty at the beginning."""
+    """Tell whether a word begins between two neighbours without a space; `previous` is empty at the beginning."""
     if not previous:
         return True
     if character.isascii() and previous.isascii():
@@ -108,7 +108,7 @@ def begins_word(previous: str, character: str) -> bool:
 
 
 def is_unspaced(character: str) -> bool:
-    """True where a character belongs to a script that is written without spaces between words."""
+    """Tell whether a character belongs to a script that is written without spaces between words."""
     return _UNSPACED.match(character) is not None
 
 

@@ -83,7 +83,7 @@ class Tokenizer:
 
     @cached_property
     def _processor(self) -> SentencePieceProcessor | None:
-        """What turns text into tokens, loaded when text comes; None: words are tokens.
+        """Encoder of text into tokens, loaded when text comes; None: words are tokens.
 
         Raises:
           ImportError: sentencepiece is missing.

@@ -114,7 +114,7 @@ def _check_tokens(config: Config, tokenizer: Tokenizer, report: Report) -> None:
 
 
 def _check_data(trainer: Trainer, paths: RunPaths, report: Report) -> None:
-    """Every archive is read at its end, where a copy that stopped half-way breaks; every text was encoded before."""
+    """Read every archive at its end, where a copy that stopped half-way breaks; the texts were encoded before."""
     batches, config = trainer.train_batches, trainer.config
     utterances = batches.utterances
     last = {utterance.features.path: utterance for utterance in utterances}  # the last utterance of each archive

@@ -17,16 +17,16 @@ from cascade.training.optim import Optimizer
 
 
 class StepResult(NamedTuple):
-    """What became of a step."""
+    """Outcome of a step."""
 
     sums: dict[str, tuple[float, float]]
     """{name: (sum, count)} of this process, for the log; empty when the step was not taken."""
     impossible: list[str]
-    """This process's utterances without an alignment."""
+    """Utterances of this process without an alignment."""
     problem: str
-    """Why the step was not taken, on every process; empty when it was."""
+    """Reason why the step was not taken, on every process; empty when it was."""
     non_finite: list[str]
-    """This process's utterances whose loss is not finite."""
+    """Utterances of this process whose loss is not finite."""
 
 
 class OutOfMemory(ValueError):
@@ -177,7 +177,7 @@ class Stepper:
 
 
 def _memory_failure(error: Exception) -> str:
-    """What ran out of memory; any other error is raised again."""
+    """Name what ran out of memory; raise any other error again."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error):
         return str(error).splitlines()[0] if str(error) else "memory"
     raise error

@@ -49,7 +49,7 @@ class Grammar:
             self._shares[name] = np.cumsum(weights) / sum(weights)
 
     def words(self) -> list[str]:
-        """Every word that sentences can have, sorted."""
+        """Words that sentences can have, sorted."""
         alternatives = " ".join(alternative for rule in self._rules.values() for alternative in rule)
         return sorted({word for word in _PART.findall(re.sub(r"[][]", " ", alternatives)) if word[0] != "<"})
 
