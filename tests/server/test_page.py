@@ -152,3 +152,25 @@ def test_a_recording_is_read_on_a_phone_and_a_full_server_says_so(run_dir):
 
     visit(run_dir, test, max_streams=1)
     assert shown["text"]
+
+
+def test_hotwords_reach_the_stream_while_it_listens_and_impossible_ones_are_named(run_dir):
+    type_in = "field = document.getElementById('hotwords'); field.value = {}; field.dispatchEvent(new Event('input'))"
+
+    async def test(page, server):
+        preferred, problem = (f"document.getElementById('{name}').textContent" for name in ("preferred", "problem"))
+        await page.run(type_in.format(r"'two three\n\n five :2.5 '"))
+        await page.run("document.getElementById('record').click()")
+        await page.until(f"{preferred} === ': 2 preferred'")
+        (session,) = server._worker._sessions
+        assert session._hotwords == ["two three", "five :2.5"]
+        await page.run(type_in.format("'seven'"))
+        await page.until(f"{problem}.includes('seven')")
+        assert session._hotwords == ["two three", "five :2.5"]
+        await page.run(type_in.format("'four'"))
+        await page.until(f"{preferred} === ': 1 preferred' && {problem} === ''")
+        assert session._hotwords == ["four"]
+        await page.run("document.getElementById('record').click()")
+        await page.until(DONE)
+
+    visit(run_dir, test)

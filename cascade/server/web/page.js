@@ -32,7 +32,17 @@ class Connection {
   async open() {
     await this.opened;
     const input = { format: { type: "audio/pcm", rate: this.rate } };
-    this.say({ type: "session.update", session: { type: "transcription", audio: { input }, include: ["cascade.partial"] } });
+    this.update(input, { include: ["cascade.partial"] });
+    if (hotwords().length) this.prefer();
+  }
+
+  // Apart from what the page cannot do without: a server refuses an update as a whole.
+  prefer() {
+    this.update({ transcription: { hotwords: hotwords() } });
+  }
+
+  update(input, more = {}) {
+    this.say({ type: "session.update", session: { type: "transcription", audio: { input }, ...more } });
   }
 
   say(event) {
@@ -61,6 +71,7 @@ class Connection {
   take(event) {
     const kind = event.type.replace("conversation.item.input_audio_transcription.", "");
     if (kind === "session.created") $("model").textContent = `model: ${event.session.audio.input.transcription.model}`;
+    else if (kind === "session.updated") showPreferred(event.session.audio.input.transcription.hotwords.length);
     else if (kind === "cascade.partial") this.show(event, event.num_stable_words, false);
     else if (kind === "completed") this.show(event, Infinity, true);
     else if (kind === "cascade.finished") this.finish();
@@ -134,6 +145,15 @@ function showLevel(samples) {
   const mean = samples.reduce((sum, sample) => sum + sample * sample, 0) / samples.length;
   const share = 1 + Math.log10(mean / 32768 ** 2 + 1e-9) / 6;
   $("level").firstChild.style.width = `${Math.round(100 * Math.max(0, Math.min(1, share)))}%`;
+}
+
+function hotwords() {
+  return $("hotwords").value.split("\n").map((line) => line.trim()).filter(Boolean);
+}
+
+function showPreferred(count) {
+  complain("");
+  $("preferred").textContent = count ? `: ${count} preferred` : "";
 }
 
 function tell(text) {
@@ -267,6 +287,11 @@ $("file").onchange = ({ target }) => {
   const [file] = target.files;
   if (file) start(() => openFile(file), `Reading ${file.name}.`);
   target.value = "";
+};
+let typing = 0;
+$("hotwords").oninput = () => {
+  clearTimeout(typing);
+  typing = setTimeout(() => source?.connection?.prefer(), 500);
 };
 addEventListener("dragover", (event) => {
   event.preventDefault();
