@@ -36,7 +36,7 @@ from cascade.processes.exits import EXIT_FAILED  # noqa: E402
 from tools.bench_serve import RATE, read_turns  # noqa: E402
 from tools.serving import Serving, serving  # noqa: E402
 
-IDLE, UPLOAD_MB, MAX_STREAMS = 3.0, 2, 64
+IDLE, UPLOAD_MB, MAX_STREAMS = 6.0, 2, 64
 """Of the server: short and small, so that every limit is met often."""
 PATIENCE = 60.0
 """Seconds in which the server must answer or close."""
@@ -163,6 +163,7 @@ class Visitors:
                 async with asyncio.timeout(self.rng.uniform(1, 2 * IDLE)):
                     while True:
                         await socket.send_bytes(self.recording()[0].tobytes())
+                        await asyncio.sleep(0)
             transport.abort()
 
     async def vanishing(self) -> None:

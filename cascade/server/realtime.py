@@ -227,9 +227,9 @@ class Realtime:
         answered = self._by_pauses and final.segments
         if self._texts or (self._num_commits and not answered):
             yield from self._complete(final.duration)
-        self._num_commits = max(0, self._num_commits - 1)
+        is_answer, self._num_commits = self._num_commits > 0, max(0, self._num_commits - 1)
         self._offset += final.duration
-        if PARTIALS in self._include:
+        if is_answer and PARTIALS in self._include:
             yield _event(FINISHED, decoded_ms=self._ms(0.0), num_changed_words=final.num_changed_words)
 
     def _go_on(self, partial: Partial) -> Iterator[str]:

@@ -152,13 +152,14 @@ def test_a_server_that_does_not_keep_up_sends_its_client_away(monkeypatch):
 
 def test_idle_and_long_connections_end_with_their_last_words():
     async def test(client, server):
-        idle, long = await open_realtime(client), await open_realtime(client)
+        idle, long = [await open_realtime(client, include=["cascade.partial"]) for _ in range(2)]
         await idle.send_bytes(speech(1, 2).tobytes())
         await long.send_bytes(speech(3, 4, 5).tobytes())
         await long.send_bytes(speech(6, 7, 8).tobytes())
         ends = await asyncio.gather(end_of(idle), end_of(long))
         for (code, events), text in zip(ends, ("w1 w2", "w3 w4 w5"), strict=True):
             assert code == app.TOO_MUCH and of_kind(events, ".completed")[-1]["transcript"] == text
+            assert not of_kind(events, "cascade.finished")  # which answers a commit
 
     run(test, idle=2.0, longest=0.5)
 
