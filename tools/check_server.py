@@ -368,6 +368,7 @@ def check(model: Path, paths: Sequence[Path], seconds: float, max_growth_mb: flo
         server.process.send_signal(signal.SIGTERM)
         code, log = server.process.wait(PATIENCE), server.log.read_text()
     print(f"{sum(visits.values())} visits ({', '.join(f'{count} {kind}' for kind, count in sorted(visits.items()))})")
+    print("MB by tenths of the time:", *(f"{float(np.mean(part)):.0f}" for part in np.array_split(resident, 10)))
     print(f"memory: {resident[0]:.0f} MB at first, {resident[-1]:.0f} MB in the end, grown by {grown:.1f} MB")
     wrong = [f"{message} ({count} times)" for message, count in Counter(wrong).items()]
     if grown > max_growth_mb:

@@ -1,16 +1,17 @@
 """A model directory with random weights, which has the size and the pace of a trained model and no sense.
 
     python tools/random_model.py --config egs/librispeech/conf/data.yaml egs/librispeech/conf/teacher.yaml \
-        egs/librispeech/conf/student.yaml --out exp/random
+        egs/librispeech/conf/student.yaml --wav DIR --out exp/random
 
-Benchmarks of compute need no more. The tokens are of made-up words. The blank's bias is set so that noise makes the
-model say a symbol in a tenth of the frames, 2.5 a second, as speech does; else it would say one in all of them or none.
+Benchmarks of compute need no more. The tokens are of made-up words. The blank's bias is set so that the model says a
+symbol in a tenth of the frames of these recordings, 2.5 a second; else it would say one in all of them or none.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,11 +28,11 @@ from cascade.models.build import build_model  # noqa: E402
 from cascade.models.torch_engine import TorchEngine, encode_batch  # noqa: E402
 from cascade.models.transducer import CascadedTransducer  # noqa: E402
 from cascade.search.greedy import GreedySearch  # noqa: E402
-from cascade.search.methods import DecodingOptions  # noqa: E402
+from cascade.search.methods import DEFAULT_CHUNK_MS, DecodingOptions, default_left_context_ms  # noqa: E402
 from cascade.text.tokens import train_tokenizer  # noqa: E402
+from tools.bench_serve import read_turns  # noqa: E402
 
-SHARE = 0.1
-NOISE_SECONDS = 30
+SHARE, PASSES = 0.1, ("streaming", "look_ahead")
 
 
 def made_up_words(rng: np.random.Generator, count: int = 3000) -> list[str]:
@@ -40,31 +41,26 @@ def made_up_words(rng: np.random.Generator, count: int = 3000) -> list[str]:
     return ["".join(rng.choice(syllables, rng.integers(1, 5))) for _ in range(count)]
 
 
-def noise_features(config: Config, rng: np.random.Generator) -> torch.Tensor:
-    """(T, F) frames of noise that swells and fades."""
-    rate = config.features.sampling_rate
-    time = np.arange(NOISE_SECONDS * rate) / rate
-    samples = 0.1 * rng.standard_normal(len(time)) * np.abs(np.sin(3 * time) * np.sin(17 * time))
-    return torch.as_tensor(compute_fbank(samples.astype(np.float32), config.features))
-
-
-def set_pace(model: CascadedTransducer, features: torch.Tensor) -> float:
-    """Lower the blank's bias until a tenth of the frames say something; returns the share that does."""
-    options = DecodingOptions(mode="streaming")
-    encoder_out, lens = (each.numpy() for each in encode_batch(model, features[None], torch.tensor([len(features)]),
-                                                               options))
+def set_pace(model: CascadedTransducer, config: Config, features: torch.Tensor) -> float:
+    """Lower the blank's bias until the pass that says more says something in a tenth of the frames; that share."""
+    lens, engine = torch.tensor([len(features)]), TorchEngine(model)
+    left = default_left_context_ms(config, DEFAULT_CHUNK_MS)
+    passes = [
+        encode_batch(model, features[None], lens, DecodingOptions(mode=mode, left_context_ms=left)) for mode in PASSES
+    ]
     low, high = -50.0, 50.0
     for _ in range(20):
         penalty = (low + high) / 2
-        ((said,),) = GreedySearch(TorchEngine(model), penalty, unk_id=1).decode(encoder_out, lens)
-        share = len(said.tokens) / lens[0]
+        search = GreedySearch(engine, penalty, unk_id=1)
+        said = [search.decode(out.numpy(), lens.numpy())[0][0].tokens for out, lens in passes]
+        share = max(map(len, said)) / int(passes[0][1])
         low, high = (penalty, high) if share < SHARE else (low, penalty)
     model.joiner.output.bias.data[0] -= penalty
     return share
 
 
-def make_random_model(config: Config, folder: Path) -> float:
-    """Write the model directory; returns the share of frames in which it says something."""
+def make_random_model(config: Config, folder: Path, recordings: Sequence[Path]) -> float:
+    """Write the model directory; returns the share of the recordings' frames in which it says something."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(config.seed)
     words = made_up_words(rng)
@@ -72,10 +68,11 @@ def make_random_model(config: Config, folder: Path) -> float:
     tokenizer = train_tokenizer(sentences, config.tokens, folder / "tokens")
     torch.manual_seed(config.seed)
     model = build_model(config, tokenizer.vocab_size).eval()
-    features = noise_features(config, rng)
+    speech = np.concatenate(read_turns(recordings, limit=4)).astype(np.float32) / 32768
+    features = torch.as_tensor(compute_fbank(speech, config.features))
     model.encoder.set_feature_stats(features.mean(0), features.std(0))
     model.joiner.output.bias.data[1] = -1e4  # <unk> counts as blank
-    share = set_pace(model, features)
+    share = set_pace(model, config, features)
     save_config(config, folder / "config.yaml")
     save_file(model_values(model, config, 1), folder / "averaged.pt")
     return share
@@ -85,8 +82,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_config_arguments(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where to write it")
+    parser.add_argument("--wav", type=Path, nargs="+", required=True, metavar="PATH", help="recordings or folders")
     arguments = parser.parse_intermixed_args()
-    share = make_random_model(config_from_arguments(arguments), arguments.out)
+    share = make_random_model(config_from_arguments(arguments), arguments.out, arguments.wav)
     print(f"{arguments.out}: random weights, a symbol in {100 * share:.0f} % of the frames")
 
 
