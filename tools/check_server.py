@@ -346,9 +346,9 @@ async def visit(
 
 
 def growth(resident: Sequence[float]) -> float:
-    """MB by which the mean of the last fifth is above that of the second."""
+    """MB by which the mean of the last fifth is above that of the middle one: buffers grow to their size before."""
     fifth = max(1, len(resident) // 5)
-    return float(np.mean(resident[-fifth:]) - np.mean(resident[fifth : 2 * fifth]))
+    return float(np.mean(resident[-fifth:]) - np.mean(resident[2 * fifth : 3 * fifth]))
 
 
 def open_files(server: Serving) -> int:

@@ -34,6 +34,8 @@ FIELD_BYTES = 16 << 10
 MOST_FIELDS = 32
 SEND_SECONDS = 20.0
 """A client that takes nothing for so long has gone."""
+SECOND_LOOK_SECONDS = 0.1
+"""For what has come while this process stood still: the machine may be busy."""
 UPLOAD_SECONDS = 600.0
 DRAIN_SECONDS = 30.0
 """What is left of all streams is decoded in this time, at the end."""
@@ -189,14 +191,17 @@ class Server:
     ) -> tuple[int, str]:
         """Hear a client until it closes; returns the close code and the reason why it ends."""
         await _send(socket, protocol.greeting())
+        is_second_look = False
         while True:
             try:
-                async with asyncio.timeout(self._idle):  # pings do not count
+                async with asyncio.timeout(SECOND_LOOK_SECONDS if is_second_look else self._idle):  # pings do not count
                     message = await socket.receive()
             except TimeoutError:
-                if session.is_waiting:  # the client waits for us
-                    continue
-                return TOO_MUCH, f"nothing came for {self._idle:g} s"
+                if is_second_look and not session.is_waiting:
+                    return TOO_MUCH, f"nothing came for {self._idle:g} s"
+                is_second_look = not session.is_waiting  # otherwise the client waits for us
+                continue
+            is_second_look = False
             if message.type not in (WSMsgType.TEXT, WSMsgType.BINARY):
                 return 1000, ""
             try:

@@ -211,7 +211,8 @@ class Session:
         """In the worker: break the stream off; returns the seconds that it heard."""
         if self._stream is not None:
             self._stream.leave()
-        heard, self._stream, self._ended = self._heard, None, False
+        heard = 0.0 if self._stream is None else self._heard
+        self._stream, self._ended = None, False
         return heard
 
     def _open(self, recognizer: Recognizer) -> StreamingDecoder:

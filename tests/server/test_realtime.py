@@ -125,6 +125,21 @@ def test_clear_forgets_what_was_heard():
     run(test)
 
 
+def test_a_clear_after_a_commit_forgets_nothing_and_moves_no_times():
+    async def test(client, server):
+        socket = await open_realtime(client, include=["cascade.partial"])
+        for values in ((1, 2), (3,)):
+            await socket.send_bytes(speech(*values).tobytes())
+            await socket.send_json(COMMIT)
+            await socket.send_json({"type": "input_audio_buffer.clear"})
+            events = await until(socket, "cleared")
+        assert of_kind(events, "cascade.finished")[0]["decoded_ms"] == 300
+        assert of_kind(events, ".completed")[0]["words"][0]["start"] == 0.2
+        await socket.close()
+
+    run(test)
+
+
 def test_partials_come_to_those_who_ask_and_say_which_words_are_stable():
     async def test(client, server):
         socket = await open_realtime(client, include=["cascade.partial"])

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import time
 
 import pytest
 from aiohttp import WSMsgType, WSServerHandshakeError
@@ -177,6 +178,20 @@ def test_a_client_that_waits_for_its_text_is_not_idle():
         assert (await end_of(socket))[0] == app.TOO_MUCH
 
     run(test, recognizer=recognizer, idle=0.5)
+
+
+def test_what_came_while_the_server_stood_still_counts():
+    async def test(client, server):
+        socket = await open_realtime(client)
+        for word in range(1, 4):
+            await socket.send_bytes(speech(word).tobytes())
+            time.sleep(0.8)  # of the event loop, which is the server's too
+            await asyncio.sleep(0.1)
+        await socket.send_json(COMMIT)
+        assert (await until(socket, ".completed"))[-1]["transcript"] == "w1 w2 w3"
+        await socket.close()
+
+    run(test, idle=0.5)
 
 
 def test_pings_do_not_keep_a_silent_connection():
