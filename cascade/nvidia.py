@@ -10,9 +10,9 @@ from pathlib import Path
 DEV = Path("/dev")
 
 
-def has_nvidia_gpu(even_hidden: bool = False) -> bool:
-    """The driver shows a GPU, and CUDA_VISIBLE_DEVICES does not hide all of them (or even_hidden)."""
-    if not even_hidden and os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip() in ("", "-1"):
+def has_nvidia_gpu() -> bool:
+    """Tell whether the driver shows a GPU, and CUDA_VISIBLE_DEVICES does not hide all of them."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "all").strip() in ("", "-1"):
         return False
     if any(DEV.glob("nvidia[0-9]*")):
         return True

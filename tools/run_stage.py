@@ -139,7 +139,7 @@ def begin_step(stamp: Path, begun: Path, arguments: argparse.Namespace) -> int:
         reason = f"{gone[0]} is gone" if gone else f"changed: {', '.join(changed)}"
         print(f"{stamp.name}: {reason}; making it again", file=sys.stderr)
     stamp.unlink(missing_ok=True)
-    begun.write_text(json.dumps({"command": words, "inputs": inputs, "outputs": outputs, "begun_ns": time.time_ns()}))
+    begun.write_text(json.dumps({"command": words, "inputs": inputs, "outputs": outputs}))
     print(f"{stamp.name}: {shlex.join(command)}", file=sys.stderr, flush=True)
     program = sys.executable if command[0] == "python" else command[0]
     try:
