@@ -10,6 +10,7 @@ utterances. Exit code 1 if a token, a timestamp or a segment differs.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import logging
 import sys
@@ -175,6 +176,9 @@ def comparisons(arguments: argparse.Namespace, both: Comparison) -> Iterator[tup
         yield "onnx", mode, method, both.our_runtime(mode, method)
     if not (arguments.onnx_dir / FULL).is_file():
         logging.warning("sherpa-onnx has no LSTM predictor: it is not compared")
+        return
+    if importlib.util.find_spec("sherpa_onnx") is None:
+        logging.warning("sherpa-onnx is not installed, it is not compared: pip install sherpa-onnx")
         return
     for mode, method in product((mode for mode in arguments.modes if mode in FILES), arguments.methods):
         yield "sherpa-onnx", mode, method, both.sherpa(mode, method)

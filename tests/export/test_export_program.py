@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 import sys
@@ -190,13 +191,18 @@ def test_whole_recordings_of_files_and_model_are_compared(student, tmp_path, mon
 
     def check(model):
         words = ["--exp-dir", model, "--onnx-dir", tmp_path / "onnx", "--manifest", tmp_path / "some.jsonl"]
-        words += ["--modes", "two_pass", "--methods", "modified_beam_search", "--json", tmp_path / "rows.json"]
+        words += ["--modes", "look_ahead", "two_pass", "full", "--methods", "modified_beam_search"]
+        words += ["--json", tmp_path / "rows.json"]
         monkeypatch.setattr(sys, "argv", [check_export.__file__, *map(str, words)])
         check_export.main()
 
     check(student)
-    (row,) = json.loads((tmp_path / "rows.json").read_text())
-    assert row["num_identical"] == row["num_streams"] == 2 and row["num_tokens"] > 10
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    expected = [("onnx", "look_ahead", 2), ("onnx", "two_pass", 2), ("onnx", "full", 2)]
+    if importlib.util.find_spec("sherpa_onnx"):
+        expected += [("sherpa-onnx", "look_ahead", 2), ("sherpa-onnx", "full", 3)]  # whole utterances there
+    assert [(row["engine"], row["mode"], row["num_identical"]) for row in rows] == expected
+    assert all(row["num_identical"] == row["num_streams"] and row["num_tokens"] > 10 for row in rows)
     other = tmp_path / "other"
     shutil.copytree(student, other)
     values = load_file(other / "averaged.pt")
