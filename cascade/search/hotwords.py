@@ -25,12 +25,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from cascade.config.options import DecodingConfig
 from cascade.search.row_cache import RowCache
 from cascade.text.normal import WORD_MARK, begins_word, is_unspaced
 from cascade.text.tokens import BLANK_ID, UNKNOWN_ID, UNKNOWN_SURFACE, Tokenizer
 
-DEFAULT_SCALE = 1.0
-"""Boost of a phrase that names none."""
+DEFAULT_SCALE = DecodingConfig.hotword_scale
+"""Boost of a phrase that names none; README.md beside this file has what it brings and costs."""
 _OWN_BOOST = re.compile(r"\s:(\S+)\s*$")
 
 

@@ -126,7 +126,7 @@ def test_every_path_gets_what_a_brute_force_scorer_gives():
 
 
 def total_of(phrases, text):
-    scorer = Hotwords(Pieces(), phrases)
+    scorer = Hotwords(Pieces(), phrases, scale=1.0)
     total, state = path_of(scorer, text)
     return total + float(scorer.final(state)[0])
 
