@@ -310,7 +310,7 @@ class DecodingConfig:
     """Boost of a phrase that names none."""
     confidence_slope: float = option(1.0, at_least=0, goes_on=True)
     """A word's confidence c becomes logistic(slope logit(c) + offset); cascade.bin.calibrate finds both on dev."""
-    confidence_offset: float = option(0.0, unbounded="confidences may be too high or too low", goes_on=True)
+    confidence_offset: float = option(0.0, at_least=-100, goes_on=True)
 
     def beside(self, folder: Path) -> "DecodingConfig":
         """The same with paths that count from the current folder, for a model in `folder`."""
