@@ -8,7 +8,6 @@ the processor time of the joiner's matrix products alone, measured in the same r
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import statistics
 import sys
@@ -102,12 +101,8 @@ def time_search(
 ) -> dict:
     """Find the blank penalty by bisection, then time; prints and returns the row."""
 
-    engine, frames, scorers = TorchEngine(model), encoder_out.numpy(), []
-
-    def forget() -> None:
-        scorers[:] = [NgramScorer(copy.deepcopy(ngram), 0.3)] if ngram is not None else []
-
-    forget()
+    engine, frames = TorchEngine(model), encoder_out.numpy()
+    scorers = [NgramScorer(ngram, 0.3)] if ngram is not None else []
 
     def decode(penalty: float):
         if beam:  # a new search: what the predictor says is not known yet
@@ -129,7 +124,7 @@ def time_search(
         for _ in range(encoder_out.shape[1]):
             hidden @ engine.weight.T
 
-    total, processor = time_ms(lambda: decode(penalty), arguments.repeats, forget)
+    total, processor = time_ms(lambda: decode(penalty), arguments.repeats, *([ngram.forget] if ngram else []))
     _, floor = time_ms(products, 5)
     row = {
         "name": "modified_beam_search" if beam else "greedy_search",

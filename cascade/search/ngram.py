@@ -77,6 +77,7 @@ class NgramModel:
         self._link_states(sizes)
         self.start = int(self._next[vocab_size])
         self._rows = RowCache(num_contexts, self._base, self._dense)
+        self.forget = self._rows.forget
 
     def scores(self, states: np.ndarray) -> np.ndarray:
         """(rows,) states -> (rows, V) float32 natural log-probabilities of the next token; 0 for the blank."""

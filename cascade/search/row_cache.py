@@ -18,6 +18,10 @@ class RowCache:
         self._rows = np.empty((max(CACHE_BYTES // 4 // width, 64), width), np.float32)
         self._num_rows = 0
 
+    def forget(self) -> None:
+        """Begin without rows."""
+        self._slots[:], self._num_rows = -1, 0
+
     def __getitem__(self, states: np.ndarray) -> np.ndarray:
         """(rows,) states -> (rows, width)."""
         slots = self._slots[states]
@@ -25,7 +29,7 @@ class RowCache:
             new = np.unique(states[slots < 0])
             values = self._compute(new)  # it may ask for other rows
             if self._num_rows + len(new) > len(self._rows):
-                self._slots[:], self._num_rows = -1, 0
+                self.forget()
             if len(new) <= len(self._rows):
                 rows = np.arange(self._num_rows, self._num_rows + len(new))
                 self._rows[rows], self._slots[new] = values, rows
