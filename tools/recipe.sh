@@ -193,7 +193,8 @@ export_onnx() {
 }
 
 report() {
-    step report --inputs "$exp"/{teacher,student_alone,student}/{train_summary.json,latency.json,losses.jsonl,decode,export/export.json} \
+    step report --inputs \
+        "$exp"/{teacher,student_alone,student}/{train_summary.json,latency.json,losses.jsonl,decode,export/export.json} \
         "$exp/latency_full_size.json" --outputs "$results/RESULTS.md" -- \
         python -m cascade.bin.report --exp-dir "$exp" --out "$results" "$@"
 }
