@@ -182,7 +182,7 @@ class Realtime:
             raise BadEvent(f"hotwords must be at most {MOST_HOTWORDS}, of {LONGEST_HOTWORD} characters each", field)
         try:
             self._check_hotwords(hotwords)
-        except ValueError as error:
+        except (ValueError, ImportError) as error:
             raise BadEvent(str(error), field) from error
         return hotwords
 

@@ -41,6 +41,8 @@ class FakeRecognizer:
         for phrase in hotwords:
             if "?" in phrase:
                 raise ValueError(f"hotword {phrase!r} has what the model's tokens cannot say: ?")
+            if "!" in phrase:
+                raise ImportError("turning text into bpe tokens needs the package sentencepiece")
 
     def advance(self) -> None:
         time.sleep(self.seconds)
