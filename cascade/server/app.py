@@ -60,6 +60,8 @@ class Server:
         self._types = {".html": "text/html", ".js": "text/javascript", ".css": "text/css"}
         self._stopping = asyncio.Event()
         self.metrics = Metrics(worker)
+        self.connections: set[object] = set()
+        """That have made a request."""
         self.app = web.Application(middlewares=[self._answer_errors, guard(keys, set(PAGE))])
         self.app.on_response_prepare.append(_add_headers)
         self.app.router.add_get("/", self._page_or_sherpa)
@@ -114,6 +116,7 @@ class Server:
     @web.middleware
     async def _answer_errors(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Errors in words: a client never sees a traceback."""
+        self.connections.add(request.protocol)
         try:
             return await handler(request)
         except Full:

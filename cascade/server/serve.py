@@ -7,10 +7,17 @@ import ipaddress
 import logging
 import signal
 import ssl
+import time
 
 from aiohttp import web
 
 from cascade.server.app import Server
+
+
+REQUEST_SECONDS = 20.0
+"""A connection that has made no whole request by then is cut."""
+KEEP_SECONDS = 75.0
+"""A connection stays open so long for the next request."""
 
 
 def is_loopback(host: str) -> bool:
@@ -29,8 +36,10 @@ async def serve(server: Server, host: str, port: int, tls: ssl.SSLContext | None
       Whatever making the recogniser raises.
     """
     stopped = asyncio.Event()
-    runner = web.AppRunner(server.app, access_log=None, handle_signals=False, shutdown_timeout=5.0)
+    runner = web.AppRunner(server.app, access_log=None, handle_signals=False, shutdown_timeout=5.0,
+                           keepalive_timeout=KEEP_SECONDS)  # fmt: skip
     await runner.setup()
+    cutting = asyncio.create_task(cut_mute_connections(runner, server))
     try:
         recognizer = await server.start()
         for number in (signal.SIGTERM, signal.SIGINT):  # until here they interrupt
@@ -50,4 +59,18 @@ async def serve(server: Server, host: str, port: int, tls: ssl.SSLContext | None
         await site.stop()
         await server.drain()
     finally:
+        cutting.cancel()
         await runner.cleanup()
+
+
+async def cut_mute_connections(runner: web.AppRunner, server: Server) -> None:
+    """Cut those that never make a request, for which aiohttp waits for ever: each holds one of the process's files."""
+    since: dict[object, float] = {}
+    while True:
+        now, connections = time.monotonic(), set(runner.server.connections)
+        server.connections &= connections
+        since = {each: since.get(each, now) for each in connections - server.connections}
+        for connection, begin in since.items():
+            if now - begin > REQUEST_SECONDS and connection.transport is not None:
+                connection.transport.abort()
+        await asyncio.sleep(REQUEST_SECONDS / 4)

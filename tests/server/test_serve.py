@@ -1,6 +1,7 @@
 """Listening, with TLS and without, and the end at a signal while clients speak."""
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -13,6 +14,7 @@ import subprocess
 import aiohttp
 import pytest
 
+from cascade.server import serve as serve_module
 from cascade.server.app import GOING_AWAY, Server
 from cascade.server.security import open_certificate
 from cascade.server.serve import serve
@@ -115,3 +117,23 @@ def test_a_signal_among_speaking_clients_ends_each_with_all_that_was_heard_of_it
             await web.get(url)
 
     run_until_signal(caplog, test, recognizer=recognizer)
+
+
+def test_a_connection_that_never_makes_a_request_is_cut_and_others_stay(caplog, monkeypatch):
+    monkeypatch.setattr(serve_module, "REQUEST_SECONDS", 0.4)
+
+    async def test(web, url):
+        port = int(url.rpartition(":")[2])
+        async with web.ws_connect(f"{url}/v1/realtime") as socket:
+            assert (await socket.receive_json())["type"] == "session.created"
+            for sent in (b"", b"GET / HTTP/1.1\r\nHo"):
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                writer.write(sent)
+                with contextlib.suppress(ConnectionError):
+                    assert await asyncio.wait_for(reader.read(), 10) == b""
+                writer.close()
+            await socket.send_json({"type": "session.update", "session": {}})
+            assert (await socket.receive_json())["type"] == "session.updated"
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    run_until_signal(caplog, test)
