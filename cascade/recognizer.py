@@ -45,9 +45,8 @@ class Recognizer:
       int8: of exported files, those in 8 bits where there are some (export_onnx --int8).
       epoch, average: use the average of so many epochs up to this one; None: the final model.
       options: how to decode, by the names of DecodingOptions: mode (default two_pass), method, beam, chunk_ms,
-        look_ahead_ms, left_context_ms, blank_penalty, ngram, lm_scale, lodr, lodr_scale, hotwords,
-        hotword_scale. Exported files have their
-        contexts built in.
+        look_ahead_ms, left_context_ms, blank_penalty, ngram, lm_scale, lodr, lodr_scale, rescore, hotwords,
+        hotword_scale. Exported files have their contexts built in.
     Raises:
       FileNotFoundError, ValueError: the folder is not one of these, or damaged.
       ConfigError: an option that does not exist or does not fit.
