@@ -13,7 +13,6 @@ from aiohttp import web
 
 from cascade.server.app import Server
 
-
 REQUEST_SECONDS = 20.0
 """A connection that has made no whole request by then is cut."""
 KEEP_SECONDS = 75.0

@@ -80,6 +80,6 @@ def test_a_wrong_file_is_said_before_anything_is_trained(text, words, message, a
 
 
 def test_the_arms_of_an4_have_options_that_exist():
-    experiment = run_arms.Experiment(Namespace(arms=ROOT / "egs/an4/conf/arms.yaml", text=ROOT))
+    experiment = run_arms.Experiment(Namespace(arms=ROOT / "egs/an4/arms.yaml", text=ROOT))
     for name in experiment.arms:
         experiment.check(name)
