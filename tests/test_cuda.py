@@ -15,7 +15,7 @@ from cascade.search.beam import ModifiedBeamSearch
 from cascade.search.greedy import GreedySearch
 from cascade.training.objective import PASSES, Context, Objective
 from tests.models.test_encoder import largest_difference, random_batch, run_blocks, run_chunks, small_model
-from tests.training.test_objective import make, make_batch
+from tests.training.test_objective import TOKENIZER, make, make_batch
 
 DEVICE = torch.device("cuda")
 BOUNDARY = torch.tensor([[0, 0, 9, 40], [0, 0, 4, 31], [0, 0, 0, 3], [0, 0, 9, 4]])
@@ -97,12 +97,12 @@ def trim(tensors):
 
 
 def test_a_training_step_on_a_gpu_is_that_of_the_cpu():
-    options = ["loss.ctc_scale=0.3", "distillation.weight=1"]
+    options = ["loss.ctc_scale=0.3", "distillation.weight=1", "mwer.loss_scale=1"]
     (model, config), (teacher, _) = make(*options), make(*options, seed=1)
     found = {}
     for device in (torch.device("cpu"), DEVICE):
         own, batch = copy.deepcopy(model).to(device), make_batch().to(device)
-        objective = Objective(own, config, copy.deepcopy(teacher).to(device))
+        objective = Objective(own, config, copy.deepcopy(teacher).to(device), TOKENIZER)
         optimizer = torch.optim.SGD(own.parameters(), lr=0.01)
         rows = []
         for step in range(2):
@@ -113,7 +113,8 @@ def test_a_training_step_on_a_gpu_is_that_of_the_cpu():
             optimizer.step()
         found[device.type] = rows
         assert all(parameter.device.type == device.type for parameter in own.parameters())
-    assert set(found["cpu"][0]) == {f"{name}_{term}" for name in PASSES for term in ("simple", "pruned", "ctc", "kd")}
+    names = ("simple", "pruned", "ctc", "kd", "mwer", "word_errors")
+    assert set(found["cpu"][0]) == {f"{name}_{term}" for name in PASSES for term in names}
     assert found["cpu"][0]["causal_pruned"] != found["cpu"][1]["causal_pruned"]
     for row, expected in zip(found[DEVICE.type], found["cpu"], strict=True):
         assert row == pytest.approx(expected, rel=1e-3, abs=1e-4)
