@@ -146,7 +146,8 @@ def install(*words):
     UNFINISHED.touch()
     with open(log, "w", encoding="utf-8") as file:
         code = subprocess.run(
-            command, stdout=file, stderr=subprocess.STDOUT, env={"PIP_RETRIES": "2", **os.environ, **variables}
+            command, stdout=file, stderr=subprocess.STDOUT, env={"PIP_RETRIES": "2", **os.environ, **variables},
+            close_fds=False,  # pip keeps the lock, should it outlive this process
         ).returncode
     output = log.read_text(encoding="utf-8", errors="replace")
     no_network = code and re.search(NO_NETWORK, output)
@@ -169,6 +170,7 @@ def make_ready():
     if not UNFINISHED.exists() and not check(PYTHON):
         return
     with open(REQUIREMENTS) as lock:  # two set-ups at the same time would write into each other's packages
+        os.set_inheritable(lock.fileno(), True)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
