@@ -264,8 +264,8 @@ class Search(ABC):
     def restart(self, row: int, keep_context: bool = True) -> None:
         """Begin a stream's next segment: nothing heard and nothing said.
 
-        With keep_context the predictor remembers the last labels of the best hypothesis, as in sherpa-onnx; a segment
-        that said nothing leaves nothing to remember.
+        With keep_context the predictor remembers the last labels of the best hypothesis, as in sherpa-onnx's greedy
+        search (its beam search, of 2.0.1, forgets them); a segment that said nothing leaves nothing to remember.
         """
         best = int(self._external_and_score(np.array([row]), True)[1][0].argmax())
         slot = self.places.slots[row, best] if keep_context and self.places.num_tokens[row, best] else 0
