@@ -311,6 +311,7 @@ class DecodingConfig:
     confidence_slope: float = option(1.0, at_least=0, goes_on=True)
     """A word's confidence c becomes logistic(slope logit(c) + offset); cascade.bin.calibrate finds both on dev."""
     confidence_offset: float = option(0.0, at_least=-100, goes_on=True)
+    """The offset of the same map; 0 with a slope of 1 leaves confidences as they are."""
 
     def beside(self, folder: Path) -> "DecodingConfig":
         """The same with paths that count from the current folder, for a model in `folder`."""
