@@ -27,7 +27,7 @@ from cascade.models.torch_engine import TorchEngine  # noqa: E402
 from cascade.provenance import command_line, git_commit, machine  # noqa: E402
 from cascade.search.beam import BACKENDS, ModifiedBeamSearch  # noqa: E402
 from cascade.search.greedy import GreedySearch  # noqa: E402
-from cascade.search.ngram import NgramModel, read_arpa  # noqa: E402
+from cascade.search.ngram import NgramModel, read_ngram  # noqa: E402
 from cascade.search.scorer import NgramScorer  # noqa: E402
 from cascade.text.tokens import Tokenizer  # noqa: E402
 from cascade.threads import limit_threads  # noqa: E402
@@ -76,7 +76,7 @@ def main() -> None:
     if arguments.ngram is not None:
         tokenizer = Tokenizer.load(arguments.tokens_dir)
         arguments.vocab_size = tokenizer.vocab_size
-        ngram = read_arpa(arguments.ngram, [tokenizer.id_to_symbol(token) for token in range(tokenizer.vocab_size)])
+        ngram = read_ngram(arguments.ngram, [tokenizer.id_to_symbol(token) for token in range(tokenizer.vocab_size)])
     torch.manual_seed(1)
     config = load_config([], [
         "model.causal.num_layers=1", "model.noncausal.num_layers=1", f"model.joiner_dim={arguments.dim}",

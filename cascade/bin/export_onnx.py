@@ -137,7 +137,7 @@ def copy_scores(options: DecodingOptions, folder: Path) -> dict[str, Any]:
     for name, scale in (("ngram", "lm_scale"), ("lodr", "lodr_scale"), ("hotwords", "hotword_scale")):
         if getattr(options, name) and getattr(options, scale):
             path = Path(getattr(options, name))
-            copied = f"{name}.txt" if name == "hotwords" else f"{name}.arpa" + path.suffix.replace(".arpa", "")
+            copied = f"{name}.txt" if name == "hotwords" else name + "".join(path.suffixes)
             shutil.copyfile(path, folder / copied)
             section |= {name: copied, scale: getattr(options, scale)}
     return section

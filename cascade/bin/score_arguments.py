@@ -10,9 +10,9 @@ from typing import Any
 def add_score_arguments(parser: argparse.ArgumentParser) -> None:
     """Add --ngram and what follows here; what is not given is as the model's decoding section has it."""
     group = parser.add_argument_group("scores from outside (default: the model's decoding section)")
-    group.add_argument("--ngram", type=Path, metavar="ARPA", help="language model over tokens, what train_ngram wrote")
+    group.add_argument("--ngram", type=Path, metavar="FILE", help="language model over tokens, what train_ngram wrote")
     group.add_argument("--lm-scale", type=float, metavar="A", help="its weight, which tune_scales finds; 0: without it")
-    group.add_argument("--lodr", type=Path, metavar="ARPA", help="bigram of the training transcripts, subtracted")
+    group.add_argument("--lodr", type=Path, metavar="FILE", help="bigram of the training transcripts, subtracted")
     group.add_argument("--lodr-scale", type=float, metavar="B", help="its weight, at least 0; 0: without it")
     group.add_argument(
         "--rescore", action="store_true", default=None,

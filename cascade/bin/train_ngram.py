@@ -1,9 +1,10 @@
-"""Train a token n-gram language model (modified Kneser-Ney) on text and write it as an ARPA file.
+"""Train a token n-gram language model (modified Kneser-Ney) on text; write it as an ARPA file or as arrays (.npz).
 
 The text (.txt, .gz or .xz, UTF-8, one sentence a line, or the transcripts of CUTS.jsonl.gz or MANIFEST.jsonl) is
 normalised as transcripts are and cut into the tokens of --tokens, the folder of stage 2; the ARPA file's words are
-these tokens. 30 million words take minutes and a few GB. A language model that knows a test set by heart measures
-nothing: --held-out says how many of its word sequences are in the text.
+these tokens. 30 million words take minutes and a few GB. Programs that decode read both kinds of file, but millions of
+n-grams take minutes from an ARPA file and a moment from arrays. A language model that knows a test set by heart
+measures nothing: --held-out says how many of its word sequences are in the text.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 from cascade.bin.cli import run_program
 from cascade.corpus.cuts import read_cuts
 from cascade.corpus.manifests import Utterance, read_manifest
+from cascade.search.ngram import read_arpa
 from cascade.text.ngram_training import train_ngram, write_arpa
 from cascade.text.overlap import shared_sequences
 from cascade.text.tokens import Tokenizer
@@ -35,7 +37,7 @@ def main() -> None:
     parser.add_argument("--text", type=Path, required=True, nargs="+", metavar="FILE", help="sentences or transcripts")
     parser.add_argument("--tokens", type=Path, required=True, metavar="DIR", help="the tokenizer's folder, EXP/tokens")
     parser.add_argument("--order", type=int, required=True, metavar="N", help="tokens in the longest n-grams")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the model, .arpa or .arpa.gz")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the model: .arpa, .arpa.gz or .npz")
     parser.add_argument(
         "--prune", type=int, nargs="+", default=[0], metavar="C",
         help="leave out n-grams of order 1 (0), 2, 3, ... that the text has at most so often; the last value holds for "
@@ -58,7 +60,13 @@ def main() -> None:
                 path.write_text("".join(f"{' '.join(line.split())}\n" for line in lines), encoding="utf-8")
             texts.append(path)
         orders = train_ngram(texts, tokenizer, arguments.order, arguments.prune)
-        write_arpa(orders, tokenizer, arguments.out)
+        if arguments.out.suffix == ".npz":
+            arpa = Path(folder, "lm.arpa")
+            symbols = [tokenizer.id_to_symbol(token) for token in range(tokenizer.vocab_size)]
+            write_arpa(orders, tokenizer, arpa)
+            read_arpa(arpa, symbols).save(arguments.out, symbols)
+        else:
+            write_arpa(orders, tokenizer, arguments.out)
         if arguments.held_out is not None:
             held_out = read_transcripts(arguments.held_out)
             found, total = shared_sequences(held_out, texts, tokenizer.normalize, HELD_OUT_LENGTH)

@@ -28,7 +28,7 @@ from cascade.models.torch_engine import TorchEngine, encode_batch
 from cascade.models.transducer import MODES
 from cascade.report.markdown import table
 from cascade.search.methods import METHODS, DecodingOptions, build_scorers, build_search
-from cascade.search.ngram import read_arpa
+from cascade.search.ngram import read_ngram
 
 LM_SCALES = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 LODR_SCALES = (0.0, 0.1, 0.2, 0.3, 0.4)
@@ -40,8 +40,8 @@ def parse_arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_model_arguments(parser)
     parser.add_argument("--manifest", type=Path, required=True, metavar="FILE", help="a dev set, as for decode")
-    parser.add_argument("--ngram", type=Path, required=True, metavar="ARPA", help="what train_ngram wrote")
-    parser.add_argument("--lodr", type=Path, metavar="ARPA", help="bigram of the training transcripts (default: none)")
+    parser.add_argument("--ngram", type=Path, required=True, metavar="FILE", help="what train_ngram wrote")
+    parser.add_argument("--lodr", type=Path, metavar="FILE", help="bigram of the training transcripts (default: none)")
     parser.add_argument("--mode", choices=MODES, default="full", help="the pass to tune for (default full)")
     parser.add_argument("--method", choices=METHODS, default="modified_beam_search", help="default: %(default)s")
     add_search_arguments(parser)
@@ -95,7 +95,7 @@ def main(words: Sequence[str] | None = None) -> None:
     if not encoded:
         raise ValueError(f"{arguments.manifest} holds no utterance that can be decoded")
     lodr_scales = arguments.lodr_scales if arguments.lodr is not None else [0.0]
-    read, rows = cache(read_arpa), []
+    read, rows = cache(read_ngram), []
 
     @cache
     def measure(point: Point) -> Score:
@@ -118,7 +118,7 @@ def main(words: Sequence[str] | None = None) -> None:
     print(table(["lm_scale", "lodr_scale", "WER %", "errors", "ins", "del", "sub"], rows, left=0))
     found = {"lm_scale": arguments.lm_scales[best[0]], "lodr_scale": lodr_scales[best[1]]}
     files = {name: getattr(arguments, name) for name in ("ngram", "lodr") if getattr(arguments, name) is not None}
-    files = {name: os.path.relpath(path, arguments.exp_dir) for name, path in files.items()}
+    files = {name: os.path.relpath(path.resolve(), arguments.exp_dir.resolve()) for name, path in files.items()}
     path = update_decoding(arguments.exp_dir, blank_penalty=options.blank_penalty, **files, **found)
     print(f"{path}: " + ", ".join(f"{name} {value:g}" for name, value in found.items()))
 

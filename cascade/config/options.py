@@ -296,8 +296,8 @@ class DecodingConfig:
     blank_penalty: float = option(0.0, unbounded="a negative one favours blanks", goes_on=True)
     """Subtracted from the blank's logit by every search; chosen on dev, where a young model leaves words out."""
     ngram: str | None = option(None, goes_on=True)
-    """ARPA file (.arpa, .arpa.gz) of a language model over the model's tokens; the path counts from the model's own
-    folder."""
+    """What train_ngram wrote (.arpa, .arpa.gz, .npz): a language model over the model's tokens; the path counts from
+    the model's own folder."""
     lm_scale: float = option(0.0, at_least=0, goes_on=True)
     """Weight of the n-gram's log-probabilities; 0: it is not used."""
     lodr: str | None = option(None, goes_on=True)

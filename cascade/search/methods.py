@@ -14,7 +14,7 @@ from cascade.search.beam import ModifiedBeamSearch
 from cascade.search.greedy import GreedySearch
 from cascade.search.hotwords import DEFAULT_SCALE, Hotwords, read_hotwords
 from cascade.search.hypothesis import UNCALIBRATED, Calibration
-from cascade.search.ngram import NgramModel, read_arpa
+from cascade.search.ngram import NgramModel, read_ngram
 from cascade.search.rows import Networks
 from cascade.search.scorer import NgramScorer, Rescoring, Scorer
 from cascade.text.tokens import Tokenizer
@@ -51,7 +51,7 @@ class DecodingOptions:
     blank_penalty: float = 0.0
     """Subtracted from the blank's logit."""
     ngram: str | Path | None = None
-    """ARPA file of a language model over the model's tokens, and its weight; lodr is the one that is subtracted."""
+    """What train_ngram wrote: a language model over the model's tokens, and its weight; lodr is the one subtracted."""
     lm_scale: float = 0.0
     lodr: str | Path | None = None
     lodr_scale: float = 0.0
@@ -118,16 +118,16 @@ def default_left_context_ms(config: Config, chunk_ms: int) -> int:
 
 
 def build_scorers(
-    options: DecodingOptions, tokenizer: Tokenizer, read: Callable[..., NgramModel] = read_arpa
+    options: DecodingOptions, tokenizer: Tokenizer, read: Callable[..., NgramModel] = read_ngram
 ) -> list[Scorer | Rescoring]:
     """The scores from outside that the options name; several searches of one thread may share them.
 
     Args:
-      read: as `read_arpa`; one that remembers saves time where only scales change.
+      read: as `read_ngram`; one that remembers saves time where only scales change.
     Raises:
       ConfigError: a file without a scale or a scale without its file; LODR or rescoring without a language model.
-      FileNotFoundError, ValueError: a file that is missing, no ARPA file, or of other tokens; a phrase that the model's
-        tokens cannot say.
+      FileNotFoundError, ValueError: a file that is missing, no n-gram model, or of other tokens; a phrase that the
+        model's tokens cannot say.
     """
     for name, scale in (("ngram", "lm_scale"), ("lodr", "lodr_scale")):
         if getattr(options, scale) and getattr(options, name) is None:

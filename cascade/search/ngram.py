@@ -1,4 +1,4 @@
-"""Back-off n-gram models over tokens in arrays, read from ARPA files; numpy only.
+"""Back-off n-gram models over tokens in arrays, read from ARPA files or from the arrays themselves; numpy only.
 
 All n-grams are nodes of one tree, numbered order by order: node 0 is the empty context, nodes 1 .. V + 1 are the tokens
 (V: </s>, V + 1: <s>), and the keys `context node * (V + 2) + newest token` ascend with the nodes' numbers. A state is
@@ -10,6 +10,8 @@ from __future__ import annotations
 import logging
 import math
 import re
+import zipfile
+import zlib
 from collections.abc import Sequence
 from itertools import islice, repeat
 from pathlib import Path
@@ -17,7 +19,7 @@ from typing import NamedTuple, NoReturn
 
 import numpy as np
 
-from cascade.files import read_lines
+from cascade.files import read_lines, replacing
 from cascade.search.row_cache import RowCache
 
 log = logging.getLogger(__name__)
@@ -27,6 +29,8 @@ LOWEST = -99.0
 MISSING = -7.0
 """log10 probability of a token that the file lacks, where it has no <unk> either."""
 ROWS_PER_BLOCK = 20_000
+ARRAYS = ("keys", "log_probs", "backoffs", "next", "links")
+"""What an .npz file holds of a model, beside the tokens' symbols."""
 
 
 class ArpaSection(NamedTuple):
@@ -70,14 +74,46 @@ class NgramModel:
             backoffs.append(log10_backoffs[ascending])
             sizes.append(len(keys))
         num_contexts = sum(sizes[:-1])
-        self._tokens = (self._keys % self._base).astype(np.int32)
         self._log_probs = (np.concatenate(log_probs) * math.log(10.0)).astype(np.float32)
         self._backoffs = (np.concatenate(backoffs)[:num_contexts] * math.log(10.0)).astype(np.float32)
-        self._first = np.searchsorted(self._keys, np.arange(num_contexts + 1) * self._base)
+        self._index()
         self._link_states(sizes)
         self.start = int(self._next[vocab_size])
+
+    def _index(self) -> None:
+        """What follows from the keys."""
+        num_contexts = len(self._backoffs)
+        self._tokens = (self._keys % self._base).astype(np.int32)
+        self._first = np.searchsorted(self._keys, np.arange(num_contexts + 1) * self._base)
         self._rows = RowCache(num_contexts, self._base, self._dense)
         self.forget = self._rows.forget
+
+    def save(self, path: str | Path, symbols: Sequence[str]) -> None:
+        """Write the arrays (.npz), which load in a moment; `symbols` as `read_arpa`."""
+        with replacing(path) as temporary, open(temporary, "wb") as file:
+            np.savez(file, symbols=np.array(symbols), **{name: getattr(self, f"_{name}") for name in ARRAYS})
+
+    @classmethod
+    def load(cls, path: str | Path, symbols: Sequence[str]) -> NgramModel:
+        """The model that `save` wrote.
+
+        Raises:
+          ValueError: damaged, no such file, or one of other tokens.
+        """
+        model = cls.__new__(cls)
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                known = file["symbols"].tolist()
+                for name in ARRAYS:
+                    setattr(model, f"_{name}", file[name])
+        except (ValueError, KeyError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+            raise ValueError(f"{path} is damaged or no n-gram model ({error}): make it again") from error
+        if known != list(symbols):
+            raise ValueError(f"{path} is of other tokens than the model's: train the n-gram with its tokenizer")
+        model.vocab_size, model._base = len(symbols), len(symbols) + 2
+        model._index()
+        model.start = int(model._next[model.vocab_size])
+        return model
 
     def scores(self, states: np.ndarray) -> np.ndarray:
         """(rows,) states -> (rows, V) float32 natural log-probabilities of the next token; 0 for the blank."""
@@ -133,6 +169,11 @@ class NgramModel:
         scores[np.repeat(np.arange(len(states)), lens), self._tokens[arcs]] = self._log_probs[arcs]
         scores[:, 0] = 0.0
         return scores
+
+
+def read_ngram(path: str | Path, symbols: Sequence[str]) -> NgramModel:
+    """Read a model from an ARPA file or from arrays (.npz); raises as `read_arpa` and `NgramModel.load`."""
+    return (NgramModel.load if Path(path).suffix == ".npz" else read_arpa)(path, symbols)
 
 
 def read_arpa(path: str | Path, symbols: Sequence[str]) -> NgramModel:

@@ -73,15 +73,15 @@ if stage 6 "decode the test sets: three modes, two methods"; then
         if [ -n "$lm" ]; then
             step lm-text --outputs "$lm_text" -- python "$recipe/local/prepare.py" --lm-text "$lm_text"
         fi
-        step lm --after data tokens --outputs "$exp/lm/lm.arpa.gz" -- python -m cascade.bin.train_ngram \
+        step lm --after data tokens --outputs "$exp/lm/lm.npz" -- python -m cascade.bin.train_ngram \
             --text "$lm_text" --tokens "$exp/tokens" --order "$lm_order" --prune 0 0 0 1 \
-            --held-out "$exp/data/dev_cuts.jsonl.gz" --out "$exp/lm/lm.arpa.gz"
-        step lodr --after data tokens --outputs "$exp/lm/lodr.arpa.gz" -- python -m cascade.bin.train_ngram \
-            --text "$exp/data/train_cuts.jsonl.gz" --tokens "$exp/tokens" --order 2 --out "$exp/lm/lodr.arpa.gz"
+            --held-out "$exp/data/dev_cuts.jsonl.gz" --out "$exp/lm/lm.npz"
+        step lodr --after data tokens --outputs "$exp/lm/lodr.npz" -- python -m cascade.bin.train_ngram \
+            --text "$exp/data/train_cuts.jsonl.gz" --tokens "$exp/tokens" --order 2 --out "$exp/lm/lodr.npz"
         for model in teacher student_alone student; do
             step "tune-$model" --after fbank "$model" lm lodr --outputs "$exp/$model/decoding.yaml" -- \
                 python -m cascade.bin.tune_scales --exp-dir "$exp/$model" --manifest "$exp/fbank/dev_cuts.jsonl.gz" \
-                --ngram "$exp/lm/lm.arpa.gz" --lodr "$exp/lm/lodr.arpa.gz" --beam 8 --device "$device"
+                --ngram "$exp/lm/lm.npz" --lodr "$exp/lm/lodr.npz" --beam 8 --device "$device"
             for test in "${tests[@]}"; do
                 step "decode-lm-$model-$test" --after fbank "tune-$model" \
                     --outputs "$exp/$model/decode/lm/$test/full-modified_beam_search/result.json" -- \

@@ -19,7 +19,7 @@ def run_dir(tmp_path, monkeypatch):
     make_model_dir(tmp_path / "model", epochs=1, overrides=["decoding.blank_penalty=-1"])
     make_manifest(tmp_path)
     (tmp_path / "text").write_text("one two\nthree\ntwo three four five\n" * 3)
-    for order, name in ((3, "lm.arpa.gz"), (2, "low.arpa")):
+    for order, name in ((3, "lm.npz"), (2, "low.arpa")):
         tiny_run.call(monkeypatch, train_ngram, "--text", tmp_path / "text", "--tokens", tmp_path / "model" / "tokens",
                       "--order", order, "--out", tmp_path / "lm" / name)  # fmt: skip
     return tmp_path
@@ -30,9 +30,11 @@ def run_dir(tmp_path, monkeypatch):
     (("--mode", "streaming", "--method", "modified_beam_search", "--beam", 24), ("--rescore",), -5, (3, 30)),
 ])
 def test_decode_has_the_word_errors_of_the_best_line(run_dir, monkeypatch, capsys, search, rescore, penalty, scales):
-    model, lm = run_dir / "model", run_dir / "lm"
+    model, lm = run_dir / "links" / "model", run_dir / "lm"
+    model.parent.mkdir()
+    model.symlink_to(run_dir / "model")  # .. of a link is that of what it names
     tiny_run.call(monkeypatch, tune_scales, "--exp-dir", model, "--manifest", run_dir / "test.jsonl", "--ngram",
-                  lm / "lm.arpa.gz", "--lodr", lm / "low.arpa", "--lm-scales", 0, *scales, "--lodr-scales", 0, 1,
+                  lm / "lm.npz", "--lodr", lm / "low.arpa", "--lm-scales", 0, *scales, "--lodr-scales", 0, 1,
                   *search, *rescore, *(() if penalty == -1 else ("--blank-penalty", penalty)))  # fmt: skip
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()]
     tried = {(float(row[0]), float(row[1])): int(row[3]) for row in lines[2:] if len(row) == 7}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from cascade.search import ngram, row_cache
-from cascade.search.ngram import read_arpa
+from cascade.search.ngram import read_arpa, read_ngram
 from cascade.search.scorer import NgramScorer
 
 SYMBOLS = ["<blk>", "<unk>", "a", "b", "c", "d", "x"]
@@ -195,6 +195,24 @@ def test_a_file_cut_in_its_packing_is_named(write):
     path.write_bytes(path.read_bytes()[:-30])
     with pytest.raises(ValueError, match=r"lm\.arpa\.gz is truncated or damaged after line \d+"):
         read_arpa(path, SYMBOLS)
+
+
+def test_arrays_are_the_model_of_the_arpa_file_and_know_their_tokens(write, tmp_path):
+    first, path = read_arpa(write(SRILM), SYMBOLS), tmp_path / "lm.npz"
+    first.save(path, SYMBOLS)
+    second, states = read_ngram(path, SYMBOLS), np.array([first.start])
+    for token in (2, 3, 4, 2, 3, 1, 2, 5, 5):
+        np.testing.assert_array_equal(natural(first, states), natural(second, states))
+        after = [model.advance(states, np.array([token])) for model in (first, second)]
+        np.testing.assert_array_equal(*after)
+        states = after[0]
+    with pytest.raises(ValueError, match=r"lm\.npz is of other tokens than the model's: train the n-gram"):
+        read_ngram(path, [*SYMBOLS[:-1], "y"])
+    whole = path.read_bytes()
+    for damaged in (whole[:-40], b"nothing", b""):
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"lm\.npz is damaged or no n-gram model .*: make it again"):
+            read_ngram(path, SYMBOLS)
 
 
 @pytest.mark.parametrize("weight", [0.4, -0.2])
