@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 
 from cascade.bin.cli import run_program
+from cascade.config.options import ConfigError
 from cascade.corpus.cuts import read_cuts
 from cascade.corpus.manifests import Utterance, read_manifest
 from cascade.search.ngram import read_arpa
@@ -49,8 +50,10 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     for path in (*arguments.text, *filter(None, [arguments.held_out])):
-        if not path.is_file():
+        if not path.exists():
             raise FileNotFoundError(f"{path} not found")
+    if arguments.held_out is not None and (pipes := [path for path in arguments.text if not path.is_file()]):
+        raise ConfigError(f"--held-out reads the text twice, and {pipes[0]} is no file: write it to one first")
     tokenizer = Tokenizer.load(arguments.tokens)
     with tempfile.TemporaryDirectory() as folder:
         texts = []

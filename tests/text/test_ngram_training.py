@@ -8,7 +8,9 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections import Counter, defaultdict
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 
@@ -278,10 +280,15 @@ def test_program_that_is_stopped_leaves_nothing_behind(tmp_path):
     os.mkfifo(tmp_path / "text")
     out = tmp_path / "out" / "lm.arpa"
     process = run_program("--text", tmp_path / "text", "--tokens", tmp_path / "tokens", "--order", 3, "--out", out)
-    with open(tmp_path / "text", "w") as file:  # opens when the program reads
-        file.write("w1 w2\n")
-        file.flush()
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(timeout=100) == 75
+    file = None
+    while file is None and process.poll() is None:
+        with suppress(OSError):  # until the program reads
+            file = os.open(tmp_path / "text", os.O_WRONLY | os.O_NONBLOCK)
+        time.sleep(0.05)
+    assert file is not None, process.stderr.read()
+    os.write(file, b"w1 w2\n")
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(timeout=100) == 75
+    os.close(file)
     assert not out.parent.exists() or not list(out.parent.iterdir())
     assert "Traceback" not in process.stderr.read()
