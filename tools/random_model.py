@@ -71,7 +71,7 @@ def make_random_model(config: Config, folder: Path, recordings: Sequence[Path]) 
     speech = np.concatenate(read_turns(recordings, limit=4)).astype(np.float32) / 32768
     features = torch.as_tensor(compute_fbank(speech, config.features))
     model.encoder.set_feature_stats(features.mean(0), features.std(0))
-    model.joiner.output.bias.data[1] = -1e4  # <unk> counts as blank
+    model.joiner.output.bias.data[1] = -100.0  # <unk> counts as blank; -1e4 would round coarser than the export allows
     share = set_pace(model, config, features)
     save_config(config, folder / "config.yaml")
     save_file(model_values(model, config, 1), folder / "averaged.pt")
