@@ -92,11 +92,11 @@ def measure(sources: dict[str, tuple[str | Path, Path]], recording: Path, repeat
             trial = start_once(python, folder, recording)
             if repeat:
                 trials[engine].append(trial)
-    about = {"machine": processor(), "commit": git_commit(), "command": command_line()}
+    provenance = {"machine": processor(), "commit": git_commit(), "command": command_line()}
     return [
         {"engine": engine, "folder": str(sources[engine][1])}
         | {name: round(statistics.median(each[name] for each in trials[engine]), 3) for name in trials[engine][0]}
-        | about
+        | provenance
         for engine in sources
     ]
 

@@ -164,10 +164,10 @@ def sizes(exported: Path, model: Path, engine: str, int8: bool) -> int:
     """Bytes of the files that the first pass reads."""
     if engine == "torch":
         return (model / "averaged.pt").stat().st_size
-    about = json.loads((exported / "export.json").read_text(encoding="utf-8"))
-    files = about["int8"]["files"] if int8 else {}
+    metadata = json.loads((exported / "export.json").read_text(encoding="utf-8"))
+    files = metadata["int8"]["files"] if int8 else {}
     joiner = "joiner.onnx" if engine == "onnx" else files.get("joiner.onnx", "joiner.onnx")
-    return sum(about["bytes"][name] for name in (
+    return sum(metadata["bytes"][name] for name in (
         files.get("encoder-streaming.onnx", "encoder-streaming.onnx"), "decoder.onnx", joiner,
     ))  # fmt: skip
 
@@ -184,7 +184,7 @@ def run(*words: str | Path) -> str:
 
 def cases(models: dict[str, Path], home: Path) -> list[dict[str, Any]]:
     """Export the models; one row to measure for each of them, engine and precision."""
-    found = []
+    rows = []
     for name, folder in models.items():
         exported = home / f"{name}-onnx"
         run("-m", "cascade.bin.export_onnx", "--exp-dir", folder, "--out", exported, "--chunk-ms", str(CHUNK_MS),
@@ -194,12 +194,12 @@ def cases(models: dict[str, Path], home: Path) -> list[dict[str, Any]]:
                 print(f"{name}: sherpa-onnx has no LSTM predictor", file=sys.stderr)
                 continue
             for precision in PRECISIONS[: 1 if engine == "torch" else 2]:
-                found.append({
+                rows.append({
                     "model": name, "engine": engine, "precision": precision,
                     "size_bytes": sizes(exported, folder, engine, precision == "int8"),
                     "folder": str(folder if engine == "torch" else exported),
                 })  # fmt: skip
-    return found
+    return rows
 
 
 def main() -> None:
@@ -234,20 +234,20 @@ def main() -> None:
             models[name] = Path(home) / name
             models[name].mkdir()
             make_model(words, models[name])
-        found = cases(models, Path(home))
+        rows = cases(models, Path(home))
         for _ in range(arguments.rounds):
-            for row in found:
+            for row in rows:
                 out = run(__file__, "--num-chunks", str(arguments.num_chunks), "--measure", row["folder"],
                           row["engine"], row["precision"])  # fmt: skip
                 new = json.loads(out.splitlines()[-1])
                 if new["chunk_compute_ms_p50"] < row.get("chunk_compute_ms_p50", np.inf):
                     row |= new
-    about = {
+    provenance = {
         "chunk_ms": CHUNK_MS, "threads": 1, "instruction_sets": instruction_sets(), "commit": git_commit(),
         "command": command_line(), "machine": machine(),
     }  # fmt: skip
-    rows = [{name: value for name, value in row.items() if name != "folder"} | about for row in found]
-    print(f"{about['machine']}; {', '.join(about['instruction_sets']) or 'no AVX2'}")
+    rows = [{name: value for name, value in row.items() if name != "folder"} | provenance for row in rows]
+    print(f"{provenance['machine']}; {', '.join(provenance['instruction_sets']) or 'no AVX2'}")
     for row in rows:
         print(
             f"{row['model']:<16}{row['engine']:<12}{row['precision']:<8}{row['size_bytes'] / 1e6:>8.2f} MB "

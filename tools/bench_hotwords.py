@@ -182,8 +182,9 @@ def main() -> None:
                 lists, arguments.scales,
             )  # fmt: skip
             if arguments.json is not None:
-                about = {"commit": git_commit(), "command": command_line(), "machine": machine()}
-                arguments.json.write_text(json.dumps([row | about for row in rows], indent=1) + "\n", encoding="utf-8")
+                provenance = {"commit": git_commit(), "command": command_line(), "machine": machine()}
+                text = json.dumps([row | provenance for row in rows], indent=1)
+                arguments.json.write_text(text + "\n", encoding="utf-8")
 
 
 def measure_search(

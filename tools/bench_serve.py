@@ -209,8 +209,8 @@ def next_streams(rows: Sequence[dict[str, Any]], limit_ms: float) -> int | None:
     good = {row["streams"]: row["cpu_share"] for row in rows if is_good(row, limit_ms)}
     bad = [row["streams"] for row in rows if not is_good(row, limit_ms)]
     most, least = max(good, default=0), min(bad, default=None)
-    if least is None:  # by its share of the core, a little less than would fit
-        return max(most + 1, min(4 * most, int(0.9 * most / max(good[most], 1e-3)))) if good else 1
+    if least is None:  # by its share of the core, a little less than would fit; a busy core carries more than it seems
+        return max(most + 1, 5 * most // 4, min(4 * most, int(0.9 * most / max(good[most], 1e-3)))) if good else 1
     return None if least - most <= max(1, most // 16) else (most + least) // 2
 
 
@@ -278,10 +278,10 @@ def servers(arguments: argparse.Namespace) -> Iterator[tuple[dict[str, Any], lis
         for folder in arguments.exp_dir:
             yield {"model": folder.resolve().name, **shared}, ["--exp-dir", folder, "--mode", mode], 320
         for folder, precision in itertools.product(arguments.onnx_dir, ("float32", "int8")[: 1 + arguments.int8]):
-            about = json.loads((folder / "export.json").read_text(encoding="utf-8"))
-            shared = {"mode": mode, "engine": "onnx", "precision": precision, "chunk_ms": about["chunk_ms"]}
+            metadata = json.loads((folder / "export.json").read_text(encoding="utf-8"))
+            shared = {"mode": mode, "engine": "onnx", "precision": precision, "chunk_ms": metadata["chunk_ms"]}
             options = ["--onnx-dir", folder, "--mode", mode, *(["--int8"] if precision == "int8" else [])]
-            yield {"model": folder.resolve().name, **shared}, options, about["chunk_ms"]
+            yield {"model": folder.resolve().name, **shared}, options, metadata["chunk_ms"]
 
 
 def write(rows: Sequence[dict[str, Any]], path: Path | None) -> None:

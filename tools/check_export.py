@@ -58,7 +58,7 @@ def join_pairs(speech: list[Speech], rate: int, step_seconds: float) -> list[Spe
 
 
 def with_tail(speech: list[Speech], num_zeros: int) -> list[Speech]:
-    return [item._replace(samples=np.pad(item.samples, (0, num_zeros))) for item in speech]
+    return [utterance._replace(samples=np.pad(utterance.samples, (0, num_zeros))) for utterance in speech]
 
 
 def exact(final: Final) -> list[Any]:
@@ -122,10 +122,10 @@ class Comparison:
 
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments = arguments
-        about = json.loads((arguments.onnx_dir / "export.json").read_text(encoding="utf-8"))
-        self.times = {name: about[name] for name in ("chunk_ms", "look_ahead_ms", "left_context_ms")}
-        self.decoding = about["decoding"]
-        self.features = FeatureConfig(about["sampling_rate"], about["num_mel_bins"])
+        metadata = json.loads((arguments.onnx_dir / "export.json").read_text(encoding="utf-8"))
+        self.times = {name: metadata[name] for name in ("chunk_ms", "look_ahead_ms", "left_context_ms")}
+        self.decoding = metadata["decoding"]
+        self.features = FeatureConfig(metadata["sampling_rate"], metadata["num_mel_bins"])
         self.rate = self.features.sampling_rate
         self.speech = read_speech(arguments.manifest, self.rate)
         self.pairs = join_pairs(self.speech, self.rate, self.times["look_ahead_ms"] / 1000)
@@ -156,8 +156,8 @@ class Comparison:
             recogniser = open_recogniser(self.arguments.onnx_dir, FULL, self.features, decoding_method=method)
             theirs, size = {}, self.arguments.num_streams
             for part in (self.speech[start : start + size] for start in range(0, len(self.speech), size)):
-                said = decode_offline(recogniser, [item.samples for item in part], self.rate)
-                theirs |= {item.id: [each] if each else [] for item, each in zip(part, said, strict=True)}
+                said = decode_offline(recogniser, [utterance.samples for utterance in part], self.rate)
+                theirs |= {utterance.id: [each] if each else [] for utterance, each in zip(part, said, strict=True)}
             ours = self.stream(self.model(mode, method, None), self.speech)
         else:
             step_ms = self.times["look_ahead_ms" if mode == "look_ahead" else "chunk_ms"]

@@ -46,8 +46,8 @@ def main(words: Sequence[str] | None = None) -> None:
     search = build_search(TorchEngine(model), options, tokenizer.unk_id, build_scorers(options, tokenizer))
     scored = []  # an utterance each
     for batch in progress(decode_batches(arguments.manifest, config, arguments.max_seconds), "decode"):
-        found = decode_batch(model, search, batch.features, batch.feature_lens, options)
-        scored += [outcomes(text, words_of(each, tokenizer)) for text, each in zip(batch.texts, found, strict=True)]
+        results = decode_batch(model, search, batch.features, batch.feature_lens, options)
+        scored += [outcomes(text, words_of(each, tokenizer)) for text, each in zip(batch.texts, results, strict=True)]
     everything = sum(scored, [])
     calibration = fit_calibration(everything)
     halves, unseen = [sum(scored[place::2], []) for place in (0, 1)], []

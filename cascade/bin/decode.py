@@ -114,8 +114,8 @@ def main(words: Sequence[str] | None = None) -> None:
     }
     set_aside = [(problem.id, problem.reason) for problem in batches.problems]
     for decoding in decodings:
-        about = system | calibration_fields(decoding.outcomes, decoding.options)
-        results = (decoding.out, decoding.lines, decoding.options, about, set_aside, arguments.nbest)
+        metadata = system | calibration_fields(decoding.outcomes, decoding.options)
+        results = (decoding.out, decoding.lines, decoding.options, metadata, set_aside, arguments.nbest)
         scored = write_decoding(*results)
         logging.info(
             "%s %s %s: WER %s, CER %s, %d utterances in %.1f s%s; see %s", system["model"], decoding.options.mode,

@@ -118,16 +118,16 @@ def write_int8(
     if bits == 7:
         logging.warning("no VNNI in this processor: weights of the int8 files have 7 bits, so that no sum overflows")
     names = quantise_files(folder, model, bits)
-    about: dict[str, Any] = {"weight_bits": bits, "float32": {}, "rows": []}
+    metadata: dict[str, Any] = {"weight_bits": bits, "float32": {}, "rows": []}
     if arguments.manifest is None or arguments.no_check:
         logging.warning("what int8 costs was not measured: give --manifest with a test set, without --no-check")
     else:
         meter = LossMeter(folder, names, model, tokenizer, geometry, blank_penalty)
-        about |= measure_loss(meter, arguments.manifest, config, arguments.int8_limit)
-    for name, reason in about["float32"].items():
+        metadata |= measure_loss(meter, arguments.manifest, config, arguments.int8_limit)
+    for name, reason in metadata["float32"].items():
         logging.warning("%s STAYS float32: %s", name, reason)
         (folder / int8_name(name)).unlink()
-    return about | {"files": {name: int8_name(name) for name in names if name not in about["float32"]}}
+    return metadata | {"files": {name: int8_name(name) for name in names if name not in metadata["float32"]}}
 
 
 def copy_scores(options: DecodingOptions, folder: Path) -> dict[str, Any]:
@@ -165,7 +165,7 @@ def main() -> None:
     recordings = {} if arguments.no_check else read_recordings(arguments.manifest, config)
     graphs = build_graphs(model, geometry, penalty)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    about_file = arguments.out / "export.json"
+    metadata_file = arguments.out / "export.json"
     # Nothing appears under its name before all of it is written and checked; export.json comes last.
     with tempfile.TemporaryDirectory(prefix=".export-", dir=arguments.out) as temporary:
         folder = Path(temporary)
@@ -177,7 +177,7 @@ def main() -> None:
             checks["int8"] = write_int8(folder, model, config, tokenizer, geometry, penalty, arguments)
         decoding = copy_scores(options, folder)
         sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
-        for earlier in (about_file, *arguments.out.glob("*.int8.onnx"), *arguments.out.glob("*.arpa*"),
+        for earlier in (metadata_file, *arguments.out.glob("*.int8.onnx"), *arguments.out.glob("*.arpa*"),
                         arguments.out / "hotwords.txt"):  # fmt: skip
             earlier.unlink(missing_ok=True)
         for name in sizes:
@@ -194,7 +194,7 @@ def main() -> None:
     }
     card = describe_export(metadata, arguments.exp_dir, config, arguments.license)
     (arguments.out / "README.md").write_text(card, encoding="utf-8")
-    about_file.write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
+    metadata_file.write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
     log_sizes(sizes, tied_bytes)
 
 

@@ -72,9 +72,9 @@ def main() -> None:
             write_arpa(orders, tokenizer, arguments.out)
         if arguments.held_out is not None:
             held_out = read_transcripts(arguments.held_out)
-            found, total = shared_sequences(held_out, texts, tokenizer.normalize, HELD_OUT_LENGTH)
-            print(f"{100 * found / max(total, 1):.2f} % of {arguments.held_out} is in the text: {found} of {total} "
-                  f"different sequences of {HELD_OUT_LENGTH} words")
+            num_shared, total = shared_sequences(held_out, texts, tokenizer.normalize, HELD_OUT_LENGTH)
+            print(f"{100 * num_shared / max(total, 1):.2f} % of {arguments.held_out} is in the text: {num_shared} of "
+                  f"{total} different sequences of {HELD_OUT_LENGTH} words")
 
 
 if __name__ == "__main__":

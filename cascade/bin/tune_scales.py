@@ -116,19 +116,19 @@ def main(words: Sequence[str] | None = None) -> None:
 
     best = climb(lambda point: measure(point).words.errors, len(arguments.lm_scales), len(lodr_scales))
     print(table(["lm_scale", "lodr_scale", "WER %", "errors", "ins", "del", "sub"], rows, left=0))
-    found = {"lm_scale": arguments.lm_scales[best[0]], "lodr_scale": lodr_scales[best[1]]}
+    scales = {"lm_scale": arguments.lm_scales[best[0]], "lodr_scale": lodr_scales[best[1]]}
     files = {name: getattr(arguments, name) for name in ("ngram", "lodr") if getattr(arguments, name) is not None}
     files = {name: os.path.relpath(path.resolve(), arguments.exp_dir.resolve()) for name, path in files.items()}
-    path = update_decoding(arguments.exp_dir, blank_penalty=options.blank_penalty, **files, **found)
-    print(f"{path}: " + ", ".join(f"{name} {value:g}" for name, value in found.items()))
+    path = update_decoding(arguments.exp_dir, blank_penalty=options.blank_penalty, **files, **scales)
+    print(f"{path}: " + ", ".join(f"{name} {value:g}" for name, value in scales.items()))
 
 
 def decode_encoded(options, encoded, engine, tokenizer, scorers) -> Score:
     """Search all batches of (ids, texts, (N, T, D) frames, (N,) lengths) and score what was found."""
     search, said = build_search(engine, options, tokenizer.unk_id, scorers), []
     for ids, texts, frames, lens in encoded:
-        found = [hypotheses[0].tokens for hypotheses in search.decode(frames, lens)]
-        said += zip(ids, texts, map(tokenizer.decode, found), strict=True)
+        tokens = [hypotheses[0].tokens for hypotheses in search.decode(frames, lens)]
+        said += zip(ids, texts, map(tokenizer.decode, tokens), strict=True)
     return score(said)
 
 

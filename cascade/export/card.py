@@ -11,7 +11,7 @@ from cascade.export.onnx import DECODER, FULL, JOINER, LOOK_AHEAD, STREAMING
 from cascade.report.markdown import int8_table
 
 
-def describe_export(about: dict[str, Any], exp_dir: Path, config: Config, license_text: str) -> str:
+def describe_export(metadata: dict[str, Any], exp_dir: Path, config: Config, license_text: str) -> str:
     """Markdown.
 
     Args:
@@ -19,16 +19,16 @@ def describe_export(about: dict[str, Any], exp_dir: Path, config: Config, licens
       exp_dir: where training, decoding and, beside it, the statistics of the data left their results; what is not
         there is said to be missing.
     """
-    sherpa = _sherpa_commands(about, config) if FULL in about["bytes"] else [
+    sherpa = _sherpa_commands(metadata, config) if FULL in metadata["bytes"] else [
         "sherpa-onnx's transducers have no LSTM predictor: these files run in our own runtime only."
     ]  # fmt: skip
     lines = [
-        f"# {about['model']}", "",
-        f"Exported with a chunk of {about['chunk_ms']} ms, look-ahead blocks of {about['look_ahead_ms']} ms and a left "
-        f"context of {about['left_context_ms']} ms; {about['sampling_rate']} Hz, samples in [-1, 1].", "",
+        f"# {metadata['model']}", "",
+        f"Exported with a chunk of {metadata['chunk_ms']} ms, look-ahead blocks of {metadata['look_ahead_ms']} ms and "
+        f"a left context of {metadata['left_context_ms']} ms; {metadata['sampling_rate']} Hz, samples in [-1, 1].", "",
         "## Our own runtime", "", "    python -m cascade.bin.transcribe --onnx-dir . FILE.wav",
-        "    python -m cascade.bin.serve --onnx-dir .", "", "## sherpa-onnx", "", *sherpa, "", *_int8(about),
-        *_card(about, exp_dir, config, license_text), "",
+        "    python -m cascade.bin.serve --onnx-dir .", "", "## sherpa-onnx", "", *sherpa, "", *_int8(metadata),
+        *_card(metadata, exp_dir, config, license_text), "",
     ]  # fmt: skip
     return "\n".join(lines)
 
@@ -38,10 +38,10 @@ def tail_seconds(step_ms: int) -> float:
     return (step_ms + FRAME_SHIFT_MS) / 1000
 
 
-def _sherpa_commands(about: dict[str, Any], config: Config) -> list[str]:
+def _sherpa_commands(metadata: dict[str, Any], config: Config) -> list[str]:
     shared = f"--tokens=tokens.txt --decoder={DECODER} --joiner={JOINER} --num-threads=1"
-    streaming, look_ahead = tail_seconds(about["chunk_ms"]), tail_seconds(about["look_ahead_ms"])
-    feature_options = f"sample_rate={about['sampling_rate']}, feature_dim={about['num_mel_bins']}"
+    streaming, look_ahead = tail_seconds(metadata["chunk_ms"]), tail_seconds(metadata["look_ahead_ms"])
+    feature_options = f"sample_rate={metadata['sampling_rate']}, feature_dim={metadata['num_mel_bins']}"
     lines = [
         "Version 1.11.0 or newer. The first pass, the pass with look-ahead, the full pass (C++):", "",
         f"    sherpa-onnx --encoder={STREAMING} {shared} FILE.wav",
@@ -53,9 +53,9 @@ def _sherpa_commands(about: dict[str, Any], config: Config) -> list[str]:
         f'    files = dict(tokens="tokens.txt", decoder="{DECODER}", joiner="{JOINER}", {feature_options})',
         f'    recognizer = sherpa_onnx.OnlineRecognizer.from_transducer(encoder="{STREAMING}", **files)',
         "    stream = recognizer.create_stream()",
-        f"    stream.accept_waveform({about['sampling_rate']}, samples)",
-        f"    stream.accept_waveform({about['sampling_rate']}, "
-        f"np.zeros({round(streaming * about['sampling_rate'])}, np.float32))",
+        f"    stream.accept_waveform({metadata['sampling_rate']}, samples)",
+        f"    stream.accept_waveform({metadata['sampling_rate']}, "
+        f"np.zeros({round(streaming * metadata['sampling_rate'])}, np.float32))",
         "    stream.input_finished()",
         "    while recognizer.is_ready(stream):",
         "        recognizer.decode_stream(stream)",
@@ -78,17 +78,17 @@ def _sherpa_commands(about: dict[str, Any], config: Config) -> list[str]:
     return [
         *lines, f"A language model over these tokens: {beam} `--lm=F.onnx --lm-scale=A`, with `--lodr-fst=F.fst "
         "--lodr-scale=B` (B negative) against the internal one.",
-        f"`--blank-penalty` comes on top of the {about['decoding']['blank_penalty']:g} that is part of {JOINER}.",
+        f"`--blank-penalty` comes on top of the {metadata['decoding']['blank_penalty']:g} that is part of {JOINER}.",
     ]  # fmt: skip
 
 
-def _int8(about: dict[str, Any]) -> list[str]:
+def _int8(metadata: dict[str, Any]) -> list[str]:
     """Which files compute in 8 bits, and what that costs."""
-    int8 = about.get("int8")
+    int8 = metadata.get("int8")
     if int8 is None:
         return []
     sizes = ", ".join(
-        f"{name} ({about['bytes'][name] / about['bytes'][float32]:.2f} of float32's size)"
+        f"{name} ({metadata['bytes'][name] / metadata['bytes'][float32]:.2f} of float32's size)"
         for float32, name in int8["files"].items()
     )
     lines = [
@@ -102,7 +102,7 @@ def _int8(about: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _card(about: dict[str, Any], exp_dir: Path, config: Config, license_text: str) -> list[str]:
+def _card(metadata: dict[str, Any], exp_dir: Path, config: Config, license_text: str) -> list[str]:
     """What the model learned from, what it can do, and what it cannot."""
     data = "no statistics were found"
     if (statistics := exp_dir.parent / "data" / "statistics.json").is_file():
@@ -114,7 +114,7 @@ def _card(about: dict[str, Any], exp_dir: Path, config: Config, license_text: st
         f"- Network: {config.model.causal.num_layers} causal and {config.model.noncausal.num_layers} non-causal layers "
         f"of width {config.model.d_model}, predictor {config.model.predictor.kind}; "
         f"tokens: {config.tokens.kind}.",
-        f"- Exported at commit {about['commit']}; weights of {_trained_at(exp_dir)}.",
+        f"- Exported at commit {metadata['commit']}; weights of {_trained_at(exp_dir)}.",
         f"- Licence of the weights: {license_text}. The code is under Apache-2.0.",
         "- Limits: one language and the kind of speech it was trained on; tokens outside of tokens.txt cannot be said; "
         "word error rates below hold for their test set only.", "",

@@ -91,8 +91,8 @@ def _noncausal_graph(encoder: NoncausalEncoder, dim: int) -> Graph:
     return Graph(encoder, inputs, ("encoder_out", *(f"next_{name}" for name in encoder.state_names)), time_axes)
 
 
-def write_graph(graph: Graph, path: Path, about: dict[str, str | int]) -> None:
-    """Trace the network, write it to `path`, add its metadata and `about`, check the file.
+def write_graph(graph: Graph, path: Path, fields: dict[str, str | int]) -> None:
+    """Trace the network, write it to `path`, add its metadata and `fields`, check the file.
 
     Raises:
       ImportError: the package onnx is missing.
@@ -114,16 +114,16 @@ def write_graph(graph: Graph, path: Path, about: dict[str, str | int]) -> None:
             input_names=list(graph.inputs), output_names=list(graph.outputs), dynamic_axes=axes,
         )
     proto = onnx.load(str(path))
-    metadata = graph.network.metadata() | about
+    metadata = graph.network.metadata() | fields
     onnx.helper.set_model_props(proto, {key: str(value) for key, value in metadata.items()})
     onnx.checker.check_model(proto)
     onnx.save(proto, str(path))
 
 
-def write_files(graphs: dict[str, Graph], tokens_dir: Path, out: Path, about: dict[str, str | int]) -> None:
+def write_files(graphs: dict[str, Graph], tokens_dir: Path, out: Path, fields: dict[str, str | int]) -> None:
     """All graphs and the tokenizer's files (sherpa-onnx reads tokens.txt and bpe.vocab) into the folder `out`."""
     for name, graph in graphs.items():
-        write_graph(graph, out / name, about)
+        write_graph(graph, out / name, fields)
     for name in TOKEN_FILES:
         if (tokens_dir / name).is_file():
             shutil.copyfile(tokens_dir / name, out / name)

@@ -142,18 +142,18 @@ class OnnxEngine:
         return encoder_out @ self._projection.T + self._projection_bias
 
 
-def int8_files(about: dict[str, Any], folder: Path) -> dict[str, str]:
+def int8_files(metadata: dict[str, Any], folder: Path) -> dict[str, str]:
     """Float32 file -> the int8 file that export.json puts in its place.
 
     Raises:
       ValueError: the export has none.
     """
-    if not about.get("int8"):
+    if not metadata.get("int8"):
         raise ValueError(f"{folder} has no int8 files: export it with export_onnx --int8")
     known = instruction_sets()
-    if about["int8"]["weight_bits"] == 8 and "AVX2" in known and "VNNI" not in known:
+    if metadata["int8"]["weight_bits"] == 8 and "AVX2" in known and "VNNI" not in known:
         logging.warning(
             "this processor has no VNNI: sums of its 8-bit products can overflow; files that export_onnx --int8 writes "
             "on such a machine have 7-bit weights"
         )
-    return about["int8"]["files"]
+    return metadata["int8"]["files"]

@@ -33,7 +33,7 @@ def map_state(function: Callable[..., Tensor], *states: State) -> State:
 
 def state_tensors(state: Any) -> list[Tensor]:
     """The tensors in order, as ONNX inputs list them."""
-    return [state] if isinstance(state, Tensor) else [tensor for item in state for tensor in state_tensors(item)]
+    return [state] if isinstance(state, Tensor) else [tensor for part in state for tensor in state_tensors(part)]
 
 
 def fill_state(like: State, tensors: Iterable[Tensor]) -> State:

@@ -231,10 +231,10 @@ def compute_table(rows: Sequence[Row], title: str) -> str:
 
 def _int8_section(experiment: Experiment) -> str:
     blocks = []
-    for name, about in experiment.exports.items():
-        if (int8 := about.get("int8")) is not None:
+    for name, metadata in experiment.exports.items():
+        if (int8 := metadata.get("int8")) is not None:
             sizes = ", ".join(
-                f"{new} {about['bytes'][new] / 1e6:.2f} MB ({about['bytes'][new] / about['bytes'][old]:.2f})"
+                f"{new} {metadata['bytes'][new] / 1e6:.2f} MB ({metadata['bytes'][new] / metadata['bytes'][old]:.2f})"
                 for old, new in int8["files"].items()
             )
             blocks += [f"{name}: {sizes or 'no file'}; in brackets the share of float32's size.", int8_table(int8)]

@@ -30,14 +30,14 @@ def shared_sequences(
             numbers.setdefault(word, len(numbers) + 1)
     words = list(numbers)
     hashes = np.array([_hashes(np.array([numbers[word] for word in sequence]), length)[0] for sequence in wanted])
-    found: set[tuple[str, ...]] = set()
+    shared: set[tuple[str, ...]] = set()
     for block in _blocks(texts, normalize):
         ids = np.fromiter((numbers.get(word, 0) for word in block), np.int64, len(block))
         if wanted and len(ids) >= length:
             for place in np.flatnonzero(np.isin(_hashes(ids, length), hashes)).tolist():
                 sequence = tuple(words[number - 1] for number in ids[place : place + length] if number)
-                found |= {sequence} & wanted
-    return len(found), len(wanted)
+                shared |= {sequence} & wanted
+    return len(shared), len(wanted)
 
 
 def _sequences(words: list[str], length: int) -> Iterator[tuple[str, ...]]:

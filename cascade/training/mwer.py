@@ -50,16 +50,16 @@ def search_n_best(
     finally:
         model.encoder.train(training)
     search = ModifiedBeamSearch(TorchEngine(model), config.beam, unk_id=tokenizer.unk_id)
-    found = {}
+    n_best = {}
     for name in passes:
         frames = model.joiner.project_encoder(outs[name])
         heard = lens * torch.isfinite(frames).all(dim=2).all(dim=1)  # nothing, where it is not a number
         hypotheses = search.decode(frames.nan_to_num().cpu().numpy(), heard.cpu().numpy())
-        found[name] = [
-            score_tokens([item.tokens for item in each][: config.nbest] or [()], tokenizer, text)  # or weights are nan
-            for each, text in zip(hypotheses, batch.texts, strict=True)
+        n_best[name] = [
+            score_tokens([each.tokens for each in beam][: config.nbest] or [()], tokenizer, text)  # or weights are nan
+            for beam, text in zip(hypotheses, batch.texts, strict=True)
         ]
-    return found
+    return n_best
 
 
 def score_tokens(sequences: Sequence[tuple[int, ...]], tokenizer: Tokenizer, text: str) -> list[ScoredTokens]:

@@ -155,8 +155,8 @@ class Objective:
         if config is None:
             return None
         sources = dict.fromkeys(passes, "noncausal") if config.hypotheses == "full" else {name: name for name in passes}
-        found = search_n_best(self.model, self.tokenizer, config, batch, context, sorted(set(sources.values())))
-        return {name: found[source] for name, source in sources.items()}
+        n_best = search_n_best(self.model, self.tokenizer, config, batch, context, sorted(set(sources.values())))
+        return {name: n_best[source] for name, source in sources.items()}
 
 
 def _finite_outputs(output: PassOutput) -> Tensor:

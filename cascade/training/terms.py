@@ -247,13 +247,13 @@ class Mwer:
 
     def __call__(self, name: str, outputs: Outputs, batch: Batch, step: int) -> dict[str, Term]:
         n_best, device = outputs.n_best[name], outputs.boundary.device
-        errors = [[item.errors for item in hypotheses] for hypotheses in n_best]
+        errors = [[each.errors for each in hypotheses] for hypotheses in n_best]
         # where all hypotheses have as many errors, their probabilities do not matter
         rows = [row for row, counts in enumerate(errors) if len(set(counts)) > 1]
         mean_errors = torch.tensor([sum(counts) / len(counts) for counts in errors], device=device)
         losses = torch.zeros_like(mean_errors)
         if rows:
-            sequences = [torch.tensor(item.tokens, dtype=torch.int64) for row in rows for item in n_best[row]]
+            sequences = [torch.tensor(each.tokens, dtype=torch.int64) for row in rows for each in n_best[row]]
             lengths = torch.tensor([len(errors[row]) for row in rows], device=device)
             places = torch.tensor(rows, device=device)
             log_likelihoods = self._log_likelihoods(name, outputs, places.repeat_interleave(lengths), sequences)

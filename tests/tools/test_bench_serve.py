@@ -70,6 +70,11 @@ def test_the_search_finds_the_largest_number_of_streams_to_a_sixteenth(capacity)
     assert capacity - max(1, capacity / 15) < found <= capacity and len(rows) <= 14
 
 
+def test_a_core_that_seems_full_is_tried_with_a_quarter_more():
+    rows = [{"streams": 20, "partial_lag_ms_p95": 145.0, "errors": 0, "cpu_share": 0.97}]
+    assert bench_serve.next_streams(rows, 400.0) == 25
+
+
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="needs two cores")
 def test_rows_hold_what_the_interface_names(tmp_path, monkeypatch):
     make_manifest(tmp_path)
