@@ -79,7 +79,8 @@ def test_a_wrong_file_is_said_before_anything_is_trained(text, words, message, a
         arms(text, *words)
 
 
-def test_the_arms_of_an4_have_options_that_exist():
-    experiment = run_arms.Experiment(Namespace(arms=ROOT / "egs/an4/arms.yaml", text=ROOT))
+@pytest.mark.parametrize("recipe", ["an4", "commands"])
+def test_the_arms_of_a_recipe_have_options_that_exist(recipe):
+    experiment = run_arms.Experiment(Namespace(arms=ROOT / "egs" / recipe / "arms.yaml", text=ROOT))
     for name in experiment.arms:
         experiment.check(name)
