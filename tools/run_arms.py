@@ -3,7 +3,7 @@
 
 The arms stand in a YAML file; options are those of `train`:
 
-    base:       {config: [data.yaml, teacher.yaml]}               # files beside this one
+    base:       {config: [data.yaml, teacher.yaml], note: as it is}   # files beside this one
     adamw:      {like: base, options: [training.optimizer=adamw]}
     student:    {config: [data.yaml, student.yaml], teacher: base}
     tuned:      {like: base, init_from: base, epoch: 7, options: [training.num_epochs=5]}
@@ -15,7 +15,9 @@ the arm of that name with the same seed. Every training is resumable: after a st
 of --out, once written, is not made again; of arms that run side by side each has an --only of its own.
 
 dev_loss is the mean of both passes' pruned losses after the last epoch, whatever else an arm minimises; dev_cer counts
-the characters of the three modes of greedy search together; the WER columns are of --manifest.
+the characters of the three modes of greedy search together; the WER columns are of --manifest. --compare A:B adds the
+difference of two arms, all modes and seeds pooled, to comparisons.json beside the table. The report shows a runs.csv
+and a comparisons.json that lie beside RESULTS.md.
 """
 
 from __future__ import annotations
@@ -40,10 +42,10 @@ from cascade.config.options import MODES, ConfigError  # noqa: E402
 from cascade.processes.exits import EXIT_INTERRUPTED, Interrupted  # noqa: E402
 
 OTHER_ARMS = ("teacher", "init_from", "alignment")
-KEYS = {"config", "like", "options", "epoch", "model", *OTHER_ARMS}
+KEYS = {"config", "like", "options", "epoch", "model", "note", *OTHER_ARMS}
 METHODS = {"greedy": "greedy_search", "beam": "modified_beam_search"}
 COLUMNS = [
-    "arm", "model", "seed", "steps", "minutes", "cpu_minutes", "num_params", "dev_loss", "dev_cer",
+    "arm", "note", "model", "seed", "steps", "minutes", "cpu_minutes", "num_params", "dev_loss", "dev_cer",
     *(f"wer_{mode}_{method}" for mode in MODES for method in METHODS), "test_set", "commit", "options",
 ]
 
@@ -175,7 +177,8 @@ class Experiment:
         last = [line for line in losses if line["split"] == "dev"][-1]
         summary = json.loads((folder / "train_summary.json").read_text(encoding="utf-8"))
         return {
-            "arm": name, "model": arm.get("model", "student" if "teacher" in arm else "teacher"), "seed": seed,
+            "arm": name, "note": arm.get("note", ""), "seed": seed,
+            "model": arm.get("model", "student" if "teacher" in arm else "teacher"),
             "steps": summary["steps"], "minutes": summary["train_minutes"], "cpu_minutes": summary["cpu_minutes"],
             "num_params": summary["num_params"], "commit": summary["commit"],
             "dev_loss": round((last["causal_pruned"] + last["noncausal_pruned"]) / 2, 4),
@@ -184,6 +187,17 @@ class Experiment:
                for mode in MODES for short, method in METHODS.items()},
             "test_set": next(iter(test.values()))["test_set"], "options": " ".join(arm["options"]),
         }
+
+
+    def compare(self, pair: str) -> dict[str, Any]:
+        """Difference of arm B from arm A, modes and seeds pooled; pair: A:B."""
+        a, b = pair.split(":")
+        seeds, method = self.arguments.seeds, METHODS["beam" if self.arguments.beam else "greedy"]
+        files = [self.arguments.exp_dir / f"{name}-seed{seed}" / "decode" / "test" / f"{mode}-{method}" / "hyps.jsonl"
+                 for seed in seeds for mode in MODES for name in (a, b)]  # fmt: skip
+        out = self.arguments.exp_dir / f"compare-{a}-{b}.json"
+        call("compare", *files, "--json", out)
+        return {"a": a, "b": b, "seeds": seeds, **json.loads(out.read_text(encoding="utf-8"))}
 
 
 def add_row(path: Path, row: dict[str, Any]) -> None:
@@ -214,6 +228,7 @@ def main() -> None:
     parser.add_argument("--text", type=Path, metavar="DIR", help="stage 0's data, for arms with tokens of their own")
     parser.add_argument("--tokens", type=Path, required=True, metavar="DIR")
     parser.add_argument("--manifest", type=Path, required=True, metavar="FILE", help="what the WER columns are of")
+    parser.add_argument("--compare", nargs="+", default=[], metavar="A:B", help="pairs of arms of --only and --seeds")
     parser.add_argument("--beam", action="store_true", help="decode with beam search too")
     parser.add_argument("--exp-dir", type=Path, required=True, metavar="DIR", help="where the models go")
     parser.add_argument("--out", type=Path, required=True, metavar="CSV", help="the table, appended to")
@@ -224,12 +239,19 @@ def main() -> None:
     names = arguments.only or list(experiment.arms)
     if unknown := set(names) - set(experiment.arms):
         raise ConfigError(f"--only: {arguments.arms} has no arm {', '.join(sorted(unknown))}")
+    for pair in arguments.compare:
+        if len(pair.split(":")) != 2 or set(pair.split(":")) - set(names):
+            raise ConfigError(f"--compare takes two arms of this run as A:B, got {pair}")
     for name in experiment.arms:
         experiment.check(name)  # a wrong option is said before hours are spent
     for seed in arguments.seeds:
         for name in names:
             if (name, seed) not in rows_of(arguments.out):
                 add_row(arguments.out, experiment.measure(name, seed))
+    if arguments.compare:
+        rows = [experiment.compare(pair) for pair in arguments.compare]
+        path = arguments.out.with_name("comparisons.json")
+        path.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -11,12 +11,13 @@ from cascade.search.methods import METHODS, STREAMING_MODES
 _PARTS_FIRST = ("front end", "causal encoder", "non-causal encoder", "predictor", "joiner", "total")
 
 
-def write_report(experiment: Experiment, title: str, plots: Sequence[tuple[str, str]]) -> str:
+def write_report(experiment: Experiment, title: str, plots: Sequence[tuple[str, str]], seeds: str = "") -> str:
     """The text of RESULTS.md.
 
     Args:
       title: names the recipe.
       plots: (caption, path relative to RESULTS.md).
+      seeds: the section of several seeds, or nothing.
     """
     sections = [f"# Results: {title}"]
     if experiment.missing:
@@ -27,7 +28,7 @@ def write_report(experiment: Experiment, title: str, plots: Sequence[tuple[str, 
     for test_set in dict.fromkeys(row["test_set"] for row in experiment.rows):
         rates = ("cer", "wer") if _has_character_tokens(experiment) else ("wer",)
         sections += [_rate_table(experiment, test_set, rate) for rate in rates]
-    sections += [_aided_table(experiment)]
+    sections += [_aided_table(experiment), seeds]
     latency = [row | {"model": name} for name, row in experiment.latency.items()]
     sections += [_parts_table(experiment), _latency_table(experiment), delay_table(latency), _int8_section(experiment)]
     sections += [f"## {caption}\n\n![{caption}]({path})" for caption, path in plots]

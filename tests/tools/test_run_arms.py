@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from cascade.config.options import ConfigError
+from cascade.report.seeds import seeds_section
 from tests.training.conftest import OPTIONS, corpus, run  # noqa: F401
 from tools import run_arms
 
@@ -47,11 +48,16 @@ def test_arms_are_trained_once_and_their_rows_written_once(arms, tmp_path):
     text = TINY + (
         "tuned: {like: base, init_from: base, epoch: 1, options: [training.learning_rate=1e-4]}\n"
         "recombined: {like: base, alignment: base, options: [augment.recombine_share=0.5]}\n"
-        "student: {like: base, teacher: base, model: small, options: [distillation.weight=2]}\n"
+        "student: {like: base, teacher: base, model: small, note: taught, options: [distillation.weight=2]}\n"
     )
     assert arms(text, "--only", "tuned") == ["train", "train", "decode", "decode"]  # base first
     assert arms(text) == ["decode", "decode", "align", "train", "decode", "decode", "train", "decode", "decode"]
-    assert arms(text) == []
+    assert arms(text, "--compare", "base:student", "--only", "base", "student") == ["compare"]
+    (comparison,) = json.loads((tmp_path / "comparisons.json").read_text())
+    assert (comparison["a"], comparison["b"], comparison["seeds"]) == ("base", "student", [3])
+    assert len(comparison["files"]) == 6 and "student-seed3" in comparison["files"][1]
+    section = seeds_section(tmp_path)
+    assert "| student    | taught |" in section and "| student against base |" in section
     rows = list(csv.DictReader(open(tmp_path / "runs.csv", newline="")))
     assert [(row["arm"], row["model"], row["seed"]) for row in rows] == [
         ("tuned", "teacher", "3"), ("base", "teacher", "3"), ("recombined", "teacher", "3"), ("student", "small", "3")
@@ -72,6 +78,8 @@ def test_arms_are_trained_once_and_their_rows_written_once(arms, tmp_path):
     ("a: {config: [tiny.yaml]}", ("--only", "b"), "has no arm b"),
     ("a: {config: [tiny.yaml], options: [training.epochs=3]}", (), "training.epochs"),
     ("a: {config: [tiny.yaml], options: [tokens.kind=char]}", (), "arm a has tokens of its own"),
+    (TINY, ("--compare", "base:other"), "two arms of this run as A:B, got base:other"),
+    (TINY, ("--compare", "base"), "two arms of this run as A:B, got base"),
     ("- a", (), "must map names to arms"),
 ])
 def test_a_wrong_file_is_said_before_anything_is_trained(text, words, message, arms):
