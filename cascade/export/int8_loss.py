@@ -53,6 +53,12 @@ Case = tuple[str, str]
 """What is in int8, a file's name, TOGETHER or nothing; and the pass."""
 
 
+def compare_tokens(expected: Sequence[int], tokens: Sequence[int]) -> dict[str, int]:
+    """"all": tokens of both, aligned; "equal": those that are the same."""
+    pairs = align(expected, tokens)
+    return {"all": len(pairs), "equal": sum(left == right for left, right in pairs)}
+
+
 def allowed_errors(errors: int, limit_percent: float) -> int:
     """The largest number of word errors that is no loss: the limit, rounded up to a whole error."""
     return math.ceil(errors * (1 + limit_percent / 100) - 1e-9)
@@ -62,7 +68,7 @@ def allowed_errors(errors: int, limit_percent: float) -> int:
 class _Counts:
     errors: ErrorCounts = field(default_factory=ErrorCounts)
     tokens: Counter[str] = field(default_factory=Counter)
-    """Tokens of float32 ("all"), and how many of them int8 says too ("equal")."""
+    """Tokens of float32 and insertions of int8 ("all"), and how many of float32's int8 says too ("equal")."""
 
 
 class LossMeter:
@@ -94,8 +100,7 @@ class LossMeter:
             for text, tokens, expected in zip(batch.texts, hypotheses, said["", mode], strict=True):
                 words = split_words(text), split_words(self._tokenizer.decode(tokens))
                 counts.errors += count_errors(align(*words))
-                equal = sum(left == right for left, right in align(expected, tokens)) if tokens or expected else 0
-                counts.tokens.update(all=len(expected), equal=equal)
+                counts.tokens.update(compare_tokens(expected, tokens))
 
     def rows(self, limit_percent: float) -> list[dict[str, Any]]:
         """One per file and pass: what it loses, and whether that is within the limit."""
@@ -206,7 +211,7 @@ def measure_loss(meter: LossMeter, manifest: Path, config: Config, limit_percent
     float32: dict[str, str] = {}
     for row in rows:
         logging.info(
-            "int8 %-23s %-11s WER %s %%, float32 %s %%; %d deletions, float32 %d; %.2f %% of float32's tokens",
+            "int8 %-23s %-11s WER %s %%, float32 %s %%; %d deletions, float32 %d; %.2f %% equal tokens",
             row["part"], row["mode"], row["wer"], row["wer_float32"], row["del"], row["del_float32"],
             row["equal_tokens_percent"],
         )

@@ -16,7 +16,7 @@ from cascade.bin import transcribe
 from cascade.config.options import ConfigError, FeatureConfig
 from cascade.export import int8_loss
 from cascade.export.int8 import float32_weights, quantise
-from cascade.export.int8_loss import allowed_errors
+from cascade.export.int8_loss import allowed_errors, compare_tokens
 from cascade.export.onnx_engine import OnnxEngine
 from cascade.export.parity import random_features
 from cascade.export.sessions import (
@@ -195,6 +195,14 @@ def test_files_that_lose_words_stay_float32_and_the_log_says_so(folder, tmp_path
 )
 def test_the_limit_is_relative_and_rounded_up_to_a_whole_error(errors, limit, allowed):
     assert allowed_errors(errors, limit) == allowed
+
+
+@pytest.mark.parametrize("expected, tokens, equal, every", [
+    ([1, 2, 3], [1, 2, 3], 3, 3), ([1, 2, 3], [1, 4, 2, 3], 3, 4), ([1, 2, 3], [1, 3], 2, 3), ([], [5], 0, 1),
+    ([], [], 0, 0), ([1], [2], 0, 1),
+])  # fmt: skip
+def test_a_token_that_only_one_of_both_says_is_no_equal_token(expected, tokens, equal, every):
+    assert compare_tokens(expected, tokens) == {"equal": equal, "all": every}
 
 
 def test_int8_is_one_word_everywhere(folder, tmp_path, monkeypatch, capsys):
