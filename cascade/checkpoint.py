@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from cascade.config.load import config_from_dict, config_to_dict, load_decoding, read_decoding, save_options
-from cascade.config.options import Config
+from cascade.config.options import Config, ConfigError
 from cascade.files import replacing
 from cascade.models.build import build_model
 from cascade.models.transducer import CascadedTransducer
@@ -226,10 +226,11 @@ def last_epochs(model_dir: str | Path, epoch: int, count: int) -> list[Path]:
     """The checkpoints of the `count` epochs that end with `epoch`.
 
     Raises:
+      ConfigError: fewer epochs than one, or than `count`.
       FileNotFoundError: one of them is missing; the message lists what is there.
     """
     if count < 1 or epoch < count:
-        raise ValueError(f"--avg must lie between 1 and --epoch ({epoch}), got {count}")
+        raise ConfigError(f"--avg must lie between 1 and --epoch ({epoch}), got {count}")
     paths = [epoch_path(model_dir, number) for number in range(epoch - count + 1, epoch + 1)]
     missing = [path.name for path in paths if not path.is_file()]
     if missing:

@@ -10,6 +10,7 @@ import dataclasses
 from pathlib import Path
 
 from cascade.bin.cli import run_program
+from cascade.bin.model_arguments import check_values
 from cascade.config.load import changed_options, load_config, save_options
 from cascade.config.options import Config, DistillationConfig
 from cascade.models.compress import config_params, plan_student
@@ -31,6 +32,7 @@ def main() -> None:
     parser.add_argument("--vocab-size", type=int, metavar="V", help="tokens with blank (default: tokens.vocab_size)")
     parser.add_argument("--out", type=Path, metavar="YAML", help="write the student's config here")
     arguments = parser.parse_args()
+    check_values(arguments, vocab_size=3)
     teacher = load_config(arguments.teacher)
     vocab_size = arguments.vocab_size or teacher.tokens.vocab_size
     student = plan_student(teacher, arguments.target, vocab_size)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from cascade.bin.cli import add_config_arguments, add_input_arguments, config_from_arguments, run_program
 from cascade.bin.device_arguments import add_device_argument, open_device
+from cascade.bin.model_arguments import check_values
 from cascade.losses.backends import set_backend
 from cascade.processes.group import Processes
 from cascade.training.max_batch import largest_batch
@@ -29,6 +30,7 @@ def main() -> None:
     add_device_argument(parser)
     parser.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: all cores)")
     arguments = parser.parse_intermixed_args()
+    check_values(arguments, threads=1)
     config = config_from_arguments(arguments)
     nowhere = Path(os.devnull)
     paths = RunPaths(

@@ -22,6 +22,7 @@ import torch
 
 from cascade.bin.cli import add_config_arguments, add_input_arguments, config_from_arguments, run_program
 from cascade.bin.device_arguments import add_device_argument
+from cascade.bin.model_arguments import check_values
 from cascade.config.load import save_config
 from cascade.config.options import Config, ConfigError
 from cascade.device import choose_device, describe_device
@@ -89,6 +90,7 @@ def main() -> None:
     paths = RunPaths(
         arguments.data, arguments.tokens, exp_dir, arguments.teacher, arguments.init_from, arguments.alignment
     )
+    check_values(arguments, threads=1)
     check_count(arguments.num_processes)
     check_options(config, paths)
     if arguments.num_processes > 1 and arguments.dry_run:
@@ -97,7 +99,7 @@ def main() -> None:
         choose_device(arguments.device, arguments.num_processes)  # before any of them starts
         sys.exit(run_workers(arguments.num_processes))
     torch.set_flush_denormal(True)  # before the first parallel region: its threads inherit it
-    if arguments.threads:
+    if arguments.threads is not None:
         limit_threads(arguments.threads)
     processes = Processes.from_environment(arguments.device)
     set_backend(config.loss.backend, processes.device)

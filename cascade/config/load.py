@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, get_args, get_origin
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import ConfigKeyError, InterpolationResolutionError, OmegaConfBaseException
 
 from cascade.config.options import Config, ConfigError, DecodingConfig, FeatureConfig
-from cascade.config.rules import FIELDS, each_option, first_problem, starts_over
+from cascade.config.rules import FIELDS, describe_type, each_option, first_problem, starts_over
 
 _MOVED = {"training.blank_penalty": "decoding.blank_penalty"}
 
@@ -33,7 +34,7 @@ def load_config(paths: list[str | Path] = (), overrides: list[str] = ()) -> Conf
         try:
             values = OmegaConf.from_dotlist([override])
         except Exception as error:  # PyYAML's errors share no public base with OmegaConf's
-            raise ConfigError(f"override {override!r} is not section.key=value ({_first_line(error)})") from error
+            raise ConfigError(f"override {override!r} is not section.key=value ({_problem(error)})") from error
         merged = _merge(merged, values, f"override {override!r}")
     return _checked(merged)
 
@@ -113,33 +114,41 @@ def _read(path: str | Path) -> Any:
     try:
         values = OmegaConf.load(path)
     except Exception as error:
-        raise ConfigError(f"{path}: not a YAML mapping ({_first_line(error)})") from error
+        raise ConfigError(f"{path}: not a YAML mapping ({_problem(error)})") from error
     if not OmegaConf.is_dict(values):
         raise ConfigError(f"{path}: not a YAML mapping but a list")
     return values
 
 
 def _merge(merged: Any, values: Any, origin: str | Path) -> Any:
+    problem = _wrong_value(OmegaConf.to_container(values) if OmegaConf.is_config(values) else values)
+    if problem is not None:
+        raise ConfigError(f"{origin}: {problem}")
     try:
         return OmegaConf.merge(merged, values)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{origin}: {_wrong_list(values) or _first_line(error)}") from error
+        raise ConfigError(f"{origin}: {_problem(error)}") from error
 
 
-def _wrong_list(values: Any) -> str | None:
-    """One sentence about the first list that is not of its option's type; OmegaConf's errors do not name it."""
+def _wrong_value(values: Mapping[str, Any]) -> str | None:
+    """One sentence about the first section, list or number that OmegaConf would take or refuse without its name."""
     for name, field in FIELDS.items():
-        given = values
+        given, path = values, []
         for key in name.split("."):
-            given = given.get(key) if isinstance(given, Mapping) else None
-        if get_origin(field.type) is not tuple or given is None:
-            continue
-        kind, last = get_args(field.type)
-        words = ("two " if last is kind else "a list of ") + ("whole numbers" if kind is int else "numbers")
-        if not isinstance(given, Sequence) or any(type(number) not in (int, kind) for number in given) or (
-            last is kind and len(given) != 2
-        ):
-            return f"{name} must be {words}, got {given}"
+            if not isinstance(given, Mapping):
+                return f"{'.'.join(path)} must be a section of options, got {given!r}"
+            given = given.get(key)
+            if given is None:
+                break
+            path.append(key)
+        else:
+            kind, last = (*get_args(field.type), None, None)[:2]
+            is_list = get_origin(field.type) is tuple
+            if is_list and (
+                not isinstance(given, (list, tuple)) or any(type(number) not in (int, kind) for number in given)
+                or last is kind and len(given) != 2
+            ) or field.type is bool and type(given) is int and given not in (0, 1):  # fmt: skip
+                return f"{name} must be {describe_type(field.type)}, got {given}"
     return None
 
 
@@ -147,18 +156,27 @@ def _checked(merged: Any, origin: str = "") -> Config:
     try:
         config = OmegaConf.to_object(merged)
     except OmegaConfBaseException as error:
-        raise ConfigError(f"{origin}{_first_line(error)}") from error
+        raise ConfigError(f"{origin}{_problem(error)}") from error
     problem = first_problem(config)
     if problem is not None:
         raise ConfigError(f"{origin}{problem}")
     return config
 
 
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    key = getattr(error, "full_key", None)
+def _problem(error: Exception) -> str:
+    """A clause about an error of OmegaConf or PyYAML, in the words of options."""
+    key, mark = getattr(error, "full_key", None), getattr(error, "problem_mark", None)
     if key in _MOVED:
         return f"{key} is called {_MOVED[key]}"
-    if key in FIELDS and get_origin(FIELDS[key].type) is Literal:
-        return f"{key} must be one of {' | '.join(get_args(FIELDS[key].type))}, got {error.value!r}"
-    return f"{lines[0] if lines else type(error).__name__}" + (f" (at {key})" if key else "")
+    if isinstance(error, ConfigKeyError):
+        if key in FIELDS and "." in key:
+            return f"{key} must stand in its section, as in `{key.replace('.', ': {')}: ...{'}' * key.count('.')}`"
+        near = get_close_matches(str(key), [*FIELDS, *{name.partition(".")[0] for name in FIELDS}], 1)
+        return f"there is no option {str(key)!r}" + "".join(f", did you mean {name}?" for name in near if name != key)
+    if any(name.startswith(f"{key}.") for name in FIELDS):
+        return f"{key} must be a section of options, got None"
+    if key in FIELDS and not isinstance(error, InterpolationResolutionError):
+        return f"{key} must be {describe_type(FIELDS[key].type)}, got {error.value!r}"
+    if mark is not None:
+        return f"line {mark.line + 1}: {error.problem}"
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator
-from typing import Any, get_args
+from typing import Any, Literal, get_args, get_origin
 
 from cascade.config.options import Config, DistillationConfig, Limits, MwerConfig
 
@@ -28,6 +28,16 @@ FIELDS = {name: field for name, field, _ in each_option(Config(distillation=Dist
 
 def limits_of(field: dataclasses.Field) -> Limits:
     return field.metadata.get("limits", Limits())
+
+
+def describe_type(of: Any) -> str:
+    """What an option of this type must be: `one of bpe | char | word`, `a list of whole numbers`."""
+    first, *others = (*get_args(of), of)
+    if get_origin(of) is Literal:
+        return f"one of {' | '.join(get_args(of))}"
+    if get_origin(of) is tuple:
+        return f"{'a list of' if ... in others else 'two'} {'whole numbers' if first is int else 'numbers'}"
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}[first]
 
 
 def starts_over(name: str) -> bool:

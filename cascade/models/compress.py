@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import torch
 
-from cascade.config.options import Config
+from cascade.config.options import Config, ConfigError
 from cascade.models.build import build_model, params_by_part
 
 
@@ -27,10 +27,11 @@ def plan_student(teacher: Config, target: float, vocab_size: int) -> Config:
     causal encoder gives up as many layers as that takes.
 
     Raises:
-      ValueError: target not between 0 and 1, or so small that one causal layer is already too much.
+      ConfigError: target not between 0 and 1.
+      ValueError: it is so small that one causal layer is already too much.
     """
     if not 0 < target < 1:
-        raise ValueError(f"--target must lie between 0 and 1, got {target}")
+        raise ConfigError(f"--target must lie between 0 and 1, got {target}")
     predictor = teacher.model.predictor
     if predictor.kind == "lstm":
         reduced = replace(predictor, kind="tied_reduced")

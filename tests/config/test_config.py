@@ -34,8 +34,16 @@ def test_distillation_is_off_until_named_and_can_be_switched_off():
 
 
 @pytest.mark.parametrize(("override", "message"), [
-    ("model.causal.nlayers=3", "nlayers"),
-    ("model.causal.num_layers=x", "could not be converted to Integer"),
+    ("model.causal.nlayers=3", "there is no option 'model.causal.nlayers', did you mean model.causal.num_layers?"),
+    ("modle.d_model=3", "there is no option 'modle', did you mean model?"),
+    ("model.causal.num_layers=x", "model.causal.num_layers must be a whole number, got 'x'"),
+    ("model.causal.num_layers=2.0", "model.causal.num_layers must be a whole number, got 2.0"),
+    ("model.causal.num_layers=true", "model.causal.num_layers must be a whole number, got True"),
+    ("training.num_epochs=[1]", "training.num_epochs must be a whole number, got [1]"),
+    ("training.beta2=x", "training.beta2 must be a number, got 'x'"),
+    ("data.random_speed=2", "data.random_speed must be true or false, got 2"),
+    ("data.random_speed=perhaps", "data.random_speed must be true or false, got 'perhaps'"),
+    ("decoding.ngram=[1]", "decoding.ngram must be text, got [1]"),
     ("tokens.kind=syllable", "tokens.kind must be one of bpe | char | word, got 'syllable'"),
     ("loss.prune_range=1", "loss.prune_range must be at least 2, got 1"),
     ("model.noncausal.dropout=1.0", "model.noncausal.dropout must be at most 0.9"),
@@ -64,7 +72,13 @@ def test_distillation_is_off_until_named_and_can_be_switched_off():
     ("augment.noise_snr_db=[10]", "augment.noise_snr_db must be two numbers, got [10]"),
     ("training.keep_epochs=1", "must be at least training.average_last"),
     ("num_epochs", "an override is written section.key=value"),
-    ("model=3", "Merge error"),
+    ("data.speed_factors=[[1.0]]", "data.speed_factors must be a list of numbers, got [[1.0]]"),
+    ("data.speed_factors[0]=1.0", "data.speed_factors must be a list of numbers, got {'0': 1.0}"),
+    ("data.speed_factors=null", "data.speed_factors must be a list of numbers, got None"),
+    ("model=3", "model must be a section of options, got 3"),
+    ("model.causal=[1]", "model.causal must be a section of options, got [1]"),
+    ("model=null", "model must be a section of options, got None"),
+    ("seed=${nowhere}", "Interpolation key 'nowhere' not found"),
 ])
 def test_a_wrong_option_is_named_with_its_value(override, message):
     with pytest.raises(ConfigError) as error:
@@ -114,6 +128,28 @@ def test_broken_files_are_named(tmp_path):
     for path in (broken, a_list, tmp_path / "missing.yaml"):
         with pytest.raises(ConfigError, match=path.name):
             load_config([path])
+
+
+@pytest.mark.parametrize(("text", "message"), [
+    ("seed: 1\nseed: 2\n", "line 2: found duplicate key seed"),
+    ("training:\n\tnum_epochs: 1\n", "line 2: found character"),
+    ("training.num_epochs: 3\n", "training.num_epochs must stand in its section, as in `training: {num_epochs: ...}`"),
+    ("trainings: {}\n", "there is no option 'trainings', did you mean training?"), ("\xff\n", "'utf-8' codec"),
+    ("training: {num_epöchs: 3}\n", "there is no option 'training.num_epöchs', did you mean training.num_epochs?"),
+])
+def test_a_wrong_file_is_one_sentence_with_its_name(tmp_path, text, message):
+    path = tmp_path / "wrong.yaml"
+    path.write_bytes(text.encode("latin-1" if "\xff" in text else "utf-8"))
+    with pytest.raises(ConfigError) as error:
+        load_config([path])
+    assert str(error.value).startswith(f"{path}: ") and message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_an_empty_file_and_a_byte_order_mark_change_nothing(tmp_path):
+    path = tmp_path / "some.yaml"
+    for text in ("", "# nothing\n", "\ufeffseed: 42\n"):
+        path.write_text(text, encoding="utf-8")
+        assert load_config([path]) == Config()
 
 
 def test_a_file_with_an_option_that_moved_says_where_it_is(tmp_path):
