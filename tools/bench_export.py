@@ -31,7 +31,6 @@ sys.path.insert(0, str(ROOT))
 RATE, CHUNK_MS = 16000, 320
 ENGINES = ("torch", "onnx", "sherpa-onnx")
 PRECISIONS = ("float32", "int8")
-SYMBOLS_PER_SECOND, FRAMES_PER_SECOND = 2.5, 25
 _WARM_UP = 10
 
 
@@ -43,34 +42,16 @@ def noise(seconds: float) -> np.ndarray:
 
 
 def make_model(words: list[str], folder: Path) -> None:
-    """A model directory of a config's random weights and made-up words as tokens."""
-    import torch
-
-    from cascade.audio.fbank import compute_fbank
-    from cascade.checkpoint import model_values, save_file
-    from cascade.config.load import load_config, save_config
+    """A model directory of a config's random weights; its tokens are words, so that every runtime counts the same."""
+    from cascade.config.load import load_config
     from cascade.config.options import ConfigError
-    from cascade.models.build import build_model
-    from cascade.text.tokens import train_tokenizer
+    from tools.random_model import make_random_model
 
     files, overrides = [word for word in words if "=" not in word], [word for word in words if "=" in word]
     config = load_config(files, [*overrides, "tokens.kind=word"])
     if config.features.sampling_rate != RATE:
         raise ConfigError(f"features.sampling_rate must be {RATE} here, got {config.features.sampling_rate}")
-    words = [f"w{number}" for number in range(config.tokens.vocab_size - 2)]
-    tokenizer = train_tokenizer(words, config.tokens, folder / "tokens")
-    torch.manual_seed(config.seed)
-    model = build_model(config, tokenizer.vocab_size).eval()
-    features = torch.from_numpy(compute_fbank(noise(20.0).astype(np.float32) / 32768, config.features))
-    model.encoder.set_feature_stats(features.mean(dim=0), features.std(dim=0))
-    model.joiner.output.bias.data[1] -= 100.0  # <unk> would count as blank
-    with torch.no_grad():
-        frames = model.encode(features[None], torch.tensor([len(features)]), "streaming", 8, 128)[0]
-        logits = model.joiner(frames, model.predictor(torch.zeros(1, 0, dtype=torch.int64)))[0]
-        lead = logits[:, 1:].amax(dim=1) - logits[:, 0]
-        model.joiner.output.bias[0] += lead.quantile(1 - SYMBOLS_PER_SECOND / FRAMES_PER_SECOND)
-    save_config(config, folder / "config.yaml")
-    save_file(model_values(model, config, 1), folder / "averaged.pt")
+    make_random_model(config, folder, noise(20.0))
 
 
 def our_stream(folder: Path, engine: str, int8: bool) -> tuple[Callable[[np.ndarray], None], Callable[[], bool], Any]:

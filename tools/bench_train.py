@@ -14,7 +14,6 @@ import argparse
 import dataclasses
 import json
 import logging
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -112,10 +111,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows here")
     arguments = parser.parse_intermixed_args()
     config = config_from_arguments(arguments)
-    nowhere = Path(os.devnull)
-    paths = RunPaths(
-        arguments.data, arguments.tokens, nowhere, arguments.teacher, arguments.init_from, arguments.alignment
-    )
+    paths = RunPaths.from_arguments(arguments)
     check_options(config, paths)
     set_backend(config.loss.backend)
     torch.set_flush_denormal(True)

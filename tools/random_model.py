@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -59,8 +58,11 @@ def set_pace(model: CascadedTransducer, config: Config, features: torch.Tensor) 
     return share
 
 
-def make_random_model(config: Config, folder: Path, recordings: Sequence[Path]) -> float:
-    """Write the model directory; returns the share of the recordings' frames in which it says something."""
+def make_random_model(config: Config, folder: Path, samples: np.ndarray) -> float:
+    """Write the model directory; returns the share of these samples' frames in which it says something.
+
+    samples: (num_samples,) int16 speech.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(config.seed)
     words = made_up_words(rng)
@@ -68,8 +70,7 @@ def make_random_model(config: Config, folder: Path, recordings: Sequence[Path]) 
     tokenizer = train_tokenizer(sentences, config.tokens, folder / "tokens")
     torch.manual_seed(config.seed)
     model = build_model(config, tokenizer.vocab_size).eval()
-    speech = np.concatenate(read_turns(recordings, limit=4)).astype(np.float32) / 32768
-    features = torch.as_tensor(compute_fbank(speech, config.features))
+    features = torch.as_tensor(compute_fbank(samples.astype(np.float32) / 32768, config.features))
     model.encoder.set_feature_stats(features.mean(0), features.std(0))
     model.joiner.output.bias.data[1] = -100.0  # <unk> counts as blank; -1e4 would round coarser than the export allows
     share = set_pace(model, config, features)
@@ -84,7 +85,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="where to write it")
     parser.add_argument("--wav", type=Path, nargs="+", required=True, metavar="PATH", help="recordings or folders")
     arguments = parser.parse_intermixed_args()
-    share = make_random_model(config_from_arguments(arguments), arguments.out, arguments.wav)
+    samples = np.concatenate(read_turns(arguments.wav, limit=4))
+    share = make_random_model(config_from_arguments(arguments), arguments.out, samples)
     print(f"{arguments.out}: random weights, a symbol in {100 * share:.0f} % of the frames")
 
 

@@ -15,12 +15,11 @@ from pathlib import Path
 
 from cascade.bin.cli import add_config_arguments, config_from_arguments, run_program
 from cascade.config.options import Config
+from cascade.corpus.cuts import CUTS_SUFFIX
 from cascade.data.noise import remove_noise, store_noise
 from cascade.data.rooms import read_rooms
 from cascade.data.storage import store_split
 from cascade.threads import limit_threads
-
-SUFFIX = "_cuts.jsonl.gz"
 
 log = logging.getLogger(__name__)
 
@@ -33,17 +32,17 @@ def compute_features(
     Raises:
       ValueError: no cuts of train, no usable audio in noise_dir or rir_dir.
     """
-    splits = sorted(path.name.removesuffix(SUFFIX) for path in data.glob(f"*{SUFFIX}"))
+    splits = sorted(path.name.removesuffix(CUTS_SUFFIX) for path in data.glob(f"*{CUTS_SUFFIX}"))
     if "train" not in splits:
-        raise ValueError(f"{data} must hold train{SUFFIX}; run stage 0 (prepare_data) first")
+        raise ValueError(f"{data} must hold train{CUTS_SUFFIX}; run stage 0 (prepare_data) first")
     rooms = read_rooms(rir_dir, config) if rir_dir is not None else None
     if noise_dir is not None:
         store_noise(noise_dir, out, config.features, num_jobs)
     else:
         remove_noise(out)
     for split in splits:
-        store_split(data / f"{split}{SUFFIX}", out, split, config, num_jobs, rooms)
-        log.info("%s: features stored in %s", split, out / f"{split}{SUFFIX}")
+        store_split(data / f"{split}{CUTS_SUFFIX}", out, split, config, num_jobs, rooms)
+        log.info("%s: features stored in %s", split, out / f"{split}{CUTS_SUFFIX}")
 
 
 def main() -> None:

@@ -23,6 +23,7 @@ import json
 import logging
 import shutil
 import tempfile
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ import torch
 
 from cascade.bin.cli import run_program
 from cascade.bin.model_arguments import add_model_arguments, check_values, load_for_decoding
-from cascade.config.options import Config, ConfigError
+from cascade.config.options import DECODING_FILES, Config, ConfigError, DecodingConfig
 from cascade.corpus.cuts import read_speech
 from cascade.export.card import describe_export
 from cascade.export.int8 import quantise_files, weight_bits
@@ -132,8 +133,9 @@ def write_int8(
 
 def copy_scores(options: DecodingOptions, folder: Path) -> dict[str, Any]:
     """Copy the model's language models and hotwords into the folder; what export.json says of the decoding section."""
-    names = ("blank_penalty", "hotword_scale", "confidence_slope", "confidence_offset")
-    section: dict[str, Any] = {name: getattr(options, name) for name in names}
+    names = [field.name for field in fields(DecodingConfig)]
+    of_files = (*DECODING_FILES, "lm_scale", "lodr_scale")
+    section: dict[str, Any] = {name: getattr(options, name) for name in names if name not in of_files}
     for name, scale in (("ngram", "lm_scale"), ("lodr", "lodr_scale"), ("hotwords", "hotword_scale")):
         if getattr(options, name) and getattr(options, scale):
             path = Path(getattr(options, name))

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
-from pathlib import Path
 
 from cascade.bin.cli import add_config_arguments, add_input_arguments, config_from_arguments, run_program
 from cascade.bin.device_arguments import add_device_argument, open_device
@@ -32,10 +30,7 @@ def main() -> None:
     arguments = parser.parse_intermixed_args()
     check_values(arguments, threads=1)
     config = config_from_arguments(arguments)
-    nowhere = Path(os.devnull)
-    paths = RunPaths(
-        arguments.data, arguments.tokens, nowhere, arguments.teacher, arguments.init_from, arguments.alignment
-    )
+    paths = RunPaths.from_arguments(arguments)
     check_options(config, paths)
     processes = Processes(device=open_device(arguments))
     set_backend(config.loss.backend, processes.device)

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from cascade.bin.cli import add_config_arguments, config_from_arguments, run_program
 from cascade.config.options import Config
-from cascade.corpus.cuts import Cut, validate, write_cuts
+from cascade.corpus.cuts import CUTS_SUFFIX, Cut, validate, write_cuts
 from cascade.corpus.manifests import read_manifest
 from cascade.corpus.quarantine import Problem, check_share, log_counts, write_quarantine
 from cascade.corpus.statistics import SplitStatistics, write_statistics
@@ -32,7 +32,6 @@ from cascade.log import progress
 from cascade.text.normal import normalizer
 
 REQUIRED_SPLITS = ("train", "dev")
-CUTS_SUFFIX = "_cuts.jsonl.gz"
 _BLOCK = 1000  # utterances handed to the threads at a time
 
 log = logging.getLogger(__name__)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
+
+from cascade.config.options import DECODING_FILES, DecodingConfig
 
 
 def add_score_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,10 +31,9 @@ def score_options(arguments: argparse.Namespace) -> dict[str, Any]:
     Raises:
       FileNotFoundError: a file is missing; said before the model is read.
     """
-    for name in ("ngram", "lodr", "hotwords"):
+    for name in DECODING_FILES:
         path = getattr(arguments, name)
         if path is not None and not path.is_file():
             raise FileNotFoundError(f"--{name} {path} not found")
-    names = ("ngram", "lm_scale", "lodr", "lodr_scale", "rescore", "hotwords", "hotword_scale")
-    given = {name: getattr(arguments, name) for name in names}
-    return {name: value for name, value in given.items() if value is not None}
+    names = {field.name for field in fields(DecodingConfig)} - {"blank_penalty"} | {"rescore"}
+    return {name: value for name, value in vars(arguments).items() if name in names and value is not None}

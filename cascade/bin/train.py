@@ -87,9 +87,7 @@ def main() -> None:
     arguments = parser.parse_intermixed_args()
     config = config_from_arguments(arguments)
     exp_dir = arguments.exp_dir.resolve()  # "." has no name, and a link's target is what is kept as DIR.previous-1
-    paths = RunPaths(
-        arguments.data, arguments.tokens, exp_dir, arguments.teacher, arguments.init_from, arguments.alignment
-    )
+    paths = RunPaths.from_arguments(arguments, exp_dir)
     check_values(arguments, threads=1)
     check_count(arguments.num_processes)
     check_options(config, paths)

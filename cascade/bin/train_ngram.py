@@ -15,7 +15,7 @@ from pathlib import Path
 
 from cascade.bin.cli import run_program
 from cascade.config.options import ConfigError
-from cascade.corpus.cuts import read_cuts
+from cascade.corpus.cuts import read_cuts, transcript
 from cascade.corpus.manifests import Utterance, read_manifest
 from cascade.search.ngram import read_arpa
 from cascade.text.ngram_training import train_ngram, write_arpa
@@ -30,7 +30,7 @@ def read_transcripts(path: Path) -> list[str]:
     """The transcripts of cuts or of a manifest."""
     if path.suffix == ".jsonl":
         return [utterance.text for utterance in read_manifest(path) if isinstance(utterance, Utterance)]
-    return [" ".join(supervision.text or "" for supervision in cut.supervisions) for cut in read_cuts(path)]
+    return [transcript(cut) for cut in read_cuts(path)]
 
 
 def main() -> None:

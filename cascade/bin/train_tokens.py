@@ -14,7 +14,7 @@ from pathlib import Path
 
 from cascade.bin.cli import add_config_arguments, config_from_arguments, run_program
 from cascade.config.options import Config
-from cascade.corpus.cuts import read_cuts
+from cascade.corpus.cuts import CUTS_SUFFIX, read_cuts, transcript
 from cascade.corpus.quarantine import (
     TOKEN_KINDS,
     UNKNOWN_CHARACTERS,
@@ -27,7 +27,6 @@ from cascade.corpus.quarantine import (
 )
 from cascade.text.tokens import Tokenizer, train_tokenizer
 
-SUFFIX = "_cuts.jsonl.gz"
 BYTES_HINT = " or tokens.byte_fallback=true"
 
 log = logging.getLogger(__name__)
@@ -39,25 +38,21 @@ def train_tokens(data: Path, out: Path, config: Config) -> Tokenizer:
     Raises:
       ValueError: no cuts of train, or more than data.max_quarantine_share of them does not fit the tokenizer.
     """
-    tokenizer = train_tokenizer((_text(cut) for cut in read_cuts(data / f"train{SUFFIX}")), config.tokens, out)
+    tokenizer = train_tokenizer(map(transcript, read_cuts(data / f"train{CUTS_SUFFIX}")), config.tokens, out)
     log.info("%s tokenizer with %d tokens in %s", tokenizer.kind, tokenizer.vocab_size, out)
     quarantine = data / "quarantine.jsonl"
-    problems, num_total = _check_train(data / f"train{SUFFIX}", tokenizer, config)
+    problems, num_total = _check_train(data / f"train{CUTS_SUFFIX}", tokenizer, config)
     others = [problem for problem in read_quarantine(quarantine) if problem.kind not in TOKEN_KINDS]
     write_quarantine(quarantine, others + problems)
     log_counts("train", num_total, problems)
     if any(problem.kind == UNKNOWN_CHARACTERS for problem in problems):
         log.warning("a larger tokens.vocab_size%s keeps them", BYTES_HINT if config.tokens.kind != "word" else "")
-    for path in sorted(data.glob(f"*{SUFFIX}")):
-        split = path.name.removesuffix(SUFFIX)
+    for path in sorted(data.glob(f"*{CUTS_SUFFIX}")):
+        split = path.name.removesuffix(CUTS_SUFFIX)
         if split != "train":
             _warn_of_unknown(split, path, tokenizer)
     check_share("train", num_total, problems, config.data, quarantine)
     return tokenizer
-
-
-def _text(cut) -> str:
-    return " ".join(supervision.text for supervision in cut.supervisions)
 
 
 def _check_train(path: Path, tokenizer: Tokenizer, config: Config) -> tuple[list[Problem], int]:
@@ -65,7 +60,7 @@ def _check_train(path: Path, tokenizer: Tokenizer, config: Config) -> tuple[list
     for cut in read_cuts(path):
         num_total += 1
         reason = token_problem(
-            _text(cut), cut.num_samples, config.features.sampling_rate, config.data.speed_factors, tokenizer
+            transcript(cut), cut.num_samples, config.features.sampling_rate, config.data.speed_factors, tokenizer
         )
         if reason is not None:
             problems.append(Problem(cut.id, "train", cut.recording.sources[0].source, reason))
@@ -76,7 +71,7 @@ def _warn_of_unknown(split: str, path: Path, tokenizer: Tokenizer) -> None:
     unknown: set[str] = set()
     count = 0
     for cut in read_cuts(path):
-        lacking = tokenizer.unknown_characters(_text(cut))
+        lacking = tokenizer.unknown_characters(transcript(cut))
         count += bool(lacking)
         unknown |= lacking
     if count:

@@ -25,6 +25,9 @@ from cascade.corpus.quarantine import DURATION, EMPTY_TEXT, UNREADABLE, Problem
 from cascade.files import read_lines, replacing
 from cascade.text.normal import normalizer
 
+CUTS_SUFFIX = "_cuts.jsonl.gz"
+"""Of a split's file of cuts."""
+
 
 def validate(utterance: Utterance, split: str, config: Config) -> tuple[Cut, str | None] | Problem:
     """Decode an utterance once and make a cut of it, or say why it is set aside.
@@ -157,6 +160,11 @@ def read_cuts(path: str | Path) -> Iterator[Cut]:
             yield cut
 
 
+def transcript(cut: Cut) -> str:
+    """The text of a cut's supervisions."""
+    return " ".join(supervision.text or "" for supervision in cut.supervisions)
+
+
 class Speech(NamedTuple):
     """One utterance; samples (num_samples,) float32."""
 
@@ -179,8 +187,7 @@ def read_speech(manifest: Path, sampling_rate: int, at_most: int | None = None) 
             speech.append(Speech(line.id, line.text, read_audio(line.path, sampling_rate, line.start, line.end)[0]))
     else:
         for cut in islice(read_cuts(manifest), at_most):
-            text = " ".join(supervision.text or "" for supervision in cut.supervisions)
-            speech.append(Speech(cut.id, text, load_samples(cut, sampling_rate)))
+            speech.append(Speech(cut.id, transcript(cut), load_samples(cut, sampling_rate)))
     if not speech:
         raise ValueError(f"{manifest} holds no recording")
     return speech

@@ -40,11 +40,9 @@ class Utterance:
     words: list[list[float]] | None = None
 
 
-def read_manifest(manifest: str | Path, split: str | None = None) -> Iterator[Utterance | Problem]:
+def read_manifest(manifest: str | Path) -> Iterator[Utterance | Problem]:
     """Yield each line of a manifest as an Utterance, or as the Problem that it is.
 
-    Args:
-      split: name for the problems; the file's stem without it.
     Raises:
       FileNotFoundError: no such manifest.
       ValueError: the file is not UTF-8 text.
@@ -52,7 +50,6 @@ def read_manifest(manifest: str | Path, split: str | None = None) -> Iterator[Ut
     manifest = Path(manifest)
     if not manifest.is_file():
         raise FileNotFoundError(f"manifest not found: {manifest}")
-    split = manifest.stem if split is None else split
     first_line: dict[str, int] = {}
     with open(manifest, "rb") as lines:
         for number, line in enumerate(lines, 1):
@@ -61,12 +58,13 @@ def read_manifest(manifest: str | Path, split: str | None = None) -> Iterator[Ut
                     continue
                 utterance = _parse(line, manifest.parent)
             except ValueError as error:
-                yield Problem(f"line {number}", split, str(manifest), f"{MALFORMED}: {manifest} line {number}: {error}")
+                reason = f"{MALFORMED}: {manifest} line {number}: {error}"
+                yield Problem(f"line {number}", manifest.stem, str(manifest), reason)
                 continue
             earlier = first_line.setdefault(utterance.id, number)
             if earlier != number:
                 reason = f"{DUPLICATE}: {manifest} line {number}, first seen in line {earlier}"
-                yield Problem(utterance.id, split, str(utterance.path), reason)
+                yield Problem(utterance.id, manifest.stem, str(utterance.path), reason)
             else:
                 yield utterance
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from cascade.corpus.statistics import SplitStatistics, show_character
 from cascade.files import replacing
-from cascade.report.plots import STYLE
+from cascade.report.plots import STYLE, pyplot_without_window
 
 _COLOURS = {"train": "#1b4f8c", "dev": "#8a8a8a", "test": "#d9661f"}
 _OTHERS = ("#3c8d5a", "#8e5ea2", "#c0392b", "#16a0a0")
@@ -22,13 +22,7 @@ def draw_statistics(splits: Sequence[SplitStatistics], path: str | Path) -> None
     Raises:
       ImportError: matplotlib is not installed.
     """
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise ImportError("prepare_data draws its statistics with matplotlib: pip install matplotlib") from error
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
+    pyplot = pyplot_without_window()
     splits = [split for split in splits if split.ids]
     others = iter(_OTHERS * len(splits))
     colours = {split.split: _COLOURS.get(split.split) or next(others) for split in splits}

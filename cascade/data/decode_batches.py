@@ -14,7 +14,7 @@ import soundfile
 from cascade.audio.fbank import compute_fbank
 from cascade.audio.io import read_audio
 from cascade.config.options import SUBSAMPLING, Config
-from cascade.corpus.cuts import Cut, load_samples, read_cuts
+from cascade.corpus.cuts import Cut, load_samples, read_cuts, transcript
 from cascade.corpus.manifests import Utterance, read_manifest
 from cascade.corpus.quarantine import DURATION, MALFORMED, UNREADABLE, Problem
 from cascade.data.batches import FRAMES_PER_SECOND, Batch, collate, cut_batches
@@ -107,7 +107,7 @@ class DecodeBatches:
             return lambda: compute_fbank(load_samples(cut, features.sampling_rate), features)
 
         for cut in read_cuts(self._manifest):
-            text = normalize(" ".join(supervision.text or "" for supervision in cut.supervisions))
+            text = normalize(transcript(cut))
             path = cut.recording.sources[0].source if cut.recording is not None else str(self._manifest)
             if cut.recording is None and cut.features is None:
                 self._add(Problem(cut.id, self._manifest.stem, path, f"{MALFORMED}: neither recording nor features"))

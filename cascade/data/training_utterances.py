@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from cascade.config.options import SUBSAMPLING, Config
-from cascade.corpus.cuts import read_cuts
+from cascade.corpus.cuts import read_cuts, transcript
 from cascade.corpus.quarantine import token_problem
 from cascade.data.storage import Stored, stored
 from cascade.text.tokens import Tokenizer
@@ -43,7 +43,7 @@ def read_utterances(
                 f"{cuts_path}: {cut.features.num_features} mel bins, but features.num_mel_bins="
                 f"{config.features.num_mel_bins}: run stage 1 again"
             )
-        text = tokenizer.normalize(" ".join(supervision.text or "" for supervision in cut.supervisions))
+        text = tokenizer.normalize(transcript(cut))
         tokens = tuple(tokenizer.encode(text))
         custom = cut.custom or {}
         speed = custom.get("speed", 1.0)

@@ -7,8 +7,6 @@
 """
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from types import ModuleType
 
@@ -42,22 +40,6 @@ def set_backend(name: str, device: torch.device = _CPU) -> None:
 
         rnnt_k2.load()
     _chosen = name
-
-
-def get_backend() -> str:
-    """Name of the chosen backend."""
-    return _chosen
-
-
-@contextmanager
-def use_backend(name: str) -> Iterator[None]:
-    """set_backend for the length of a with block."""
-    before = get_backend()
-    set_backend(name)
-    try:
-        yield
-    finally:
-        set_backend(before)
 
 
 def _check_device(name: str, device: torch.device) -> None:

@@ -50,16 +50,10 @@ def measure_memory(
 
 
 def resident_bytes() -> tuple[int, int]:
-    """Resident set of this process, now and at its peak; where the system tells only the peak, that twice."""
-    status = Path("/proc/self/status")
-    if status.is_file():
-        lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
-        now, peak = (1024 * int(lines[name].split()[0]) for name in ("VmRSS", "VmHWM"))
-        return now, peak
-    import resource  # Windows lacks it
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return peak, peak
+    """Resident set of this process, now and at its peak."""
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    now, peak = (1024 * int(lines[name].split()[0]) for name in ("VmRSS", "VmHWM"))
+    return now, peak
 
 
 def stream_once(source: ModelSource, chunk_ms: int, left_context_ms: int) -> None:

@@ -29,7 +29,7 @@ def draw_plots(experiment: Experiment, out_dir: Path) -> list[tuple[str, str]]:
     Raises:
       ImportError: matplotlib is not installed.
     """
-    pyplot = _pyplot()
+    pyplot = pyplot_without_window()
     (out_dir / "plots").mkdir(parents=True, exist_ok=True)
     drawn = []
     jobs = (
@@ -47,7 +47,12 @@ def draw_plots(experiment: Experiment, out_dir: Path) -> list[tuple[str, str]]:
     return drawn
 
 
-def _pyplot():
+def pyplot_without_window():
+    """matplotlib's pyplot, for files.
+
+    Raises:
+      ImportError: matplotlib is not installed.
+    """
     try:
         import matplotlib
     except ImportError as error:

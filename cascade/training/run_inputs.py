@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -40,6 +42,13 @@ class RunPaths(NamedTuple):
     """The model to start from: a model directory or a checkpoint in one."""
     alignment: Path | None = None
     """Words of the training utterances with their times (CTM), for augment.recombine_share."""
+
+    @classmethod
+    def from_arguments(cls, arguments: argparse.Namespace, exp_dir: Path = Path(os.devnull)) -> RunPaths:
+        """The folders that `add_input_arguments`'s options name; without exp_dir for what writes none."""
+        return cls(
+            arguments.data, arguments.tokens, exp_dir, arguments.teacher, arguments.init_from, arguments.alignment
+        )
 
 
 class RunInputs(NamedTuple):

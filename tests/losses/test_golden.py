@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from cascade.losses import backends, rnnt
+from cascade.losses import rnnt
+from tests.losses.choice import use_backend
 from tests.losses.golden.record import Case, is_input, load, make_inputs, rewrite
 
 HERE = Path(__file__).resolve().parent / "golden"
@@ -40,7 +41,7 @@ def check(meta, arrays, device="cpu"):
 @pytest.mark.parametrize("backend", ["torch", "numba"])
 @pytest.mark.parametrize("name", sorted(CASES))
 def test_own_loss_equals_k2_loss(name, backend):
-    with backends.use_backend(backend):
+    with use_backend(backend):
         check(*load(CASES[name]))
 
 

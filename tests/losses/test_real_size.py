@@ -7,10 +7,10 @@ of the difference of gradients.
 import pytest
 import torch
 
-from cascade.losses import backends
 from cascade.losses.distillation import distillation_loss
 from cascade.losses.joiner_cells import JoinerInputs
 from cascade.losses.transducer import transducer_loss
+from tests.losses.choice import use_backend
 
 N, T, U, V, D = 3, 1000, 100, 500, 64
 BOUNDARY = torch.tensor([[0, 0, U, T], [0, 0, U - 17, T - 130], [0, 0, U // 2, T // 2 + 1]])
@@ -42,7 +42,7 @@ def relative(values, reference):
 @pytest.mark.parametrize("rnnt_type", ["regular", "modified", "constrained"])
 def test_float32_equals_float64_at_real_size(rnnt_type):
     tensors, symbols = make_inputs()
-    with backends.use_backend("torch"):
+    with use_backend("torch"):
         exact, exact_grads = run(tensors, symbols, torch.float64, rnnt_type)
     found, grads = run(tensors, symbols, torch.float32, rnnt_type, exact.ranges)
     assert bool(torch.isfinite(exact.pruned).all()) and float(exact.pruned.detach().min()) > 1000

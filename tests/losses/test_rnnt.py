@@ -10,6 +10,7 @@ import torch
 
 from cascade.config.options import ConfigError
 from cascade.losses import backends, rnnt
+from tests.losses.choice import use_backend
 
 TYPES = ("regular", "modified", "constrained")
 BACKENDS = ("torch", "numba")
@@ -47,7 +48,7 @@ def all_paths_score(px, py, begin, end, regular):
 def test_recursion_equals_enumeration_of_paths_with_begin_offsets(regular, backend):
     px, py = make_lattice(regular=regular)
     boundary = torch.tensor([[0, 0, 4, 7], [1, 2, 3, 6], [2, 3, 2, 3]])
-    with backends.use_backend(backend):
+    with use_backend(backend):
         scores = rnnt.mutual_information_recursion(px, py, boundary)
     for n, (s_begin, t_begin, s_end, t_end) in enumerate(boundary.tolist()):
         expected = all_paths_score(px[n], py[n], (s_begin, t_begin), (s_end, t_end), regular)
@@ -59,7 +60,7 @@ def test_recursion_equals_enumeration_of_paths_with_begin_offsets(regular, backe
 def test_occupancies_are_the_gradient_of_the_score(regular, backend):
     px, py = (x.requires_grad_() for x in make_lattice(seed=1, regular=regular))
     boundary = torch.tensor([[0, 0, 4, 7], [1, 1, 4, 6], [0, 0, 0, 3]])
-    with backends.use_backend(backend):
+    with use_backend(backend):
         assert torch.autograd.gradcheck(lambda x, y: rnnt.mutual_information_recursion(x, y, boundary), (px, py))
         scores, (px_grad, py_grad) = rnnt.mutual_information_recursion(px, py, boundary, return_grad=True)
     d_px, d_py = torch.autograd.grad(scores.sum(), (px, py))
@@ -75,7 +76,7 @@ def test_backends_agree_over_the_whole_range_of_log_probs(regular, scale):
     boundary = torch.tensor([[0, 0, 9, 21], [0, 0, 9, 21], [1, 2, 8, 20], [0, 0, 9, 12]])
     results = []
     for backend in BACKENDS:
-        with backends.use_backend(backend):
+        with use_backend(backend):
             scores, grads = rnnt.mutual_information_recursion(px, py, boundary, return_grad=True)
             results.append((scores, *grads))
     for fast, reference in zip(*results, strict=True):  # a score of 1e7 is rounded to 1e-9
@@ -86,7 +87,7 @@ def test_backends_agree_over_the_whole_range_of_log_probs(regular, scale):
 def test_long_lattices_do_not_underflow(backend):
     px, py = torch.full((1, 300, 901), -20.0), torch.full((1, 301, 900), -3.0)
     px.requires_grad_()
-    with backends.use_backend(backend):
+    with use_backend(backend):
         score = rnnt.mutual_information_recursion(px, py)
     # every path has the same weight; there are (1200 choose 300) of them
     ways = torch.lgamma(torch.tensor(1201.0, dtype=torch.float64)) - sum(
@@ -106,7 +107,7 @@ def test_single_steps_may_be_as_improbable_as_numbers_go(dtype, flush, backend):
         py = torch.tensor([[[log_prob], [log_prob]]], dtype=dtype)
         torch.set_flush_denormal(flush)
         try:
-            with backends.use_backend(backend):
+            with use_backend(backend):
                 scores = backends.forward_backward(px, py, torch.tensor([[0, 0, 1, 1]])).scores
         finally:
             torch.set_flush_denormal(False)
@@ -119,7 +120,7 @@ def test_nan_is_not_hidden(backend):
     px[1, 2, 3] = float("nan")
     px[2] *= 1e4  # also where the parts differ in magnitude
     py[2, 1, 5] = float("nan")
-    with backends.use_backend(backend):
+    with use_backend(backend):
         scores = rnnt.mutual_information_recursion(px, py)
     assert torch.isnan(scores).tolist() == [False, True, True]
 
@@ -128,7 +129,7 @@ def test_nan_is_not_hidden(backend):
 @pytest.mark.parametrize("rnnt_type", TYPES)
 def test_full_loss_gradient_equals_finite_differences(rnnt_type, backend):
     logits, symbols, boundary = make_logits()
-    with backends.use_backend(backend):
+    with use_backend(backend):
         assert torch.autograd.gradcheck(
             lambda x: rnnt.rnnt_loss(x, symbols, 0, boundary, rnnt_type, 0.01, "none"), logits.requires_grad_()
         )
@@ -147,7 +148,7 @@ def test_simple_and_smoothed_gradients_equal_finite_differences(rnnt_type, backe
         smoothed = rnnt.rnnt_loss_smoothed(lm, am, symbols, 0, 0.2, 0.3, boundary, rnnt_type, reduction="none")
         return simple, smoothed
 
-    with backends.use_backend(backend):
+    with use_backend(backend):
         assert torch.autograd.gradcheck(losses, (lm, am))
 
 
@@ -174,16 +175,16 @@ def test_numba_is_refused_on_a_gpu_instead_of_replaced_in_silence():
     with pytest.raises(ConfigError, match="loss.backend=numba computes on the CPU, not on cuda"):
         backends.set_backend("numba", torch.device("cuda"))
     px, boundary = torch.zeros(1, 2, 1, device="meta"), torch.tensor([[0, 0, 2, 2]], device="meta")
-    with backends.use_backend("numba"), pytest.raises(ConfigError, match="not on meta"):
+    with use_backend("numba"), pytest.raises(ConfigError, match="not on meta"):
         backends.forward_backward(px, px, boundary)
-    assert backends.get_backend() == "auto"
+    assert backends._chosen == "auto"
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_no_symbols_and_no_frames(backend):
     logits, symbols, _ = make_logits(n=4)
     boundary = torch.tensor([[0, 0, 0, 6], [0, 0, 0, 0], [0, 0, 3, 0], [0, 0, 3, 1]])
-    with backends.use_backend(backend):
+    with use_backend(backend):
         loss = rnnt.rnnt_loss(logits.requires_grad_(), symbols, 0, boundary, reduction="none")
     grad = torch.autograd.grad(loss.sum(), logits)[0]
     blanks = logits.detach()[0, :, 0].log_softmax(-1)[:, 0]
@@ -198,7 +199,7 @@ def test_no_symbols_and_no_frames(backend):
 def test_more_symbols_than_frames_are_impossible_with_finite_gradients(rnnt_type, backend):
     logits, symbols, _ = make_logits()
     boundary = torch.tensor([[0, 0, 3, 2], [0, 0, 1, 2]])
-    with backends.use_backend(backend):
+    with use_backend(backend):
         loss = rnnt.rnnt_loss(logits.requires_grad_(), symbols, 0, boundary, rnnt_type, reduction="none")
     assert torch.isinf(loss).tolist() == [True, False]
     assert bool(torch.isfinite(torch.autograd.grad(loss.sum(), logits)[0]).all())
@@ -243,13 +244,13 @@ def test_backends_are_chosen_by_name(monkeypatch):
         backends.set_backend("fast")
     with pytest.raises(ValueError, match="needs the package k2"):
         backends.set_backend("k2")
-    assert backends.get_backend() == "auto"
+    assert backends._chosen == "auto"
     monkeypatch.setattr(backends, "_numba_module", lambda: None)
     with pytest.raises(ValueError, match="pip install numba"):
         backends.set_backend("numba")
     px, py = make_lattice()
     expected = rnnt.mutual_information_recursion(px, py)  # auto falls back to torch
-    with backends.use_backend("torch"):
+    with use_backend("torch"):
         assert torch.equal(rnnt.mutual_information_recursion(px, py), expected)
 
 
@@ -264,7 +265,7 @@ def test_the_k2_backend_calls_k2(monkeypatch):
         return scores + 1, grads  # a mark that no other backend leaves
 
     monkeypatch.setitem(sys.modules, "k2", types.SimpleNamespace(mutual_information_recursion=recursion))
-    with backends.use_backend("k2"):
+    with use_backend("k2"):
         found, (px_grad, _) = rnnt.mutual_information_recursion(px, py, boundary, return_grad=True)
     assert calls == [True] and torch.equal(found, scores + 1) and torch.equal(px_grad, grads[0])
 

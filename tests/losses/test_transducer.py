@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from cascade.losses import backends, rnnt
+from cascade.losses import rnnt
 from cascade.losses.transducer import has_alignment, transducer_loss
+from tests.losses.choice import use_backend
 
 TYPES = ("regular", "modified", "constrained")
 NAMES = ("am", "lm", "encoder", "predictor", "weight", "bias")
@@ -55,7 +56,7 @@ def composed(tensors, symbols, boundary, ranges, rnnt_type, delay_penalty):
 @pytest.mark.parametrize("rnnt_type", TYPES)
 def test_fused_loss_equals_composed_loss(rnnt_type, budget, backend):
     tensors, symbols, boundary = make_inputs()
-    with backends.use_backend(backend):
+    with use_backend(backend):
         out = run(tensors, symbols, boundary, rnnt_type=rnnt_type, delay_penalty=0.01, logits_budget_mb=budget)
         weights = torch.tensor([[0.5, 1.0, 2.0], [1.0, 3.0, 0.7]], dtype=torch.float64)
         simple, pruned = composed(tensors, symbols, boundary, out.ranges, rnnt_type, 0.01)
@@ -125,7 +126,7 @@ def test_impossible_utterance_has_infinite_loss_and_zero_gradients(rnnt_type, ba
     tensors, symbols, _ = make_inputs(seed=4, n=4)
     # too few frames for the band (regular: 2 per frame), no frame at all, and good ones around them
     boundary = torch.tensor([[0, 0, 5, 13], [0, 0, 5, 2], [0, 0, 5, 0], [0, 0, 0, 1]])
-    with backends.use_backend(backend):
+    with use_backend(backend):
         out = run(tensors, symbols, boundary, rnnt_type=rnnt_type, prune_range=2)
     # the simple lattice of the regular type allows several symbols in a frame
     assert torch.isinf(out.simple).tolist() == [False, rnnt_type != "regular", True, False]
@@ -153,7 +154,7 @@ def test_lengths_alone_say_whether_an_alignment_exists(rnnt_type, prune_range):
 @pytest.mark.parametrize("backend", ["torch", "numba"])
 def test_batches_without_symbols_or_with_fewer_frames_than_symbols_work(backend):
     tensors, symbols, _ = make_inputs(seed=11, n=2, t=3, u=5)
-    with backends.use_backend(backend):
+    with use_backend(backend):
         out = run(tensors, symbols, torch.tensor([[0, 0, 5, 3], [0, 0, 1, 2]]), rnnt_type="modified")
         assert torch.isinf(out.pruned).tolist() == torch.isinf(out.simple).tolist() == [True, False]
         tensors, _, _ = make_inputs(seed=12, n=2, t=4, u=0)

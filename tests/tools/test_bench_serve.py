@@ -79,7 +79,8 @@ def test_a_core_that_seems_full_is_tried_with_a_quarter_more():
 def test_rows_hold_what_the_interface_names(tmp_path, monkeypatch):
     make_manifest(tmp_path)
     (tmp_path / "broken.wav").unlink()
-    assert 0.05 < make_random_model(tiny_config(), tmp_path / "student", [tmp_path]) < 0.2
+    samples = np.concatenate(bench_serve.read_turns([tmp_path], limit=4))
+    assert 0.05 < make_random_model(tiny_config(), tmp_path / "student", samples) < 0.2
     words = ["bench_serve", "--exp-dir", tmp_path / "student", "--wav", tmp_path, "--seconds", 2, "--streams", 3]
     monkeypatch.setattr(sys, "argv", list(map(str, [*words, "--json", tmp_path / "rows.json"])))
     bench_serve.main()
