@@ -69,17 +69,12 @@ def examine_environment(interpreter, facts, said):
             yield name, problem, PROBLEM, "run tools/setup.sh; if that does not help, remove .venv first"
 
 
-def num_cores():
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def examine_devices(facts):
-    yield "CPU", f"{num_cores()} cores, {platform.processor() or platform.machine()}"
-    if Path("/proc/meminfo").is_file():
-        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-        total, free = (int(lines[name].split()[0]) / 1e6 for name in ("MemTotal", "MemAvailable"))
-        little = (NOTE, "little: lower data.batch_duration, keep data.num_workers=0")
-        yield "memory", f"{total:.1f} GB, {free:.1f} GB available", *(little if total < 4 else ())
+    yield "CPU", f"{len(os.sched_getaffinity(0))} cores, {platform.processor() or platform.machine()}"
+    lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+    total, free = (int(lines[name].split()[0]) / 1e6 for name in ("MemTotal", "MemAvailable"))
+    little = (NOTE, "little: lower data.batch_duration, keep data.num_workers=0")
+    yield "memory", f"{total:.1f} GB, {free:.1f} GB available", *(little if total < 4 else ())
     for index, gpu in enumerate(facts.get("gpus", ())):
         yield f"GPU {index}", gpu
     if facts.get("gpu_problem"):
@@ -108,7 +103,7 @@ def examine_disk():
 
 
 def examine_pitfalls(facts):
-    cores = num_cores()
+    cores = len(os.sched_getaffinity(0))
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         value = os.environ.get(name, "")
         if value.isdigit() and int(value) > cores:

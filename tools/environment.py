@@ -26,6 +26,8 @@ from cascade.nvidia import has_nvidia_gpu  # noqa: E402
 REQUIREMENTS = ROOT / "requirements.txt"
 VENV = ROOT / ".venv"
 PYTHON = VENV / "bin" / "python"
+BASE = os.environ.get("SETUP_PYTHON") or sys.executable
+"""Python to make .venv with."""
 UNFINISHED = VENV / "unfinished"
 """There while pip works: where it was killed, packages may be half there, and .venv is made anew."""
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
@@ -98,11 +100,6 @@ def say(text):
     print(f"setup: {text}", file=sys.stderr, flush=True)
 
 
-def base_python():
-    """The interpreter to make .venv with."""
-    return os.environ.get("SETUP_PYTHON") or sys.executable
-
-
 def check(python, *words):
     """The problems of another interpreter's environment."""
     try:
@@ -118,15 +115,13 @@ def index_options():
     Raises:
       SetUpError: there is no room for it.
     """
-    options, needed_mb, build = [], CPU_MB, "PyTorch's CPU build"
-    if platform.system() == "Linux":
-        if wants_cuda():
-            needed_mb, build = CUDA_MB, "PyTorch's CUDA build"
-        elif subprocess.run([base_python(), "-c", PROBE, f"{CPU_INDEX}/torch/"], stderr=subprocess.DEVNULL).returncode:
+    options, needed_mb, build = [], CUDA_MB, "PyTorch's CUDA build"
+    if not wants_cuda():
+        if subprocess.run([BASE, "-c", PROBE, f"{CPU_INDEX}/torch/"], stderr=subprocess.DEVNULL).returncode:
             say(f"{CPU_INDEX} does not answer: PyTorch comes from the default index, perhaps as its larger CUDA build")
-            needed_mb, build = CUDA_MB, "PyTorch's CUDA build, which the default index may give"
+            build += ", which the default index may give"
         else:
-            options = ["--extra-index-url", CPU_INDEX]
+            options, needed_mb, build = ["--extra-index-url", CPU_INDEX], CPU_MB, "PyTorch's CPU build"
     df = subprocess.run(["df", "-Pm", str(ROOT)], capture_output=True, text=True).stdout.split()
     free_mb = int(df[-3]) if len(df) > 6 else CUDA_MB
     if free_mb < needed_mb:
@@ -183,9 +178,9 @@ def make_ready():
             say(f"{VENV}: {problems[0]}")
         ends = UNFINISHED.exists() or not PYTHON.exists()
         if ends or subprocess.run([str(PYTHON), "-c", "import pip"], capture_output=True).returncode:
-            say(f"making {VENV} with {base_python()}")
+            say(f"making {VENV} with {BASE}")
             index = index_options()
-            command = [base_python(), "-m", "venv", "--clear", str(VENV)]
+            command = [BASE, "-m", "venv", "--clear", str(VENV)]
             made = subprocess.run(command, capture_output=True, text=True)
             if made.returncode:
                 raise SetUpError(f"{' '.join(command)}: {(made.stdout + made.stderr).strip()[-300:]}")
