@@ -21,6 +21,7 @@ import ctypes
 import json
 import logging
 import os
+import sys
 import tempfile
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -28,12 +29,14 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
-from cascade.audio.resample import resample
-from cascade.bin.cli import run_program
-from cascade.corpus.synthetic.noise import add_noise
-from cascade.files import replacing
-from cascade.log import progress
-from cascade.processes.parts import check_stopped, compute_parts
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from cascade.audio.resample import resample  # noqa: E402
+from cascade.bin.cli import run_program  # noqa: E402
+from cascade.corpus.synthetic.noise import add_noise  # noqa: E402
+from cascade.files import replacing  # noqa: E402
+from cascade.log import progress  # noqa: E402
+from cascade.processes.parts import check_stopped, compute_parts  # noqa: E402
 
 # Numbers of espeak-ng's speak_lib.h, version 1.52.
 AUDIO_OUTPUT_SYNCHRONOUS, INITIALIZE_DONT_EXIT, CHARS_UTF8 = 2, 0x8000, 1
