@@ -1,0 +1,16 @@
+"""The programs under tools/ start from a clone that is not installed."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+TOOLS = Path(__file__).resolve().parents[2] / "tools"
+PROGRAMS = {path.name: text for path in sorted(TOOLS.glob("*.py")) if "__main__" in (text := path.read_text())}
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_program_finds_the_package_before_it_imports_it(name):
+    imports = re.search(r"^from (cascade|tools)\b", PROGRAMS[name], re.MULTILINE)
+    path = PROGRAMS[name].find("sys.path.insert(0, str(Path(__file__).resolve().parents[1]))")
+    assert imports is None or 0 < path < imports.start()
