@@ -12,5 +12,5 @@ PROGRAMS = {path.name: text for path in sorted(TOOLS.glob("*.py")) if "__main__"
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_a_program_finds_the_package_before_it_imports_it(name):
     imports = re.search(r"^from (cascade|tools)\b", PROGRAMS[name], re.MULTILINE)
-    path = PROGRAMS[name].find("sys.path.insert(0, str(Path(__file__).resolve().parents[1]))")
-    assert imports is None or 0 < path < imports.start()
+    path = re.search(r"^(sys\.path\.(insert|append)\(|import environment$)", PROGRAMS[name], re.MULTILINE)
+    assert imports is None or path is not None and path.start() < imports.start()
