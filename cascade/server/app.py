@@ -11,7 +11,8 @@ import contextlib
 import logging
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 from aiohttp import BodyPartReader, ClientPayloadError, WSMsgType, web
@@ -135,7 +136,7 @@ class Server:
 
     async def _page_or_sherpa(self, request: web.Request) -> web.StreamResponse:
         if request.headers.get("Upgrade", "").lower() == "websocket":
-            return await self._converse(request, Sherpa)
+            return await self._converse(request, "sherpa", Sherpa)
         return await self._page(request)
 
     async def _page(self, request: web.Request) -> web.Response:
@@ -154,9 +155,14 @@ class Server:
         return web.Response(text=self.metrics.text(), content_type="text/plain", charset="utf-8")
 
     async def _realtime(self, request: web.Request) -> web.StreamResponse:
-        return await self._converse(request, Realtime)
+        offered = request.headers.get("Sec-WebSocket-Protocol", "")
+        is_beta = "OpenAI-Beta" in request.headers or "openai-beta." in offered
+        is_beta &= request.query.get("intent") == "transcription"
+        return await self._converse(request, "realtime", partial(Realtime, is_beta=is_beta))
 
-    async def _converse(self, request: web.Request, kind: type[Realtime] | type[Sherpa]) -> web.StreamResponse:
+    async def _converse(
+        self, request: web.Request, name: str, open_protocol: Callable[[Session, Recognizer], Realtime | Sherpa]
+    ) -> web.StreamResponse:
         """A WebSocket from its upgrade to its end, in one of the protocols."""
         socket = web.WebSocketResponse(
             max_msg_size=MESSAGE_BYTES, compress=False, timeout=BYE_SECONDS, protocols=("realtime",)
@@ -164,9 +170,9 @@ class Server:
         if not socket.can_prepare(request).ok:
             return error_response(426, "this is a WebSocket: connect with an upgrade", "upgrade_required")
         code, reason = 1000, ""
-        with self._slot(kind.__name__.lower()) as session:
+        with self._slot(name) as session:
             await socket.prepare(request)
-            protocol = kind(session, self._recognizer)
+            protocol = open_protocol(session, self._recognizer)
             reader = asyncio.create_task(self._read(socket, protocol, session))
             writer = asyncio.create_task(self._write(socket, protocol, session))
             stopping = asyncio.create_task(self._stopping.wait())

@@ -15,49 +15,16 @@ import secrets
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-import numpy as np
-
-from cascade.audio.io import HIGHEST_RATE, LOWEST_RATE
 from cascade.recognizer import Recognizer
+from cascade.server.deltas import Deltas, stable_words
+from cascade.server.realtime_session import PARTIALS, BadEvent, Settings
 from cascade.server.worker import Cleared, Failure, Result, Session
 from cascade.stream.decoder import Final, Partial, Segment
-from cascade.stream.words import Word, join_words
+from cascade.stream.words import Word
 from cascade.text.normal import join_texts
 
-PARTIALS, FINISHED = "cascade.partial", "cascade.finished"
-"""Events of our own; the first one's name in `include` asks for both, and for words in `completed`."""
-DEFAULT_RATE = 24000
-MOST_HOTWORDS, LONGEST_HOTWORD = 1000, 200
-"""Phrases of a session, characters of a phrase."""
-_INPUT = "session.audio.input"
+FINISHED = "cascade.finished"
 _ITEM = "conversation.item.input_audio_transcription."
-
-
-class BadEvent(ValueError):
-    """An event that cannot be followed; `param` names the field."""
-
-    def __init__(self, message: str, param: str | None = None, code: str = "invalid_value") -> None:
-        super().__init__(message)
-        self.param, self.code = param, code
-
-
-def stable_words(partial: Partial) -> tuple[Word, ...]:
-    """The words that lie in the stable text; the last of them may still grow."""
-    position = 0
-    for count, word in enumerate(partial.words):
-        piece = f" {word.word}" if word.spaced and position else word.word
-        if not partial.stable_text.startswith(piece, position):
-            return partial.words[:count]
-        position += len(piece)
-    return partial.words
-
-
-def settled_text(partial: Partial) -> str:
-    """The words of the stable text that cannot grow any more."""
-    words = stable_words(partial)
-    if join_words(words) == partial.stable_text:
-        words = words[:-1]
-    return join_words(words)
 
 
 def words_as_json(words: Iterable[Word], offset: float = 0.0) -> list[dict[str, Any]]:
@@ -77,17 +44,16 @@ class Realtime:
     Args:
       session: where audio goes.
       recognizer: for its name and pauses, and to check hotwords.
+      is_beta: it expects the greeting of OpenAI's beta.
     """
 
-    def __init__(self, session: Session, recognizer: Recognizer) -> None:
-        self._session, self._model, self._check_hotwords = session, recognizer.name, recognizer.check_hotwords
+    def __init__(self, session: Session, recognizer: Recognizer, is_beta: bool = False) -> None:
+        self._session, self._is_beta = session, is_beta
+        self._model, self._check_hotwords = recognizer.name, recognizer.check_hotwords
         endpoint = recognizer.endpoint
         self._silence_ms = None if endpoint is None else round(1000 * endpoint.silence_after_speech)
         self._id = _new_id("sess")
-        self._rate = DEFAULT_RATE
-        self._by_pauses = endpoint is not None
-        self._include: list[str] = []
-        self._hotwords: list[str] = []
+        self._settings = Settings(self._silence_ms)
         self._heard = False  # audio since the last end
         self._num_commits = 0  # that are not answered
         self._offset = 0.0  # seconds of the streams before this one
@@ -96,7 +62,8 @@ class Realtime:
 
     def greeting(self) -> list[str]:
         """What a client is told before it has said anything."""
-        return [_event("session.created", session=self._describe())]
+        kind = "transcription_session.created" if self._is_beta else "session.created"
+        return [_event(kind, session=self._describe(self._is_beta))]
 
     async def hear(self, message: str | bytes) -> list[str]:
         """Follow a client's event (a binary message is audio, as in append); returns what is answered at once.
@@ -131,73 +98,33 @@ class Realtime:
             self._heard = False
             self._session.clear()
             return []
-        if kind == "session.update":
+        if kind in ("session.update", "transcription_session.update"):
             self._update(event.get("session"))
-            return [_event("session.updated", session=self._describe())]
+            return [_event(f"{kind}d", session=self._describe(is_beta=kind != "session.update"))]
         raise BadEvent(f"there is no event {kind[:60]!r} here", "type", "unknown_event")
 
     async def _append(self, data: bytes) -> None:
-        if len(data) % 2:
-            raise BadEvent(f"audio must be 16-bit samples, got {len(data)} bytes", "audio")
-        if data:
+        samples = self._settings.decode(data)
+        if samples.size:
             self._heard = True
-            await self._session.push(np.frombuffer(data, dtype="<i2").astype(np.int16, copy=False), self._rate)
+            await self._session.push(samples, self._settings.rate)
 
     def _update(self, session: Any) -> None:
         """Take over what a session.update names; everything is checked before anything changes."""
-        session = _mapping(session, "session")
-        if session.get("type", "transcription") != "transcription":
-            raise BadEvent("session.type must be transcription: this server speaks nothing else", "session.type")
-        audio = _mapping(_mapping(session.get("audio") or {}, "session.audio").get("input") or {}, _INPUT)
-        transcription = _mapping(audio.get("transcription") or {}, f"{_INPUT}.transcription")
-        form = _mapping(audio.get("format") or {}, f"{_INPUT}.format")
-        if form.get("type", "audio/pcm") != "audio/pcm":
-            raise BadEvent("audio must be audio/pcm: 16-bit little-endian mono", f"{_INPUT}.format.type")
-        rate = form.get("rate", self._rate)
-        if type(rate) is not int or not LOWEST_RATE <= rate <= HIGHEST_RATE:
-            possible = f"a whole number from {LOWEST_RATE} to {HIGHEST_RATE} Hz"
-            raise BadEvent(f"rate must be {possible}", f"{_INPUT}.format.rate")
-        if rate != self._rate and self._heard:
-            raise BadEvent("rate cannot change within audio: commit or clear first", f"{_INPUT}.format.rate")
-        by_pauses = self._by_pauses
-        if "turn_detection" in audio:
-            by_pauses = audio["turn_detection"] is not None and self._silence_ms is not None
-        include = session.get("include", self._include) or []
-        if not isinstance(include, list):
-            raise BadEvent("include must be a list", "session.include")
-        if by_pauses != self._by_pauses and (self._heard or self._num_commits):
-            message = "turn_detection cannot change within audio: commit or clear first"
-            raise BadEvent(message, f"{_INPUT}.turn_detection")
-        if "hotwords" in transcription:
-            self._hotwords = self._checked_hotwords(transcription["hotwords"])
-            self._session.prefer(self._hotwords)
-        self._rate, self._by_pauses = rate, by_pauses
-        self._include = [PARTIALS] if PARTIALS in include else []
+        settings = self._settings.updated(session, self._silence_ms, self._check_hotwords)
+        if settings.rate != self._settings.rate and self._heard:
+            field = "session.audio.input.format.rate"
+            raise BadEvent("rate cannot change within audio: commit or clear first", field)
+        if settings.by_pauses != self._settings.by_pauses and (self._heard or self._num_commits):
+            field = "session.audio.input.turn_detection"
+            raise BadEvent("turn_detection cannot change within audio: commit or clear first", field)
+        self._settings = settings
+        self._session.prefer(settings.hotwords)
+        own_silence = settings.by_pauses and settings.silence_ms != self._silence_ms
+        self._session.end_segments_after(settings.silence_ms / 1000 if own_silence else None)
 
-    def _checked_hotwords(self, hotwords: Any) -> list[str]:
-        field, hotwords = f"{_INPUT}.transcription.hotwords", hotwords or []
-        if not isinstance(hotwords, list) or not all(isinstance(phrase, str) for phrase in hotwords):
-            raise BadEvent("hotwords must be a list of strings", field)
-        if len(hotwords) > MOST_HOTWORDS or any(len(phrase) > LONGEST_HOTWORD for phrase in hotwords):
-            raise BadEvent(f"hotwords must be at most {MOST_HOTWORDS}, of {LONGEST_HOTWORD} characters each", field)
-        try:
-            self._check_hotwords(hotwords)
-        except (ValueError, ImportError) as error:
-            raise BadEvent(str(error), field) from error
-        return hotwords
-
-    def _describe(self) -> dict[str, Any]:
-        """The session in force: what a client asked for and did not get is not in it."""
-        pauses = {"type": "server_vad", "silence_duration_ms": self._silence_ms}
-        audio = {
-            "format": {"type": "audio/pcm", "rate": self._rate},
-            "transcription": {"model": self._model, "hotwords": self._hotwords},
-            "turn_detection": pauses if self._by_pauses else None, "noise_reduction": None,
-        }  # fmt: skip
-        return {
-            "id": self._id, "object": "realtime.transcription_session", "type": "transcription",
-            "audio": {"input": audio}, "include": self._include,
-        }  # fmt: skip
+    def _describe(self, is_beta: bool) -> dict[str, Any]:
+        return self._settings.describe(self._id, self._model, is_beta)
 
     def tell(self, result: Result) -> Iterator[str]:
         """The events that a text of the recogniser makes."""
@@ -214,28 +141,27 @@ class Realtime:
 
     def _end_segment(self, segment: Segment) -> Iterator[str]:
         yield from self._start(segment.words)
-        yield from self._delta(segment.text)
-        self._told, self._sent = join_texts([self._told, self._sent]), ""
+        yield from self._delta(self._deltas.end_segment(segment.text))
         self._texts.append(segment.text)
         self._words += words_as_json(segment.words, self._offset)
-        if self._by_pauses:
+        if self._settings.by_pauses:
             end = self._ms(segment.end)
             yield _event("input_audio_buffer.speech_stopped", item_id=self._item, audio_end_ms=end)
             yield from self._complete(segment.end - segment.start)
 
     def _end_stream(self, final: Final) -> Iterator[str]:
-        answered = self._by_pauses and final.segments
+        answered = self._settings.by_pauses and final.segments
         if self._texts or (self._num_commits and not answered):
             yield from self._complete(final.duration)
         is_answer, self._num_commits = self._num_commits > 0, max(0, self._num_commits - 1)
         self._offset += final.duration
-        if is_answer and PARTIALS in self._include:
+        if is_answer and PARTIALS in self._settings.include:
             yield _event(FINISHED, decoded_ms=self._ms(0.0), num_changed_words=final.num_changed_words)
 
     def _go_on(self, partial: Partial) -> Iterator[str]:
         yield from self._start(partial.words)
-        yield from self._delta(settled_text(partial))
-        if PARTIALS in self._include:
+        yield from self._delta(self._deltas.go_on(partial))
+        if PARTIALS in self._settings.include:
             words = words_as_json(partial.words, self._offset)
             num_stable = len(stable_words(partial))
             yield _event(
@@ -245,23 +171,20 @@ class Realtime:
             )  # fmt: skip
 
     def _start(self, words: tuple[Word, ...]) -> Iterator[str]:
-        if words and self._by_pauses and not self._speaking:
+        if words and self._settings.by_pauses and not self._speaking:
             self._speaking = True
             start = self._ms(words[0].start)
             yield _event("input_audio_buffer.speech_started", item_id=self._item, audio_start_ms=start)
 
-    def _delta(self, text: str) -> Iterator[str]:
-        """What the open segment's text adds to what was sent of it; nothing if it says something else."""
-        if len(text) > len(self._sent) and text.startswith(self._sent):
-            delta = join_texts([self._told, text])[len(join_texts([self._told, self._sent])) :]
+    def _delta(self, delta: str) -> Iterator[str]:
+        if delta:
             yield _event(f"{_ITEM}delta", item_id=self._item, content_index=0, delta=delta)
-            self._sent = text
 
     def _complete(self, seconds: float) -> Iterator[str]:
         """The item is final; the next one begins."""
         text = join_texts(self._texts)
         yield _event("input_audio_buffer.committed", item_id=self._item, previous_item_id=self._previous)
-        more = {"words": self._words} if PARTIALS in self._include else {}
+        more = {"words": self._words} if PARTIALS in self._settings.include else {}
         yield _event(
             f"{_ITEM}completed", item_id=self._item, content_index=0, transcript=text,
             usage={"type": "duration", "seconds": round(seconds, 3)}, **more,
@@ -283,7 +206,7 @@ class Realtime:
         self._item = _new_id("item")
         self._texts: list[str] = []
         self._words: list[dict[str, Any]] = []
-        self._told = self._sent = ""  # by deltas, of the segments that ended, and of the open one
+        self._deltas = Deltas()
         self._speaking = False
 
     def _ms(self, seconds: float) -> int:
@@ -317,9 +240,3 @@ def _decode_audio(audio: Any) -> bytes:
         return base64.b64decode(audio, validate=True)
     except (TypeError, ValueError, binascii.Error):
         raise BadEvent("audio must be base64 of 16-bit samples", "audio") from None
-
-
-def _mapping(value: Any, name: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise BadEvent(f"{name} must be an object", name)
-    return value

@@ -12,7 +12,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -84,8 +84,9 @@ class Session:
         self._stream: StreamingDecoder | None = None
         self._heard = self._decoded = 0.0
         self._ended = False
-        self._hotwords: list[str] = []
-        self._preferred = self._hotwords  # by the stream
+        self._hotwords: Sequence[str] = ()
+        self._silence: float | None = None
+        self._preferred, self._ended_after = self._hotwords, self._silence  # by the stream
         self.seconds = 0.0
         """Audio that was sent."""
 
@@ -128,9 +129,13 @@ class Session:
         """Forget the audio since the last end; Cleared answers."""
         self._put(_CLEAR)
 
-    def prefer(self, hotwords: list[str]) -> None:
+    def prefer(self, hotwords: Sequence[str]) -> None:
         """Prefer these phrases from the next audio on; `Recognizer.check_hotwords` has found no fault in them."""
         self._hotwords = hotwords
+
+    def end_segments_after(self, silence: float | None) -> None:
+        """Let so many seconds of silence end segments from the next audio on; None: as many as the recogniser's."""
+        self._silence = silence
 
     async def results(self) -> AsyncIterator[Result]:
         """The texts as they come. Partials that nobody fetched in time are one, the newest."""
@@ -216,13 +221,16 @@ class Session:
         return heard
 
     def _open(self, recognizer: Recognizer) -> StreamingDecoder:
-        hotwords = self._hotwords
+        hotwords, silence = self._hotwords, self._silence
         if self._stream is None:
             self._stream = recognizer.stream(hotwords, keep_segments=False)
             self._heard = self._decoded = 0.0
+            self._ended_after = None
         elif hotwords is not self._preferred:
             self._stream.prefer(hotwords)
-        self._preferred = hotwords
+        if silence != self._ended_after:
+            self._stream.end_segments_after(silence)
+        self._preferred, self._ended_after = hotwords, silence
         return self._stream
 
     def _post(self, result: Result | None = None, seconds: float = 0.0, answers_end: bool = False) -> None:

@@ -12,6 +12,7 @@ those of the whole utterance under the masks of streaming; memory then grows wit
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -60,7 +61,8 @@ class StreamBatch:
 
     def join(self) -> Stream:
         """A new stream, which has heard nothing."""
-        stream = Stream(np.zeros((0, self.engine.num_mel_bins), np.float32), causal=self._encoder.join())
+        nothing = np.zeros((0, self.engine.num_mel_bins), np.float32)
+        stream = Stream(nothing, self._endpoint, causal=self._encoder.join())
         self.mode.join(stream)
         self._streams.append(stream)
         return stream
@@ -90,6 +92,17 @@ class StreamBatch:
         earlier, stream.starts = stream.starts, {scorer: scorer.hold(hotwords)}
         self.mode.begin_with(stream)
         _release(earlier)
+
+    def end_segments_after(self, stream: Stream, silence: float | None) -> None:
+        """Give a stream its own silence_after_speech, in seconds; None: that of all streams.
+
+        Raises:
+          ValueError: streams here are one segment each.
+          ConfigError: no such silence.
+        """
+        if self._endpoint is None:
+            raise ValueError("streams without endpoints are one segment each: no silence ends it")
+        stream.endpoint = self._endpoint if silence is None else replace(self._endpoint, silence_after_speech=silence)
 
     def accept(self, stream: Stream, features: np.ndarray) -> None:
         """Let a stream hear (t, F) feature frames, not normalised; `step` decodes them."""
@@ -145,7 +158,7 @@ class StreamBatch:
     def _rule(self, stream: Stream) -> str | None:
         """The rule that ends a stream's segment here."""
         last_token = stream.best.timestamps[-1] if stream.best.timestamps else None
-        return find_endpoint(self._endpoint, stream.num_frames, last_token, self.mode.step_frames)
+        return find_endpoint(stream.endpoint, stream.num_frames, last_token, self.mode.step_frames)
 
     def _show(self, streams: Streams) -> None:
         for stream in streams:

@@ -108,7 +108,7 @@ class StreamingDecoder:
             raise ValueError("options and endpoint belong to the batch: give them to StreamBatch, not to its decoders")
         self.batch = batch
         self._tokenizer, self._features, self._keep = tokenizer, config.features, keep_segments
-        self._hotwords = hotwords
+        self._hotwords, self._silence = hotwords, None
         self._start()
 
     def prefer(self, hotwords: Sequence[str]) -> None:
@@ -117,6 +117,11 @@ class StreamingDecoder:
             raise ValueError("the stream has ended: reset() starts a new one")
         self.batch.prefer(self._stream, hotwords)
         self._hotwords = hotwords
+
+    def end_segments_after(self, silence: float | None) -> None:
+        """Another silence ends segments from now on: see `StreamBatch.end_segments_after`."""
+        self.batch.end_segments_after(self._stream, silence)
+        self._silence = silence
 
     def accept(self, samples: np.ndarray, sampling_rate: int) -> Partial:
         """Hear (num_samples,) int16 samples, or floating-point ones in [-1, 1], and decode what is complete.
@@ -202,6 +207,8 @@ class StreamingDecoder:
         except ValueError:
             self.batch.leave(self._stream)
             raise
+        if self._silence is not None:
+            self.batch.end_segments_after(self._stream, self._silence)
         self._segments: list[Segment] = []
         self._last: tuple[Segment, ...] = ()
         self._open = Partial((), "", "", ())

@@ -22,6 +22,7 @@ from cascade.search.hypothesis import Hypothesis
 from cascade.search.methods import DecodingOptions, build_search
 from cascade.search.rows import Search, Starts
 from cascade.search.scorer import Scorer
+from cascade.stream.endpoint import EndpointOptions
 from cascade.stream.engine import Engine, pad
 from cascade.stream.words import NOTHING
 
@@ -43,6 +44,8 @@ class Stream:
 
     features: np.ndarray
     """(t, F) frames that were heard; those before `num_taken` are decoded."""
+    endpoint: EndpointOptions | None = None
+    """Rules that end its segments; None: it is one."""
     num_taken: int = 0
     finished: bool = False
     """No more features will come."""

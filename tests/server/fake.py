@@ -59,7 +59,10 @@ class FakeStream:
         self._num_silent = 0
         self._first = self._num_heard = 0
         self._segments: list[Segment] = []
-        self.is_ended = False
+        self.is_ended, self.most_silent = False, 3
+
+    def end_segments_after(self, silence) -> None:
+        self.most_silent = 3 if silence is None else round(1000 * silence / CHUNK)
 
     def prefer(self, hotwords) -> None:
         self.hotwords = list(hotwords)
@@ -84,7 +87,7 @@ class FakeStream:
             self._values.append(value)
             self._num_heard += 1
             self._num_silent = 0 if value else self._num_silent + 1
-            if self._num_silent >= 3:
+            if self._num_silent >= self.most_silent:
                 self._end_segment()
         if self.is_ended:
             self._end_segment()

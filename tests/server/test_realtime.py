@@ -2,10 +2,13 @@
 
 import asyncio
 import base64
+import io
 
 import numpy as np
 import pytest
+import soundfile
 
+from cascade.server.realtime_session import Settings
 from tests.server.fake import BROKEN, RATE, REVISED, FakeRecognizer, speech
 from tests.server.harness import of_kind, open_realtime, run, until
 
@@ -169,8 +172,20 @@ def test_partials_come_to_those_who_ask_and_say_which_words_are_stable():
         ('{"type": "input_audio_buffer.commit"}', "input_audio_buffer_commit_empty", None),
         ('{"type": "session.update"}', "invalid_value", "session"),
         ('{"type": "session.update", "session": {"type": "realtime"}}', "invalid_value", "session.type"),
-        ('{"type": "session.update", "session": {"audio": {"input": {"format": {"type": "audio/pcmu"}}}}}',
+        ('{"type": "session.update", "session": {"audio": {"input": {"format": {"type": "audio/opus"}}}}}',
          "invalid_value", "session.audio.input.format.type"),
+        ('{"type": "session.update", "session": {"audio": {"input": {"format": {"type": []}}}}}',
+         "invalid_value", "session.audio.input.format.type"),
+        ('{"type": "session.update", "session": {"audio": {"input": {"format": {"type": "audio/pcma", "rate": 9}}}}}',
+         "invalid_value", "session.audio.input.format.rate"),
+        ('{"type": "session.update", "session": {"audio": {"input": {"turn_detection": "server_vad"}}}}',
+         "invalid_value", "session.audio.input.turn_detection"),
+        ('{"type": "session.update", "session": {"audio": {"input": {"turn_detection": {"type": "vad"}}}}}',
+         "invalid_value", "session.audio.input.turn_detection.type"),
+        ('{"type": "session.update", "session": {"audio": {"input": {"turn_detection": {"silence_duration_ms": 0}}}}}',
+         "invalid_value", "session.audio.input.turn_detection.silence_duration_ms"),
+        ('{"type": "transcription_session.update", "session": {"input_audio_format": {"a": 1}}}',
+         "invalid_value", "session.input_audio_format"),
         ('{"type": "session.update", "session": {"audio": {"input": {"format": {"rate": 1e9}}}}}',
          "invalid_value", "session.audio.input.format.rate"),
         (b"odd", "invalid_value", "audio"),
@@ -202,7 +217,8 @@ def test_a_session_says_what_is_in_force_and_keeps_its_rate_within_audio():
         session = (await until(socket, "session.updated"))[-1]["session"]
         assert session["include"] == ["cascade.partial"] and session["type"] == "transcription"
         assert session["audio"]["input"] == {
-            "format": {"type": "audio/pcm", "rate": RATE}, "transcription": {"model": "fake", "hotwords": []},
+            "format": {"type": "audio/pcm", "rate": RATE},
+            "transcription": {"model": "fake", "keywords": [], "hotwords": []},
             "turn_detection": {"type": "server_vad", "silence_duration_ms": 1200}, "noise_reduction": None,
         }  # fmt: skip
         await socket.send_bytes(speech(1).tobytes())
@@ -234,7 +250,8 @@ def test_hotwords_hold_for_the_open_stream_and_for_those_that_follow():
             await socket.send_json({"type": "session.update", "session": {"audio": audio}})
             if hotwords in (None, expected):
                 session = (await until(socket, "session.updated"))[-1]["session"]
-                assert session["audio"]["input"]["transcription"] == {"model": "fake", "hotwords": expected}
+                transcription = {"model": "fake", "keywords": expected, "hotwords": expected}
+                assert session["audio"]["input"]["transcription"] == transcription
             else:
                 error = (await until(socket, "error"))[-1]["error"]
                 assert error["param"] == "session.audio.input.transcription.hotwords"
@@ -245,6 +262,88 @@ def test_hotwords_hold_for_the_open_stream_and_for_those_that_follow():
         await socket.close()
 
     run(test, recognizer=recognizer)
+
+
+def test_keywords_are_hotwords_as_openai_calls_them():
+    recognizer = FakeRecognizer()
+
+    async def test(client, server):
+        words = {"keywords": ["ada", "owl"], "hotwords": ["elk :2", "owl"]}
+        socket = await open_realtime(client, include=["cascade.partial"], audio={"transcription": words})
+        await socket.send_bytes(speech(1).tobytes())
+        await until(socket, "cascade.partial")
+        assert recognizer.streams[-1].hotwords == ["ada", "owl", "elk :2"]
+        update = {"session": {"audio": {"input": {"transcription": {"keywords": ["a?"]}}}}}
+        await socket.send_json({"type": "session.update", **update})
+        error = (await until(socket, "error"))[-1]["error"]
+        assert error["param"] == "session.audio.input.transcription.keywords"
+        await socket.close()
+
+    run(test, recognizer=recognizer)
+
+
+def test_a_client_chooses_the_silence_that_ends_its_items_and_may_change_it():
+    async def test(client, server):
+        detection = {"type": "server_vad", "threshold": 0.5, "prefix_padding_ms": 300, "silence_duration_ms": 100}
+        socket, other = await open_realtime(client, audio={"turn_detection": detection}), await open_realtime(client)
+        for each in (socket, other):
+            await each.send_bytes(speech(1, 0, 2, 0, 3).tobytes())
+            await each.send_json(COMMIT)
+        texts = [event["transcript"] for event in of_kind(await until(socket, ".completed", 3), ".completed")]
+        assert texts == ["w1", "w2", "w3"]
+        assert (await until(other, ".completed"))[-1]["transcript"] == "w1 w2 w3"
+        audio = {"input": {"turn_detection": {"type": "server_vad", "silence_duration_ms": 200}}}
+        await socket.send_bytes(speech(4).tobytes())
+        await socket.send_json({"type": "session.update", "session": {"audio": audio}})
+        session = (await until(socket, "session.updated"))[-1]["session"]
+        assert session["audio"]["input"]["turn_detection"] == {"type": "server_vad", "silence_duration_ms": 200}
+        await socket.send_bytes(speech(0, 5, 0, 0, 6).tobytes())
+        assert (await until(socket, ".completed"))[-1]["transcript"] == "w4 w5"
+        await socket.close()
+        await other.close()
+
+    run(test)
+
+
+@pytest.mark.parametrize("turn_detection", [None, {"type": "none"}])
+def test_the_betas_events_and_names_are_understood(turn_detection):
+    async def test(client, server):
+        url, headers = "/v1/realtime?intent=transcription", {"OpenAI-Beta": "realtime=v1"}
+        socket = await client.ws_connect(url, headers=headers)
+        created = await socket.receive_json()
+        assert created["type"] == "transcription_session.created"
+        assert created["session"]["input_audio_format"] == "pcm16"
+        session = {
+            "input_audio_format": "g711_alaw", "input_audio_transcription": {"model": "whisper-1", "keywords": ["ada"]},
+            "turn_detection": turn_detection, "input_audio_noise_reduction": {"type": "near_field"},
+        }  # fmt: skip
+        await socket.send_json({"type": "transcription_session.update", "session": session})
+        updated = await socket.receive_json()
+        assert updated["type"] == "transcription_session.updated"
+        assert {**updated["session"], "id": 0} == {
+            "id": 0, "object": "realtime.transcription_session", "include": [], "input_audio_format": "g711_alaw",
+            "input_audio_transcription": {"model": "fake", "keywords": ["ada"], "hotwords": ["ada"]},
+            "turn_detection": None, "input_audio_noise_reduction": None,
+        }  # fmt: skip
+        await socket.send_json({"type": "session.update", "session": {"input_audio_format": "g711_ulaw"}})
+        session = (await socket.receive_json())["session"]
+        assert session["audio"]["input"]["format"] == {"type": "audio/pcmu", "rate": 8000}
+        await socket.close()
+        socket = await client.ws_connect(url)
+        assert (await socket.receive_json())["type"] == "session.created"
+        await socket.close()
+
+    run(test)
+
+
+def test_telephone_audio_is_what_another_decoder_makes_of_it():
+    recording, laws = np.arange(-32768, 32768, 7).astype(np.int16), {"audio/pcmu": "ULAW", "audio/pcma": "ALAW"}
+    for encoding, subtype in laws.items():
+        file = io.BytesIO()
+        soundfile.write(file, recording, 8000, subtype=subtype, format="RAW")
+        samples = Settings(None, encoding, 8000).decode(file.getvalue())
+        assert samples.dtype == np.int16 and len(samples) == len(recording)
+        assert np.all(np.abs(samples - recording.astype(int)) <= 16 + np.abs(recording.astype(int)) / 16)
 
 
 def test_audio_that_the_recogniser_refuses_is_one_error_for_a_packet():

@@ -327,6 +327,33 @@ def test_silence_after_speech_ends_a_segment_and_silence_alone_is_dropped(studen
     assert stream.first_frame == 168
 
 
+def test_a_stream_may_have_its_own_silence_that_ends_segments(student):
+    features = features_of(noise(8.0, 19), student[1]).numpy()
+    batch = scripted(student, lambda frames: frames < 10, EndpointOptions(silence_after_speech=1.2))
+    streams = [batch.join() for _ in range(3)]
+    batch.end_segments_after(streams[1], 0.5)  # 13 frames behind frame 9: with chunk 3
+    batch.end_segments_after(streams[2], 0.5)
+    batch.end_segments_after(streams[2], None)
+    for stream in streams:
+        batch.accept(stream, features)
+        batch.finish(stream)
+    batch.run()
+    counts = [[segment.num_frames for segment in stream.segments][:5] for stream in streams]
+    assert counts == [[40] * 5, [24] * 5, [40] * 5]
+    with pytest.raises(ConfigError, match="silence_after_speech"):
+        batch.end_segments_after(batch.join(), -1.0)
+
+
+def test_a_decoder_keeps_its_silence_through_a_reset_and_one_without_endpoints_has_none(student):
+    options = DecodingOptions(mode="two_pass", left_context_ms=640)
+    decoder = decoder_of(student, options, EndpointOptions())
+    decoder.end_segments_after(0.3)
+    decoder.reset()
+    assert decoder._stream.endpoint == EndpointOptions(silence_after_speech=0.3)
+    with pytest.raises(ValueError, match="one segment"):
+        decoder_of(student, options).end_segments_after(0.3)
+
+
 @pytest.mark.parametrize("mode", STREAMING_MODES)
 def test_memory_does_not_grow_with_the_stream(student, mode):
     options = DecodingOptions(mode=mode, chunk_ms=160, look_ahead_ms=320, left_context_ms=320)
