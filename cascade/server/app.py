@@ -22,22 +22,24 @@ from cascade.audio.io import read_audio_blocks
 from cascade.recognizer import Recognizer
 from cascade.server.metrics import Metrics
 from cascade.server.realtime import Realtime
+from cascade.server.realtime_session import MOST_HOTWORDS
 from cascade.server.security import HEADERS, Handler, error_response, guard
 from cascade.server.sherpa import Sherpa
-from cascade.server.transcriptions import BadRequest, Request
+from cascade.server.transcriptions import BadRequest, Request, Transcript
 from cascade.server.worker import Failure, Full, Overloaded, Session, TooLong, Worker
-from cascade.stream.decoder import Final, Segment
+from cascade.stream.decoder import Final, Partial
 
 WEB = Path(__file__).parent / "web"
 PAGE = {"/": "index.html", "/page.js": "page.js", "/microphone.js": "microphone.js", "/page.css": "page.css"}
 MESSAGE_BYTES = 4 << 20
 FIELD_BYTES = 16 << 10
-MOST_FIELDS = 32
+MOST_FIELDS = 32 + MOST_HOTWORDS
 SEND_SECONDS = 20.0
 """A client that takes nothing for so long has gone."""
 SECOND_LOOK_SECONDS = 0.1
 """For what has come while this process stood still: the machine may be busy."""
 UPLOAD_SECONDS = 600.0
+RETRY_SECONDS = "5"
 DRAIN_SECONDS = 30.0
 """What is left of all streams is decoded in this time, at the end."""
 BYE_SECONDS = 2.0
@@ -123,7 +125,7 @@ class Server:
         except Full:
             self.metrics.num_rejected += 1
             message = f"all {self.max_streams} streams are in use, or the server is going down: try again later"
-            return error_response(503, message, "overloaded", headers={"Retry-After": "5"})
+            return error_response(503, message, "overloaded", headers={"Retry-After": RETRY_SECONDS})
         except web.HTTPException as error:
             return error_response(error.status, error.reason, "http_error")
         except (HttpProcessingError, ClientPayloadError):
@@ -226,28 +228,34 @@ class Server:
             self.metrics.count(result)
             await _send(socket, protocol.tell(result))
 
-    async def _transcribe(self, request: web.Request) -> web.Response:
-        """A recording to text."""
+    async def _transcribe(self, request: web.Request) -> web.StreamResponse:
+        """A recording to text, at the end or, as events, while it is decoded."""
         if not request.content_type.startswith("multipart/"):
             return error_response(415, "send multipart/form-data with a field `file`", "invalid_content_type")
+        events: web.StreamResponse | None = None
         with self._slot("transcription") as session, tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "recording"
             try:
                 async with asyncio.timeout(UPLOAD_SECONDS):
                     wanted = await self._read_form(request, path)
-                segments, duration = await self._decode(path, session)
-            except BadRequest as error:
-                return error_response(400, str(error), "invalid_value", error.param)
-            except (ValueError, OSError) as error:
-                if isinstance(error, (ConnectionError, TimeoutError)):
-                    return error_response(408, "the recording did not arrive in time", "timeout")
-                message = str(error).replace(str(path), "the recording")
-                return error_response(400, message, "invalid_audio", "file")
-            except TooLong:
-                return error_response(413, "the recording is longer than a stream may be", "too_long", "file")
-            except Overloaded:
-                raise Full from None
-            body, kind = wanted.answer(segments, duration)
+                session.prefer(wanted.hotwords(self._recognizer.check_hotwords))
+                transcript = Transcript(wanted)
+                async with contextlib.aclosing(self._decode(path, session)) as results:
+                    async for result in results:
+                        if request.transport is None or request.transport.is_closing():
+                            raise ConnectionResetError("the client has gone")
+                        for event in transcript.hear(result):
+                            events = events or await _open_events(request)
+                            await _write(events, event)
+            except (BadRequest, ValueError, OSError, TooLong, Overloaded) as error:
+                refusal = _refuse(error, path)
+                if events is None:
+                    return refusal
+                if not isinstance(error, OSError):
+                    await _write(events, f"data: {refusal.text}\n\n")
+            if events is not None:
+                return events
+            body, kind = transcript.answer()
             return web.Response(text=body, content_type=kind, charset="utf-8")
 
     async def _read_form(self, request: web.Request, path: Path) -> Request:
@@ -271,29 +279,23 @@ class Server:
         wanted.check()
         return wanted
 
-    async def _decode(self, path: Path, session: Session) -> tuple[list[Segment], float]:
-        """All segments of a recording, and its seconds.
+    async def _decode(self, path: Path, session: Session) -> AsyncIterator[Partial | Final]:
+        """What is heard of a recording.
 
         Raises:
           ValueError, TooLong, Overloaded: it cannot be read, or not be decoded.
         """
         reader = asyncio.create_task(self._hear_file(path, session))
-        segments: list[Segment] = []
-        error, duration = None, 0.0
         try:
             async for result in session.results():
                 self.metrics.count(result)
                 if isinstance(result, Failure):
-                    error = ValueError(result.message)
-                else:
-                    segments += result.segments
-                    duration = result.duration if isinstance(result, Final) else 0.0
-            error = await reader or error
+                    raise ValueError(result.message)
+                if isinstance(result, Final) and (error := await reader) is not None:
+                    raise error
+                yield result
         finally:
             await _end_tasks(reader)
-        if error is not None:
-            raise error
-        return segments, duration
 
     async def _hear_file(self, path: Path, session: Session) -> Exception | None:
         """Push a recording, read block by block outside of the event loop; returns what was wrong with it."""
@@ -307,6 +309,31 @@ class Server:
         finally:
             session.end(is_last=True)
         return None
+
+
+def _refuse(error: Exception, path: Path) -> web.Response:
+    """What is wrong with an upload; `path`, where it lies, is not said."""
+    if isinstance(error, BadRequest):
+        return error_response(400, str(error), "invalid_value", error.param)
+    if isinstance(error, TooLong):
+        return error_response(413, "the recording is longer than a stream may be", "too_long", "file")
+    if isinstance(error, Overloaded):
+        headers = {"Retry-After": RETRY_SECONDS}
+        return error_response(503, "the server does not keep up: try again later", "overloaded", headers=headers)
+    if isinstance(error, ConnectionError | TimeoutError):
+        return error_response(408, "the recording did not arrive in time", "timeout")
+    return error_response(400, str(error).replace(str(path), "the recording"), "invalid_audio", "file")
+
+
+async def _open_events(request: web.Request) -> web.StreamResponse:
+    response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
+    await response.prepare(request)
+    return response
+
+
+async def _write(response: web.StreamResponse, text: str) -> None:
+    async with asyncio.timeout(SEND_SECONDS):
+        await response.write(text.encode())
 
 
 async def _limited(part: BodyPartReader, most: int) -> AsyncIterator[bytes]:

@@ -84,7 +84,7 @@ class Settings:
             settings = replace(settings, silence_ms=_read_silence(audio["turn_detection"], silence_ms))
         transcription = mapping(audio.get("transcription") or {}, f"{_INPUT}.transcription")
         if "keywords" in transcription or "hotwords" in transcription:
-            settings = replace(settings, hotwords=_read_hotwords(transcription, check))
+            settings = replace(settings, hotwords=read_hotwords(transcription, check))
         return settings
 
     def _with_format(self, form: dict[str, Any]) -> Settings:
@@ -154,7 +154,7 @@ def _read_silence(turn_detection: Any, default_ms: int | None) -> int | None:
     return silence or default_ms
 
 
-def _read_hotwords(transcription: dict[str, Any], check: Callable[[Sequence[str]], None]) -> tuple[str, ...]:
+def read_hotwords(transcription: dict[str, Any], check: Callable[[Sequence[str]], None]) -> tuple[str, ...]:
     """OpenAI's `keywords` and `hotwords`, our older name of them: one list."""
     phrases: list[str] = []
     for name in ("keywords", "hotwords"):

@@ -10,6 +10,7 @@ import shutil
 import signal
 import ssl
 import subprocess
+import time
 
 import aiohttp
 import pytest
@@ -20,6 +21,7 @@ from cascade.server.security import open_certificate
 from cascade.server.serve import serve
 from cascade.server.worker import Worker
 from tests.server.fake import RATE, FakeRecognizer, speech
+from tests.server.test_transcriptions import wav
 
 NUM_CLIENTS = 6
 
@@ -137,3 +139,27 @@ def test_a_connection_that_never_makes_a_request_is_cut_and_others_stay(caplog, 
         os.kill(os.getpid(), signal.SIGTERM)
 
     run_until_signal(caplog, test)
+
+
+@pytest.mark.parametrize("stream", ["false", "true"])
+def test_an_upload_whose_client_goes_while_it_is_decoded_leaves_its_slot(caplog, stream):
+    recognizer = FakeRecognizer()
+
+    async def test(web, url):
+        recognizer.seconds = 0.05
+        form = aiohttp.FormData(default_to_multipart=True)
+        form.add_field("stream", stream)
+        form.add_field("file", wav(*range(1, 900)), filename="x.wav")
+        sending = asyncio.create_task(web.post(f"{url}/v1/audio/transcriptions", data=form))
+        while not recognizer.streams:
+            await asyncio.sleep(0.01)
+        sending.cancel()
+        if stream == "true" and sending.done():
+            sending.result().close()
+        before = time.monotonic()
+        while (await (await web.get(f"{url}/ready")).json())["streams"]:
+            await asyncio.sleep(0.05)
+        assert time.monotonic() - before < 10.0  # all of it takes 45 s
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    run_until_signal(caplog, test, recognizer=recognizer)

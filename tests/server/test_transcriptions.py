@@ -8,7 +8,7 @@ import pytest
 import soundfile
 from aiohttp import FormData
 
-from tests.server.fake import RATE, speech
+from tests.server.fake import BROKEN, RATE, REVISED, FakeRecognizer, speech
 from tests.server.harness import run
 
 URL = "/v1/audio/transcriptions"
@@ -26,7 +26,7 @@ async def post(client, data: bytes | None, **fields):
     form = FormData(default_to_multipart=True)
     for name, value in fields.items():
         for part in value if isinstance(value, list) else [value]:
-            form.add_field(name.replace("granularities", "granularities[]"), part)
+            form.add_field(f"{name}[]" if name in ("timestamp_granularities", "keywords") else name, part)
     if data is not None:
         form.add_field("file", data, filename=PATH, content_type="audio/wav")
     response = await client.post(URL, data=form)
@@ -88,7 +88,11 @@ def test_verbose_json_has_the_granularities_that_are_asked_for(granularities):
         (b"", {}, 400, "file", "the recording"),
         (wav(1)[:-9], {}, 400, "file", "truncated"),
         (wav(1), {"response_format": "docx"}, 400, "response_format", "verbose_json"),
-        (wav(1), {"stream": "true"}, 400, "stream", "/v1/realtime"),
+        (wav(1), {"stream": "true", "response_format": "srt"}, 400, "stream", "json"),
+        (b"no audio", {"stream": "true"}, 400, "file", "the recording: unreadable"),
+        (wav(1), {"keywords": ["ada", "a?"]}, 400, "keywords", "cannot say"),
+        (wav(1), {"hotwords": "ada\na!"}, 400, "hotwords", "sentencepiece"),
+        (wav(1), {"keywords": ["a" * 201]}, 400, "keywords", "200 characters"),
         (wav(1), {"timestamp_granularities": ["word"]}, 400, "timestamp_granularities[]", "verbose_json"),
         (wav(1), {"timestamp_granularities": ["line"]}, 400, "timestamp_granularities[]", "word"),
         (wav(1, rate=2 * RATE), {}, 400, "file", "sampling_rate"),  # of the fake recogniser
@@ -109,7 +113,7 @@ def test_an_upload_that_is_too_large_or_no_form_is_refused():
     async def test(client, server):
         assert (await post(client, wav(*range(40))))[0] == 413
         assert (await post(client, wav(1), prompt="x" * 20000))[0] == 413
-        assert (await post(client, wav(1), **{f"field{number}": "" for number in range(40)}))[0] == 400
+        assert (await post(client, wav(1), **{f"field{number}": "" for number in range(1040)}))[0] == 400
         assert (await client.post(URL, data=wav(1))).status == 415
         for body in (b"--x\r\nbroken", b"", b"--x\r\n\r\n--x--"):
             response = await client.post(URL, data=body, headers={"Content-Type": "multipart/form-data; boundary=x"})
@@ -118,3 +122,50 @@ def test_an_upload_that_is_too_large_or_no_form_is_refused():
         assert response.status == 400
 
     run(test, upload_bytes=10000)
+
+
+def events_of(body: str) -> list[dict]:
+    return [json.loads(part.removeprefix("data: ")) for part in body.split("\n\n") if part]
+
+
+@pytest.mark.parametrize("response_format", ["json", "text"])
+def test_a_recording_may_come_as_events_whose_deltas_add_up(response_format):
+    async def test(client, server):
+        options = {"stream": "true", "response_format": response_format}
+        status, kind, body = await post(client, wav(*SPEECH), **options)
+        *deltas, done = events_of(body)
+        assert (status, kind) == (200, "text/event-stream")
+        assert {event["type"] for event in deltas} == {"transcript.text.delta"} and len(deltas) > 1
+        assert "".join(event["delta"] for event in deltas) == "w1 w2 w3"
+        assert done == {"type": "transcript.text.done", "text": "w1 w2 w3"}
+        assert events_of((await post(client, wav(1, REVISED, 2), **options))[2])[-1]["text"] == "w1 surely w2"
+        assert events_of((await post(client, wav(0), **options))[2]) == [{"type": "transcript.text.done", "text": ""}]
+
+    run(test)
+
+
+def test_an_error_behind_the_first_event_is_an_event():
+    async def test(client, server):
+        status, _, body = await post(client, wav(1, 2, 3, *[4] * 20, BROKEN), stream="true")
+        *deltas, last = events_of(body)
+        assert status == 200 and deltas and last["error"]["code"] == "invalid_audio"
+        assert (await post(client, wav(BROKEN)))[0] == 400
+
+    run(test)
+
+
+def test_a_recording_has_hotwords_of_its_own():
+    recognizer, heard_with = FakeRecognizer(), []
+    advance = recognizer.advance
+
+    def watch() -> None:
+        heard_with.extend(stream.hotwords for stream in recognizer.streams)
+        advance()
+
+    async def test(client, server):
+        recognizer.advance = watch
+        assert (await post(client, wav(1), keywords=["ada", "owl"], hotwords="elk :2\n\n yak \n"))[0] == 200
+        assert heard_with[-1] == ["ada", "owl", "elk :2", "yak"]
+        assert (await post(client, wav(1), prompt="a talk about owls"))[0] == 200 and heard_with[-1] == []
+
+    run(test, recognizer=recognizer)
