@@ -33,6 +33,7 @@ from cascade import Recognizer  # noqa: E402
 from cascade.bin.cli import run_program  # noqa: E402
 from cascade.config.options import ConfigError  # noqa: E402
 from cascade.processes.exits import EXIT_FAILED  # noqa: E402
+from cascade.recognizer import EXPORTED  # noqa: E402
 from tools.bench_serve import RATE, read_turns  # noqa: E402
 from tools.serving import Serving, serving  # noqa: E402
 
@@ -57,7 +58,7 @@ class Visitors:
         self.good: list[Callable[[], Awaitable[None]]] = [self.realtime, self.sherpa, self.upload]
         self.bad: list[Callable[[], Awaitable[None]]] = [
             self.silent, self.deaf, self.vanishing, self.too_large, self.babbling, self.not_numbers, self.slow_request,
-            self.bad_frames, self.bad_uploads, self.broken_upload, self.fickle,
+            self.bad_frames, self.bad_uploads, self.broken_upload, self.left_upload, self.fickle,
         ]  # fmt: skip
 
     async def __aenter__(self) -> Visitors:
@@ -131,18 +132,19 @@ class Visitors:
 
     async def upload(self) -> None:
         samples, text = self.recording()
-        status, answer = await self.post(wav(samples), self.rng.choice(["json", "verbose_json"]))
+        fields = self.rng.choice([{}, {"response_format": "verbose_json"}, {"stream": "true"}])
+        status, answer = await self.post(wav(samples), **fields)
         if status != 200:
             raise Wrong(f"a good upload was answered by {status}: {answer}")
         self.expect(answer["text"], text)
 
-    async def post(self, data: bytes, response_format: str = "json") -> tuple[int, dict]:
-        form = aiohttp.FormData()
-        form.add_field("response_format", response_format)
+    async def post(self, data: bytes, **fields: str) -> tuple[int, dict]:
+        """The status and the answer, of a stream the last event."""
+        form = aiohttp.FormData(fields, default_to_multipart=True)
         form.add_field("file", data, filename="../x.wav")
         timeout = aiohttp.ClientTimeout(PATIENCE)
         async with self.web.post(f"{self.url}/v1/audio/transcriptions", data=form, timeout=timeout) as response:
-            return response.status, await response.json()
+            return response.status, json.loads((await response.text()).strip().split("\n\n")[-1].removeprefix("data: "))
 
     # ---- Bad ones -----------------------------------------------------------------------------------------------
 
@@ -267,6 +269,13 @@ class Visitors:
             await asyncio.sleep(self.rng.choice([0, 0.2, 1.0]))
         writer.transport.abort()
 
+    async def left_upload(self) -> None:
+        """A recording whose sender does not wait for its text."""
+        samples = np.tile(self.recording()[0], 5)[: UPLOAD_MB << 19]
+        sending = asyncio.create_task(self.post(wav(samples), stream=self.rng.choice(["true", "false"])))
+        await asyncio.sleep(self.rng.uniform(0, 1))
+        sending.cancel()
+
     async def fickle(self) -> None:
         """Commits and clears in any order; afterwards it is a good one."""
         async with self.connect("/v1/realtime") as socket:
@@ -358,8 +367,9 @@ def open_files(server: Serving) -> int:
 def check(model: Path, paths: Sequence[Path], seconds: float, max_growth_mb: float, seed: int) -> list[str]:
     """What is wrong, a sentence each."""
     recordings = read_recordings(model, paths)
-    options = ["--exp-dir", model, "--device", "cpu", "--max-streams", MAX_STREAMS, "--idle", IDLE,
-               "--max-upload-mb", UPLOAD_MB]  # fmt: skip
+    source = "--onnx-dir" if (model / EXPORTED).is_file() else "--exp-dir"
+    options = [source, model, "--device", "cpu", "--max-streams", MAX_STREAMS, "--idle", IDLE, "--max-upload-mb",
+               UPLOAD_MB]  # fmt: skip
     with serving(*options) as server:
         files = open_files(server)
         resident, visits, wrong = asyncio.run(visit(server, recordings, seconds, seed))
@@ -384,13 +394,16 @@ def check(model: Path, paths: Sequence[Path], seconds: float, max_growth_mb: flo
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--exp-dir", type=Path, required=True, metavar="DIR", help="model directory")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--exp-dir", type=Path, metavar="DIR", help="model directory")
+    source.add_argument("--onnx-dir", type=Path, metavar="DIR", help="what export_onnx wrote")
     parser.add_argument("--wav", type=Path, nargs="+", required=True, metavar="PATH", help="recordings or folders")
     parser.add_argument("--minutes", type=float, default=10.0, metavar="M", help="default 10")
     parser.add_argument("--max-growth-mb", type=float, default=20.0, metavar="MB", help="default 20")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    wrong = check(arguments.exp_dir, arguments.wav, 60 * arguments.minutes, arguments.max_growth_mb, arguments.seed)
+    model = arguments.exp_dir or arguments.onnx_dir
+    wrong = check(model, arguments.wav, 60 * arguments.minutes, arguments.max_growth_mb, arguments.seed)
     for message in wrong:
         print(f"error: {message}", file=sys.stderr)
     if wrong:
