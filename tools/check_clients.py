@@ -2,9 +2,9 @@
 
     python tools/check_clients.py --exp-dir egs/an4/exp/student recording.flac
 
-OpenAI's Python package (realtime connection and transcription call) and sherpa-onnx's WebSocket client (C++). They are
-no dependencies: both are installed from PyPI into an environment of their own, --environment DIR, made when it is not
-there.
+OpenAI's Python package (realtime connection, its beta too, and transcription call) and sherpa-onnx's WebSocket client
+(C++). They are no dependencies: both are installed from PyPI into an environment of their own, --environment DIR, made
+when it is not there.
 """
 
 from __future__ import annotations
@@ -20,6 +20,10 @@ import tempfile
 import venv
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from tools.serving import serving  # noqa: E402
+
 PACKAGES = ("openai[realtime]==3.57.0", "sherpa-onnx-bin==2.0.1")
 RATE = 16000
 PACKET = 1600
@@ -33,27 +37,58 @@ def talk_as_openai(url: str, recording: Path) -> None:
 
     with wave.open(str(recording)) as file:
         samples = file.readframes(file.getnframes())
-    client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
-    for turn_detection in (None, {"type": "server_vad"}):
+    client = openai.OpenAI(base_url=f"{url}/v1", websocket_base_url=f"{url}/v1".replace("http", "ws"), api_key="none",
+                           max_retries=0)  # fmt: skip
+
+    def talk(connection) -> str:
+        """The items' texts, until what is committed is answered."""
+        for start in range(0, len(samples), 2 * PACKET):
+            packet = base64.b64encode(samples[start : start + 2 * PACKET]).decode()
+            connection.input_audio_buffer.append(audio=packet)
+        connection.input_audio_buffer.commit()
+        deltas = ""
+        for event in connection:
+            if event.type.endswith("transcription.delta"):
+                deltas += event.delta
+            elif event.type.endswith("transcription.completed"):
+                return f"{event.transcript}\nits deltas: {deltas}"
+            assert event.type != "error", event
+        raise AssertionError("the connection ended")
+
+    for turn_detection in (None, {"type": "server_vad", "silence_duration_ms": 5000}):
         with client.realtime.connect(model="any") as connection:
             assert connection.recv().type == "session.created"
             audio = {"input": {"format": {"type": "audio/pcm", "rate": RATE}, "turn_detection": turn_detection}}
             connection.session.update(session={"type": "transcription", "audio": audio})
-            assert connection.recv().type == "session.updated"
-            for start in range(0, len(samples), 2 * PACKET):
-                packet = base64.b64encode(samples[start : start + 2 * PACKET]).decode()
-                connection.input_audio_buffer.append(audio=packet)
-            connection.input_audio_buffer.commit()
-            deltas, texts = "", []
-            for event in connection:
-                if event.type.endswith("transcription.delta"):
-                    deltas += event.delta
-                elif event.type.endswith("transcription.completed"):
-                    texts.append(event.transcript)
-                    break
-                assert event.type != "error", event
-            print(f"openai realtime, turn detection {turn_detection}: {' '.join(texts)}")
-            print(f"its deltas: {deltas}")
+            updated = connection.recv()
+            assert updated.type == "session.updated", updated
+            in_force = updated.session.audio.input.turn_detection
+            assert (in_force and in_force.silence_duration_ms) == (turn_detection and 5000), updated
+            print(f"openai realtime, turn detection {turn_detection}: {talk(connection)}")
+    with client.realtime.connect(model="any") as connection:
+        connection.recv()
+        connection.session.update(session={"type": "realtime"}, event_id="mine")
+        error = connection.recv().error
+        assert (error.event_id, error.param) == ("mine", "session.type"), error
+    with client.beta.realtime.connect(model="any", extra_query={"intent": "transcription"}) as connection:
+        assert connection.recv().type == "transcription_session.created"
+        session = {"input_audio_format": "pcm16", "turn_detection": None}
+        connection.transcription_session.update(session=session)
+        assert connection.recv().type == "transcription_session.updated"
+        connection.session.update(session={"audio": {"input": {"format": {"type": "audio/pcm", "rate": RATE}}}})
+        assert connection.recv().type == "session.updated"
+        print(f"openai beta.realtime: {talk(connection)}")
+    with open(recording, "rb") as file:
+        events = list(client.audio.transcriptions.create(model="any", file=file, stream=True, response_format="text"))
+    print(f"openai transcription, stream: {events[-1].text}")
+    print(f"its deltas: {''.join(event.delta for event in events[:-1])}")
+    with open(recording, "rb") as file:
+        try:
+            client.audio.transcriptions.create(model="any", file=file, keywords=["a" * 300])
+        except openai.BadRequestError as error:
+            assert error.param == "keywords", error
+        else:
+            raise AssertionError("a keyword of 300 characters was taken")
     for response_format in ("json", "verbose_json", "text", "srt"):
         with open(recording, "rb") as file:
             granularities = ["word", "segment"] if response_format == "verbose_json" else openai.omit
@@ -119,35 +154,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recording")
     parser.add_argument("--exp-dir", type=Path, metavar="DIR", help="model directory")
+    parser.add_argument("--onnx-dir", type=Path, metavar="DIR", help="what export_onnx wrote, instead")
     parser.add_argument("--environment", type=Path, metavar="DIR", help="of the clients (default: a temporary one)")
     parser.add_argument("--url", help=argparse.SUPPRESS)  # for the part that runs in that environment
     arguments = parser.parse_args()
     if arguments.url:
         talk_as_openai(arguments.url, Path(arguments.recording))
         return
+    model = arguments.onnx_dir or arguments.exp_dir
+    if model is None:
+        parser.error("--exp-dir or --onnx-dir: name a model")
+    source = "--onnx-dir" if arguments.onnx_dir else "--exp-dir"
     with tempfile.TemporaryDirectory() as folder:
         environment, recording = arguments.environment or Path(folder) / "clients", Path(folder) / "recording.wav"
         make_environment(environment)
         write_recording(arguments.recording, recording)
-        server = subprocess.Popen(
-            [sys.executable, "-m", "cascade.bin.serve", "--exp-dir", arguments.exp_dir, "--port", str(free_port())],
-            stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        try:
-            url = None
-            while url is None:
-                line = server.stderr.readline() or sys.exit("error: the server did not start")
-                url = re.search(r"http://[\d.]+:\d+", line)
-            url = url[0]
+        with serving(source, model, "--port", free_port()) as server:
             lines = subprocess.run(
-                [environment / "bin" / "python", __file__, recording, "--url", url],
+                [environment / "bin" / "python", __file__, recording, "--url", server.url],
                 check=True, stdout=subprocess.PIPE, text=True, env={},
             ).stdout.splitlines()  # fmt: skip
-            lines.append(f"sherpa-onnx: {talk_as_sherpa(environment, url, recording)}")
-        finally:
-            server.terminate()
-            server.wait()
-        text = expected_text(arguments.exp_dir, recording)
+            lines.append(f"sherpa-onnx: {talk_as_sherpa(environment, server.url, recording)}")
+        text = expected_text(model, recording)
     print(f"Recognizer: {text}", *lines, sep="\n")
     wrong = [line for line in lines if not line.endswith(f": {text}") and not line.startswith("its deltas")]
     if wrong or not text:
