@@ -67,7 +67,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--no-check", action="store_true", help="write the files without comparing them to PyTorch")
     parser.add_argument(
-        "--license", default="not stated", metavar="TEXT", help="of the weights, for the card in README.md"
+        "--license", metavar="TEXT", help="of the weights, for the card in README.md (default: what prepare.py wrote)"
     )
     arguments = parser.parse_args()
     check_values(arguments, epoch=1, avg=1)
@@ -189,8 +189,8 @@ def main() -> None:
     metadata = {
         "model": arguments.exp_dir.resolve().name, **times, "decoding": decoding,
         "sampling_rate": config.features.sampling_rate,
-        "num_mel_bins": config.features.num_mel_bins, "opset": OPSET, "bytes": sizes,
-        "total_bytes": sum(sizes.values()), "bytes_stored_twice": tied_bytes,
+        "num_mel_bins": config.features.num_mel_bins, "vocab_size": tokenizer.vocab_size, "opset": OPSET,
+        "bytes": sizes, "total_bytes": sum(sizes.values()), "bytes_stored_twice": tied_bytes,
         "stored_twice": f"the tied matrix, in {DECODER} and {JOINER}" if tied_bytes else None,
         **checks, "commit": git_commit(), "command": command_line(), "machine": machine(),
     }

@@ -127,3 +127,10 @@ def write_manifest(manifest: str | Path, utterances: Iterable[Utterance]) -> Non
             file.write(json.dumps(values, ensure_ascii=False) + "\n")
             count += 1
     log.info("%s: %d utterances", manifest, count)
+
+
+def write_about(folder: Path, data: str, license: str) -> None:
+    """Write about.json beside the manifests: what the corpus is, and under which licence weights made of it are."""
+    about = json.dumps({"data": data, "license": license}, ensure_ascii=False)
+    with replacing(folder / "about.json") as temporary:
+        temporary.write_text(about + "\n", encoding="utf-8")

@@ -7,28 +7,44 @@ from pathlib import Path
 from typing import Any
 
 from cascade.config.options import FRAME_SHIFT_MS, Config
-from cascade.export.onnx import DECODER, FULL, JOINER, LOOK_AHEAD, STREAMING
+from cascade.export.onnx import DECODER, FULL, JOINER, LOOK_AHEAD, NONCAUSAL, STREAMING
 from cascade.report.markdown import int8_table
 
+FILES = {
+    STREAMING: "causal encoder, a chunk at a time: the first pass",
+    NONCAUSAL: "non-causal encoder on what the causal one gave: look-ahead blocks and the full pass of our own runtime",
+    LOOK_AHEAD: "both encoders, a block at a time, for sherpa-onnx",
+    FULL: "both encoders over a whole recording, for sherpa-onnx",
+    DECODER: "predictor", JOINER: "joiner, with the encoder's projection",
+    "tokens.txt": "token and number, a line each", "bpe.vocab": "for sherpa-onnx's hotwords",
+}  # fmt: skip
 
-def describe_export(metadata: dict[str, Any], exp_dir: Path, config: Config, license_text: str) -> str:
+
+def describe_export(metadata: dict[str, Any], exp_dir: Path, config: Config, license_name: str | None = None) -> str:
     """Markdown.
 
     Args:
-      about: what export.json says.
-      exp_dir: where training, decoding and, beside it, the statistics of the data left their results; what is not
-        there is said to be missing.
+      metadata: what export.json says.
+      exp_dir: where training, decoding and, beside it, the manifests and the statistics of the data left their results;
+        what is not there is said to be missing.
+      license_name: of the weights; None: as the manifests' about.json has it.
     """
     sherpa = _sherpa_commands(metadata, config) if FULL in metadata["bytes"] else [
         "sherpa-onnx's transducers have no LSTM predictor: these files run in our own runtime only."
     ]  # fmt: skip
     lines = [
         f"# {metadata['model']}", "",
+        "A speech recogniser for streams and recordings in two passes (cascaded encoders, transducer), as ONNX graphs. "
         f"Exported with a chunk of {metadata['chunk_ms']} ms, look-ahead blocks of {metadata['look_ahead_ms']} ms and "
         f"a left context of {metadata['left_context_ms']} ms; {metadata['sampling_rate']} Hz, samples in [-1, 1].", "",
-        "## Our own runtime", "", "    python -m cascade.bin.transcribe --onnx-dir . FILE.wav",
-        "    python -m cascade.bin.serve --onnx-dir .", "", "## sherpa-onnx", "", *sherpa, "", *_int8(metadata),
-        *_card(metadata, exp_dir, config, license_text), "",
+        "| file | what it is |", "|---|---|",
+        *(f"| {name} | {what} |" for name, what in FILES.items() if name in metadata["bytes"]), "",
+        "## Our own runtime", "", "Installed by `pip install '.[server]'` in a clone of the project, "
+        "without PyTorch:", "",
+        "    python -m cascade.bin.transcribe --onnx-dir . FILE.wav",
+        "    python -m cascade.bin.serve --onnx-dir .            # then open http://127.0.0.1:8080", "",
+        "## sherpa-onnx", "", *sherpa, "", *_int8(metadata),
+        *_card(metadata, exp_dir, config, license_name), "",
     ]  # fmt: skip
     return "\n".join(lines)
 
@@ -43,24 +59,30 @@ def _sherpa_commands(metadata: dict[str, Any], config: Config) -> list[str]:
     streaming, look_ahead = tail_seconds(metadata["chunk_ms"]), tail_seconds(metadata["look_ahead_ms"])
     feature_options = f"sample_rate={metadata['sampling_rate']}, feature_dim={metadata['num_mel_bins']}"
     lines = [
-        "Version 1.11.0 or newer. The first pass, the pass with look-ahead, the full pass (C++):", "",
+        "Version 1.11.0 or newer (`pip install sherpa-onnx sherpa-onnx-bin`). The first pass, the pass with "
+        "look-ahead, the full pass in C++; FILE.wav has 16-bit samples:", "",
         f"    sherpa-onnx --encoder={STREAMING} {shared} FILE.wav",
         f"    sherpa-onnx --encoder={LOOK_AHEAD} {shared} FILE.wav",
         f"    sherpa-onnx-offline --encoder={FULL} {shared} FILE.wav", "",
         f"An online recogniser drops what does not fill a step. Append {streaming:g} s of zeros for {STREAMING}, "
-        f"{look_ahead:g} s for {LOOK_AHEAD}, or the last word is cut. In Python:", "",
-        "    import numpy as np, sherpa_onnx",
+        f"{look_ahead:g} s for {LOOK_AHEAD}, or the last word is cut (the program above appends its own). In "
+        "Python:", "",
+        "    import numpy as np, sherpa_onnx, soundfile",
+        '    samples, rate = soundfile.read("FILE.wav", dtype="float32")       # mono',
         f'    files = dict(tokens="tokens.txt", decoder="{DECODER}", joiner="{JOINER}", {feature_options})',
         f'    recognizer = sherpa_onnx.OnlineRecognizer.from_transducer(encoder="{STREAMING}", **files)',
         "    stream = recognizer.create_stream()",
-        f"    stream.accept_waveform({metadata['sampling_rate']}, samples)",
-        f"    stream.accept_waveform({metadata['sampling_rate']}, "
-        f"np.zeros({round(streaming * metadata['sampling_rate'])}, np.float32))",
+        "    stream.accept_waveform(rate, samples)",
+        f"    stream.accept_waveform(rate, np.zeros(round({streaming:g} * rate), np.float32))",
         "    stream.input_finished()",
         "    while recognizer.is_ready(stream):",
         "        recognizer.decode_stream(stream)",
-        "    print(recognizer.get_result(stream))",
-        f'    # Whole recordings: sherpa_onnx.OfflineRecognizer.from_transducer(encoder="{FULL}", **files)', "",
+        "    print(recognizer.get_result(stream))", "",
+        f'    recognizer = sherpa_onnx.OfflineRecognizer.from_transducer(encoder="{FULL}", **files)',
+        "    stream = recognizer.create_stream()                              # a whole recording",
+        "    stream.accept_waveform(rate, samples)",
+        "    recognizer.decode_stream(stream)",
+        "    print(stream.result.text)", "",
         f"Android's two-pass app (SherpaOnnx2Pass) takes {STREAMING} in getModelConfig (OnlineRecognizer.kt, "
         f"firstType) and {FULL} in getOfflineModelConfig (OfflineRecognizer.kt, secondType), both as transducers "
         f"with the same {DECODER}, {JOINER} and tokens.txt, from app/src/main/assets.", "",
@@ -68,12 +90,13 @@ def _sherpa_commands(metadata: dict[str, Any], config: Config) -> list[str]:
     beam = "`--decoding-method=modified_beam_search --max-active-paths=4`"
     if config.tokens.kind == "bpe":
         lines.append(
-            f"Hotwords: {beam} `--hotwords-file=F --hotwords-score=1.5 --modeling-unit=bpe --bpe-vocab=bpe.vocab`."
+            f"Hotwords, a phrase a line: {beam} `--hotwords-file=F --hotwords-score=1.5 --modeling-unit=bpe "
+            "--bpe-vocab=bpe.vocab`."
         )
     else:
         lines.append(
-            "Hotwords need tokens of kind bpe (`--modeling-unit=bpe --bpe-vocab=bpe.vocab`); "
-            f"these are {config.tokens.kind}."
+            "sherpa-onnx's hotwords need tokens of kind bpe (`--modeling-unit=bpe --bpe-vocab=bpe.vocab`); "
+            f"these are {config.tokens.kind}. Our own runtime has hotwords with any."
         )
     return [
         *lines, f"A language model over these tokens: {beam} `--lm=F.onnx --lm-scale=A`, with `--lodr-fst=F.fst "
@@ -102,22 +125,32 @@ def _int8(metadata: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _card(metadata: dict[str, Any], exp_dir: Path, config: Config, license_text: str) -> list[str]:
+def _read(path: Path) -> dict[str, Any]:
+    """A JSON file, empty where there is none."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _card(metadata: dict[str, Any], exp_dir: Path, config: Config, license_name: str | None) -> list[str]:
     """What the model learned from, what it can do, and what it cannot."""
+    about, summary = _read(exp_dir.parent / "manifests" / "about.json"), _read(exp_dir / "train_summary.json")
     data = "no statistics were found"
-    if (statistics := exp_dir.parent / "data" / "statistics.json").is_file():
-        train = json.loads(statistics.read_text(encoding="utf-8"))["splits"].get("train", {})
+    if statistics := _read(exp_dir.parent / "data" / "statistics.json"):
+        train = statistics["splits"].get("train", {})
+        train = train | {"hours": round(train.get("hours", 0.0), 1)}
         names = ("hours", "utterances", "speakers", "words")
         data = ", ".join(f"{train[name]} {name}" for name in names if name in train)
+    license_name = license_name or about.get("license", "not stated")
+    size = f"{summary['num_params'] / 1e6:.2f} M parameters, " if "num_params" in summary else ""
+    trained_at = f"commit {summary['commit']}" if "commit" in summary else "unknown origin"
     lines = [
-        "## Model card", "", f"- Training data: {data}.",
-        f"- Network: {config.model.causal.num_layers} causal and {config.model.noncausal.num_layers} non-causal layers "
-        f"of width {config.model.d_model}, predictor {config.model.predictor.kind}; "
-        f"tokens: {config.tokens.kind}.",
-        f"- Exported at commit {metadata['commit']}; weights of {_trained_at(exp_dir)}.",
-        f"- Licence of the weights: {license_text}. The code is under Apache-2.0.",
-        "- Limits: one language and the kind of speech it was trained on; tokens outside of tokens.txt cannot be said; "
-        "word error rates below hold for their test set only.", "",
+        "## Model card", "", f"- Training data: {about.get('data', 'not named')}; {data}.",
+        f"- Network: {size}causal encoder {config.model.causal.num_layers} deep, non-causal encoder "
+        f"{config.model.noncausal.num_layers} deep, width {config.model.d_model}, predictor "
+        f"{config.model.predictor.kind}; tokens: {metadata['vocab_size']} of kind {config.tokens.kind}.",
+        f"- Exported at commit {metadata['commit']}; weights of {trained_at}.",
+        f"- Licence of the weights: {license_name}. The code is under Apache-2.0.",
+        "- Limits: one language and the kind of speech it was trained on; words outside of what tokens.txt can spell "
+        "cannot be said; word error rates below hold for their test set only.", "",
     ]  # fmt: skip
     results = sorted(exp_dir.glob("decode/**/result.json"))
     if not results:
@@ -128,10 +161,3 @@ def _card(metadata: dict[str, Any], exp_dir: Path, config: Config, license_text:
         f"| {row['test_set']} | {row['mode']} | {row['method']}{' with ' + row['ngram'] if row.get('ngram') else ''} "
         f"| {row['wer']:.2f} | {row['commit']} |" for row in rows
     ]
-
-
-def _trained_at(exp_dir: Path) -> str:
-    summary = exp_dir / "train_summary.json"
-    if not summary.is_file():
-        return "unknown origin"
-    return f"commit {json.loads(summary.read_text(encoding='utf-8'))['commit']}"

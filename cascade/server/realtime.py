@@ -118,8 +118,9 @@ class Realtime:
         if settings.by_pauses != self._settings.by_pauses and (self._heard or self._num_commits):
             field = "session.audio.input.turn_detection"
             raise BadEvent("turn_detection cannot change within audio: commit or clear first", field)
+        if settings.hotwords != self._settings.hotwords:
+            self._session.prefer(settings.hotwords)
         self._settings = settings
-        self._session.prefer(settings.hotwords)
         own_silence = settings.by_pauses and settings.silence_ms != self._silence_ms
         self._session.end_segments_after(settings.silence_ms / 1000 if own_silence else None)
 

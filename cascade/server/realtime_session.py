@@ -7,7 +7,7 @@ clients still send that. Flat names count in both events; the answer has the for
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -46,13 +46,18 @@ class Settings:
     """That ends an item; None: only commits do."""
     encoding: str = "audio/pcm"
     rate: int = DEFAULT_RATE
-    include: tuple[str, ...] = ()
-    hotwords: tuple[str, ...] = ()
+    include: list[str] = field(default_factory=list)
+    phrases: dict[str, list[str]] = field(default_factory=dict)
+    """That the search prefers, by the field that brought them."""
 
     @property
     def by_pauses(self) -> bool:
         """Silence ends items."""
         return self.silence_ms is not None
+
+    @property
+    def hotwords(self) -> list[str]:
+        return list(dict.fromkeys(phrase for phrases in self.phrases.values() for phrase in phrases))
 
     def decode(self, data: bytes) -> np.ndarray:
         """(num_samples,) int16 samples of what a client sends."""
@@ -75,17 +80,15 @@ class Settings:
         audio = mapping(mapping(session.get("audio") or {}, "session.audio").get("input") or {}, _INPUT)
         audio = {**_read_beta(session), **audio}
         include = session.get("include", self.include) or []
-        if not isinstance(include, list | tuple):
+        if not isinstance(include, list):
             raise BadEvent("include must be a list", "session.include")
-        settings = replace(self, include=(PARTIALS,) if PARTIALS in include else ())
+        settings = replace(self, include=[PARTIALS] if PARTIALS in include else [])
         if audio.get("format") is not None:
             settings = settings._with_format(mapping(audio["format"], f"{_INPUT}.format"))
         if "turn_detection" in audio:
             settings = replace(settings, silence_ms=_read_silence(audio["turn_detection"], silence_ms))
         transcription = mapping(audio.get("transcription") or {}, f"{_INPUT}.transcription")
-        if "keywords" in transcription or "hotwords" in transcription:
-            settings = replace(settings, hotwords=read_hotwords(transcription, check))
-        return settings
+        return replace(settings, phrases=settings.phrases | read_hotwords(transcription, check))
 
     def _with_format(self, form: dict[str, Any]) -> Settings:
         encoding = form.get("type", self.encoding)
@@ -106,7 +109,7 @@ class Settings:
         """The session in force: what a client asked for and did not get is not in it."""
         pauses = {"type": "server_vad", "silence_duration_ms": self.silence_ms}
         audio = {
-            "transcription": {"model": model, "keywords": self.hotwords, "hotwords": self.hotwords},
+            "transcription": {"model": model, "hotwords": [], **self.phrases},
             "turn_detection": None if self.silence_ms is None else pauses, "noise_reduction": None,
         }  # fmt: skip
         session = {"id": identifier, "object": "realtime.transcription_session", "include": self.include}
@@ -140,32 +143,31 @@ def _read_beta(session: dict[str, Any]) -> dict[str, Any]:
 
 def _read_silence(turn_detection: Any, default_ms: int | None) -> int | None:
     """Milliseconds of silence that end an item."""
-    field = f"{_INPUT}.turn_detection"
-    turn_detection = mapping({"type": "none"} if turn_detection is None else turn_detection, field)
+    param = f"{_INPUT}.turn_detection"
+    turn_detection = mapping({"type": "none"} if turn_detection is None else turn_detection, param)
     kind = turn_detection.get("type", "server_vad")
     if kind not in ("server_vad", "semantic_vad", "none"):
-        raise BadEvent("turn_detection.type must be server_vad; null: only commits end an item", f"{field}.type")
+        raise BadEvent("turn_detection.type must be server_vad; null: only commits end an item", f"{param}.type")
     silence = turn_detection.get("silence_duration_ms")
     if silence is not None and (type(silence) is not int or not 1 <= silence <= LONGEST_SILENCE_MS):
         possible = f"a whole number from 1 to {LONGEST_SILENCE_MS}"
-        raise BadEvent(f"silence_duration_ms must be {possible}", f"{field}.silence_duration_ms")
+        raise BadEvent(f"silence_duration_ms must be {possible}", f"{param}.silence_duration_ms")
     if kind == "none" or default_ms is None:
         return None
     return silence or default_ms
 
 
-def read_hotwords(transcription: dict[str, Any], check: Callable[[Sequence[str]], None]) -> tuple[str, ...]:
-    """OpenAI's `keywords` and `hotwords`, our older name of them: one list."""
-    phrases: list[str] = []
-    for name in ("keywords", "hotwords"):
-        given, field = transcription.get(name) or [], f"{_INPUT}.transcription.{name}"
-        if not isinstance(given, list) or not all(isinstance(phrase, str) for phrase in given):
-            raise BadEvent(f"{name} must be a list of strings", field)
-        if len(given) > MOST_HOTWORDS or any(len(phrase) > LONGEST_HOTWORD for phrase in given):
-            raise BadEvent(f"{name} must be at most {MOST_HOTWORDS}, of {LONGEST_HOTWORD} characters each", field)
+def read_hotwords(fields: dict[str, Any], check: Callable[[Sequence[str]], None]) -> dict[str, list[str]]:
+    """The lists of phrases among the fields: OpenAI's `keywords`, and `hotwords`, our older name."""
+    lists = {name: fields[name] or [] for name in ("keywords", "hotwords") if name in fields}
+    for name, phrases in lists.items():
+        param = f"{_INPUT}.transcription.{name}"
+        if not isinstance(phrases, list) or not all(isinstance(phrase, str) for phrase in phrases):
+            raise BadEvent(f"{name} must be a list of strings", param)
+        if len(phrases) > MOST_HOTWORDS or any(len(phrase) > LONGEST_HOTWORD for phrase in phrases):
+            raise BadEvent(f"{name} must be at most {MOST_HOTWORDS}, of {LONGEST_HOTWORD} characters each", param)
         try:
-            check(given)
+            check(phrases)
         except (ValueError, ImportError) as error:
-            raise BadEvent(str(error), field) from error
-        phrases += [phrase for phrase in given if phrase not in phrases]
-    return tuple(phrases)
+            raise BadEvent(str(error), param) from error
+    return lists

@@ -68,10 +68,10 @@ class Request:
         if self.stream and self.response_format not in ("json", "text"):
             raise BadRequest("stream needs response_format json or text: events have no other form", "stream")
 
-    def hotwords(self, check: Callable[[Sequence[str]], None]) -> tuple[str, ...]:
+    def hotwords(self, check: Callable[[Sequence[str]], None]) -> list[str]:
         """The phrases; `check` raises what is wrong with them."""
         try:
-            return read_hotwords(self.phrases, check)
+            return [phrase for phrases in read_hotwords(self.phrases, check).values() for phrase in phrases]
         except BadEvent as error:
             raise BadRequest(str(error), (error.param or "").rpartition(".")[2]) from error
 

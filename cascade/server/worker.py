@@ -84,7 +84,7 @@ class Session:
         self._stream: StreamingDecoder | None = None
         self._heard = self._decoded = 0.0
         self._ended = False
-        self._hotwords: Sequence[str] = ()
+        self._hotwords: Sequence[str] = []
         self._silence: float | None = None
         self._preferred, self._ended_after = self._hotwords, self._silence  # by the stream
         self.seconds = 0.0

@@ -47,7 +47,9 @@ def test_program_writes_checked_files_and_says_what_they_weigh(student, tmp_path
     (tmp_path / "some.jsonl").write_text(json.dumps({"id": "a", "path": "a.wav", "text": "one"}) + "\n")
     results, statistics = student / "decode" / "full" / "result.json", student.parent / "data" / "statistics.json"
     row = {"test_set": "test", "mode": "full", "method": "greedy_search", "wer": 12.5, "commit": "abc"}
-    for path, content in ((results, row), (statistics, {"splits": {"train": {"hours": 0.5}}})):
+    about = student.parent / "manifests" / "about.json"
+    contents = (row, {"splits": {"train": {"hours": 0.5}}}, {"data": "noise", "license": "none"})
+    for path, content in zip((results, statistics, about), contents, strict=True):
         path.parent.mkdir(parents=True)
         path.write_text(json.dumps(content))
     options = ("--manifest", tmp_path / "some.jsonl", "--license", "CC0")
@@ -64,22 +66,25 @@ def test_program_writes_checked_files_and_says_what_they_weigh(student, tmp_path
     card = (out / "README.md").read_text()
     assert "Append 0.09 s of zeros for encoder-streaming.onnx, 0.17 s for encoder-look-ahead.onnx" in card
     assert "| test | full | greedy_search | 12.50 | abc |" in card and "Licence of the weights: CC0." in card
-    assert "0.5 hours" in card and "these are char" in card
+    assert "Training data: noise; 0.5 hours" in card and "these are char" in card
+    assert "| bpe.vocab |" not in card and "| encoder-noncausal.onnx | non-causal encoder" in card
 
 
-def test_the_readmes_python_runs(student, tmp_path, monkeypatch):
+def test_the_readmes_python_runs(student, tmp_path, monkeypatch, capsys):
     pytest.importorskip("sherpa_onnx", reason="sherpa-onnx is not installed")
     export(monkeypatch, "--exp-dir", student, "--out", tmp_path, *SMALL, "--no-check")
     lines = (tmp_path / "README.md").read_text().splitlines()
-    code = [line[4:] for line in lines[lines.index("    import numpy as np, sherpa_onnx"):] if line.startswith("    ")]
+    first = lines.index("    import numpy as np, sherpa_onnx, soundfile")
+    last = lines.index("    print(stream.result.text)")
     samples = synthetic_recordings((2.0,), 16000, seed=5).popitem()[1]
     monkeypatch.chdir(tmp_path)
-    names = {"samples": samples}
-    exec("\n".join(code), names)
+    soundfile.write("FILE.wav", samples, 16000, subtype="FLOAT")
+    names = {}
+    exec("\n".join(line[4:] for line in lines[first : last + 1]), names)
+    online, offline = capsys.readouterr().out.splitlines()
     said = Recognizer(tmp_path, mode="streaming", endpoint=None).stream()
     said.push(samples, 16000)
-    heard = names["recognizer"].get_result(names["stream"])
-    assert heard and heard.split() == said.finish().text.split()
+    assert online and online.split() == said.finish().text.split() and offline
 
 
 @pytest.fixture(scope="module")

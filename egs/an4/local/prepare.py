@@ -11,7 +11,7 @@ from pathlib import Path
 
 from cascade.bin.cli import run_program
 from cascade.corpus.download import download_archive
-from cascade.corpus.manifests import Utterance, write_manifest
+from cascade.corpus.manifests import Utterance, write_about, write_manifest
 
 REVISION = "b567d132f43304e70a2b2eca6077f22255311812"
 URL = f"https://github.com/cmusphinx/an4/archive/{REVISION}.tar.gz"
@@ -52,6 +52,10 @@ def main() -> None:
         chosen = [utterance for utterance in train if (utterance.speaker in DEV_SPEAKERS) == is_dev]
         write_manifest(arguments.out / f"{split}.jsonl", chosen)
     write_manifest(arguments.out / "test.jsonl", read_split(corpus, "test"))
+    write_about(
+        arguments.out, "AN4, (c) 1991-2005 Carnegie Mellon University: spelled names and numbers in English",
+        "Apache-2.0; AN4 is free for any purpose with its notice",
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from cascade.bin.cli import run_program
-from cascade.corpus.manifests import Utterance, read_manifest, write_manifest
+from cascade.corpus.manifests import Utterance, read_manifest, write_about, write_manifest
 from cascade.corpus.synthetic.grammar import Grammar
 from cascade.corpus.synthetic.noise import KINDS
 from cascade.data.augment import utterance_generator
@@ -115,6 +115,8 @@ def main() -> None:
     parser.add_argument("--max-utterances", type=int, metavar="N", help="at most so many of each split")
     parser.add_argument("--seed", type=int, default=1, help="of sentences, voices and noise (default 1)")
     arguments = parser.parse_args()
+    about = "commands to a home assistant in English, spoken by a synthesiser, eSpeak NG: no human voice"
+    write_about(arguments.out, about, "Apache-2.0")
     if arguments.corpus_dir:
         for split in SENTENCES:
             lines = read_manifest(arguments.corpus_dir / f"{split}.jsonl")

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from cascade.bin.cli import run_program
 from cascade.corpus.download import download, download_archive
-from cascade.corpus.manifests import Utterance, write_manifest
+from cascade.corpus.manifests import Utterance, write_about, write_manifest
 
 URL = "https://www.openslr.org/resources"
 MINI_GB = {"train-clean-5": 0.4, "dev-clean-2": 0.2}
@@ -134,6 +134,7 @@ def main() -> None:
     for split, names in splits.items():
         log.info("%s: %s", split, ", ".join(names))
         write_manifest(out / f"{split}.jsonl", (utterance for name in names for utterance in read_part(parts[name])))
+    write_about(out, f"LibriSpeech, {', '.join(train)}: books read aloud in English", "CC BY 4.0, as LibriSpeech")
     if not tests:
         log.warning("there is no test part: test is %s, as dev", ", ".join(dev))
 

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from cascade.bin.cli import run_program
-from cascade.corpus.manifests import write_manifest
+from cascade.corpus.manifests import write_about, write_manifest
 from cascade.corpus.tables import read_table, utterances_of
 
 
@@ -20,6 +20,7 @@ def main() -> None:
     splits = utterances_of(read_table(arguments.tsv, arguments.audio_dir), arguments.seed)
     for split, utterances in splits.items():
         write_manifest(arguments.out / f"{split}.jsonl", utterances)
+    write_about(arguments.out, f"the table {arguments.tsv.name}", "not stated")
 
 
 if __name__ == "__main__":
