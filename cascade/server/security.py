@@ -47,6 +47,8 @@ def read_api_keys(path: Path) -> list[bytes]:
     Raises:
       FileNotFoundError, ConfigError: no file, no key in it.
     """
+    if not path.is_file():
+        raise FileNotFoundError(f"--api-key-file {path} not found")
     keys = [line.strip() for line in path.read_bytes().splitlines() if line.strip()]
     if not keys:
         raise ConfigError(f"--api-key-file {path} holds no key: write one a line")

@@ -11,6 +11,7 @@ import time
 
 from aiohttp import web
 
+from cascade.config.options import ConfigError
 from cascade.server.app import Server
 
 REQUEST_SECONDS = 20.0
@@ -31,7 +32,7 @@ async def serve(server: Server, host: str, port: int, tls: ssl.SSLContext | None
     """Listen on host and port (0: any free one) until SIGTERM or SIGINT.
 
     Raises:
-      OSError: the port cannot be had.
+      ConfigError: the port cannot be had.
       Whatever making the recogniser raises.
     """
     stopped = asyncio.Event()
@@ -44,7 +45,11 @@ async def serve(server: Server, host: str, port: int, tls: ssl.SSLContext | None
         for number in (signal.SIGTERM, signal.SIGINT):  # until here they interrupt
             asyncio.get_running_loop().add_signal_handler(number, stopped.set)
         site = web.TCPSite(runner, host, port, ssl_context=tls)
-        await site.start()
+        try:
+            await site.start()
+        except OSError as error:  # its text has the address and the number of the error before the reason
+            reason = str(error).rpartition(": ")[2]
+            raise ConfigError(f"--host {host} --port {port} cannot be listened on: {reason}") from error
         port = runner.addresses[0][1]
         scheme = "http" if tls is None else "https"
         logging.info("%s: %s://%s:%d, %d streams at most", recognizer.name, scheme, host, port, server.max_streams)

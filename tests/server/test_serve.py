@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import ssl
 import subprocess
 import time
@@ -15,6 +16,7 @@ import time
 import aiohttp
 import pytest
 
+from cascade.config.options import ConfigError
 from cascade.server import serve as serve_module
 from cascade.server.app import GOING_AWAY, Server
 from cascade.server.security import open_certificate
@@ -163,3 +165,17 @@ def test_an_upload_whose_client_goes_while_it_is_decoded_leaves_its_slot(caplog,
         os.kill(os.getpid(), signal.SIGTERM)
 
     run_until_signal(caplog, test, recognizer=recognizer)
+
+
+def test_a_port_that_is_taken_and_a_host_that_is_elsewhere_are_named():
+    async def listen(host, port):
+        await serve(Server(Worker(FakeRecognizer, 1), []), host, port, None, False)
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"--host 127.0.0.1 --port {port} cannot be .*: .*in use"):
+            asyncio.run(listen("127.0.0.1", port))
+    with pytest.raises(ConfigError, match="--host 192.0.2.1 --port 0 cannot be"):
+        asyncio.run(listen("192.0.2.1", 0))

@@ -330,6 +330,8 @@ def test_key_files_and_certificates_that_do_not_fit_are_named(tmp_path):
     (tmp_path / "keys").write_text("\n one \n\ntwo\n")
     assert read_api_keys(tmp_path / "keys") == [b"one", b"two"]
     (tmp_path / "empty").write_text("\n \n")
+    with pytest.raises(FileNotFoundError, match="--api-key-file .* not found"):
+        read_api_keys(tmp_path / "nowhere")
     with pytest.raises(ConfigError, match="holds no key"):
         read_api_keys(tmp_path / "empty")
     assert open_certificate(None, None) is None
