@@ -155,6 +155,11 @@ def test_every_step_names_what_it_makes():
         assert re.match(r'("[^"]+"|\S+) .*--outputs .* --\s+python ', step), f"step NAME ... --outputs ...: {step}"
 
 
+@each_recipe
+def test_a_recipe_says_what_its_corpus_is_for_the_model_card(recipe):
+    assert "write_about(" in (recipe / "local" / "prepare.py").read_text()
+
+
 def test_stage_9_reports_what_is_there(tmp_path):
     folder = tmp_path / "teacher" / "decode" / "full-greedy_search"
     folder.mkdir(parents=True)

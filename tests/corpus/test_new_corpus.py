@@ -113,6 +113,7 @@ def test_a_chinese_table_of_segments_runs_without_any_python(tmp_path, capsys):
     exp = tmp_path / "exp"
     recipe = ROOT / "egs" / "tsv"
     prepare(recipe / "local" / "prepare.py", "--tsv", tmp_path / "data.tsv", "--out", exp / "manifests")
+    assert json.loads((exp / "manifests" / "about.json").read_text())["data"] == "the table data.tsv"
     rows = run_stages(exp, recipe / "conf")
     references = [line["ref"] for line in hypotheses(exp)]
     assert len(references) == 4 and not any(" " in text.replace(" ok ", "") or "。" in text for text in references)
