@@ -109,8 +109,8 @@ def _decode(
                 yield mono, rate, note
     except soundfile.SoundFileError as error:
         detail = str(error).split(": ")[-1].strip()
-        if detail.startswith("File does not exist"):  # what libsndfile says where it finds no frame of MP3
-            detail = "Format not recognised."
+        if detail.startswith(("File does not exist", "Format not")):  # the first where it finds no frame of MP3
+            detail = "Format not recognised: WAV, FLAC, Ogg, MP3 and SPHERE are"
         raise ValueError(f"{path}: unreadable or truncated audio ({detail})") from error
 
 

@@ -85,7 +85,7 @@ def test_verbose_json_has_the_granularities_that_are_asked_for(granularities):
     [
         (None, {"model": "any"}, 400, "file", "missing"),
         (b"no audio", {}, 400, "file", "the recording: unreadable"),
-        (b"", {}, 400, "file", "the recording"),
+        (b"", {}, 400, "file", "WAV, FLAC, Ogg, MP3"),
         (wav(1)[:-9], {}, 400, "file", "truncated"),
         (wav(1), {"response_format": "docx"}, 400, "response_format", "verbose_json"),
         (wav(1), {"stream": "true", "response_format": "srt"}, 400, "stream", "json"),
