@@ -62,7 +62,7 @@ print(json.dumps({
 
 
 def start_once(python: str | Path, folder: Path, recording: Path) -> dict[str, Any]:
-    """What one fresh process measures.
+    """Measure one fresh process.
 
     Raises:
       ValueError: it failed, or the recording ended before the first partial.

@@ -110,7 +110,7 @@ def resident_bytes(field: str) -> int:
 
 
 def measure(folder: Path, engine: str, int8: bool, num_chunks: int) -> dict[str, Any]:
-    """What one process finds."""
+    """Measurements of one process."""
     __import__({"torch": "torch", "onnx": "onnxruntime", "sherpa-onnx": "sherpa_onnx"}[engine])
     if engine != "sherpa-onnx":
         __import__("cascade.recognizer")

@@ -57,7 +57,7 @@ class Encoded:
 
 @dataclass(frozen=True)
 class Decoded:
-    """What one search said of all utterances."""
+    """Alignments of one search's results with the references, and its time."""
 
     alignments: dict[str, Alignment]
     cpu_seconds: float

@@ -119,7 +119,7 @@ class AugmentConfig:
     """Share of training utterances that become new ones, drawn anew in each epoch: pieces of one to three words out of
     other training utterances, with their texts (2502.14685, 2104.01393); wants `train --alignment`."""
     recombine_voices: Literal["same", "any"] = "same"
-    """Whose words an utterance is recombined of: its speaker's at its speed, or everybody's."""
+    """Source of the words: the utterance's speaker at its speed, or every speaker."""
     rir_share: float = option(0.3, at_least=0, at_most=1, goes_on=True)
     """Share of training copies put into a room in stage 1; without room impulse responses (--rir-dir) none is."""
 
@@ -250,7 +250,7 @@ class MwerConfig:
     beam: int = option(4, at_least=2)
     """Beam of the search that finds them."""
     hypotheses: Literal["own", "full"] = "own"
-    """Whose hypotheses: each pass's own, or those of the full pass for both."""
+    """Source of the hypotheses: each pass's own search, or the full pass's for both."""
 
 
 @dataclass(frozen=True)
@@ -290,14 +290,14 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class DecodingConfig:
-    """What decodes a model takes these values from the model; training does not know them, but writes them into the
-    models that are there."""
+    """Values that a model carries for every program that decodes it; training writes them into its models, and does not
+    use them."""
 
     blank_penalty: float = option(0.0, unbounded="a negative one favours blanks", goes_on=True)
     """Subtracted from the blank's logit by every search; chosen on dev, where a young model leaves words out."""
     ngram: str | None = option(None, goes_on=True)
-    """What train_ngram wrote (.arpa, .arpa.gz, .npz): a language model over the model's tokens; the path counts from
-    the model's own folder."""
+    """Language model over the model's tokens, from train_ngram (.arpa, .arpa.gz, .npz); the path is relative to the
+    model's own folder."""
     lm_scale: float = option(0.0, at_least=0, goes_on=True)
     """Weight of the n-gram's log-probabilities; 0: it is not used."""
     lodr: str | None = option(None, goes_on=True)

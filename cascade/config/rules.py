@@ -1,4 +1,4 @@
-"""What the options of an experiment must satisfy, alone (by the limits of their fields) and together."""
+"""Rules for the options of an experiment, alone (the limits of their fields) and together."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def limits_of(field: dataclasses.Field) -> Limits:
 
 
 def describe_type(of: Any) -> str:
-    """What an option of this type must be: `one of bpe | char | word`, `a list of whole numbers`."""
+    """The values of a type in words: `one of bpe | char | word`, `a list of whole numbers`."""
     first, *others = (*get_args(of), of)
     if get_origin(of) is Literal:
         return f"one of {' | '.join(get_args(of))}"
@@ -41,7 +41,7 @@ def describe_type(of: Any) -> str:
 
 
 def starts_over(name: str) -> bool:
-    """Whether another value of this option, "section.key", makes another training."""
+    """Tell whether another value of this option, "section.key", makes another training."""
     return not limits_of(FIELDS[name]).goes_on
 
 

@@ -1,5 +1,7 @@
 """Distillation on lattice cells: KL(teacher || student) of the label distributions p(k | t, u).
 
+Its weight in training is `distillation.weight`, applied in training/terms.py.
+
 Kinds: pruned, all V labels on a band of R positions per frame (ours); collapsed, the same cells with the classes next
 label / blank / rest (2011.06110); one_best, all labels on the cells of the teacher's best path (2110.03334).
 """

@@ -1,4 +1,4 @@
-"""What word confidences are worth: the calibration error, and a monotone map that lowers it (Platt scaling).
+"""Calibration of word confidences: its error, and a monotone map that lowers it (Platt scaling).
 
 A word's confidence c, the geometric mean of its tokens' probabilities, becomes logistic(slope logit(c) + offset). The
 map is fitted by maximum likelihood to which words of a dev set are right, with Platt's targets (N + 1) / (N + 2) and

@@ -1,4 +1,4 @@
-"""From a config to modules, and what they weigh."""
+"""Models built from configs, and their numbers of parameters."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def count_params(module: nn.Module) -> int:
 
 
 def params_by_part(model: CascadedTransducer) -> dict[str, int]:
-    """What decoding needs, by part, without overlap: a tied matrix counts under the joiner; `total` is the sum."""
+    """Parameters that decoding needs, by part: a tied matrix counts once, under the joiner; `total` is the sum."""
     parts = {
         "front end": count_params(model.encoder.subsampling),
         "causal encoder": count_params(model.encoder.causal),

@@ -16,7 +16,7 @@ from cascade.models.state import StateTensor
 
 
 class LayerState(NamedTuple):
-    """What one layer remembers of a stream."""
+    """Memory of one layer for a stream."""
 
     keys: Tensor
     """(N, H, L, d) keys before rotation."""

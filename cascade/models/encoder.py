@@ -1,4 +1,4 @@
-"""The seam of encoders: what one has to offer, which there are, and the one that a config asks for.
+"""Encoders: the protocol, the known kinds, and the one that a config asks for.
 
 A new encoder is a file beside this one and a line in ENCODERS; `model.causal.kind` or `model.noncausal.kind` chooses
 it. Training, streams, exporter, planner and the start from a teacher know no more of it than what stands here.
@@ -62,12 +62,14 @@ class Encoder(Protocol):
 
 
 ENCODERS: dict[str, Callable[[int, EncoderConfig], Encoder]] = {"conformer": ConformerEncoder}
-"""What `kind` may be -> (d_model, its config) -> the encoder."""
+"""Encoders by `kind`, each built from d_model and its config."""
 
 
 def check_encoders(config: ModelConfig) -> None:
-    """Raises:
-      ConfigError: a kind of encoder that does not exist.
+    """Refuse a kind of encoder that does not exist.
+
+    Raises:
+      ConfigError: it names the kinds that exist.
     """
     for name in ("causal", "noncausal"):
         kind = getattr(config, name).kind

@@ -15,11 +15,11 @@ class StateTensor(NamedTuple):
     """One tensor of a state."""
 
     name: str
-    """What it holds: key, value, convolution, processed_lens, ..."""
+    """Content: key, value, convolution, processed_lens, ..."""
     shape: tuple[int, ...]
     """Behind the streams' axis."""
     layer: int = 0
-    """Whose it is, where layers have their own."""
+    """Index of its layer, where layers have their own."""
 
 
 def map_state(function: Callable[..., Tensor], *states: State) -> State:

@@ -34,7 +34,7 @@ class CascadedTransducer(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where it runs, its features with it."""
+        """The device that the model, and its features, are on."""
         return self.encoder.feature_mean.device
 
     def encode(

@@ -162,7 +162,7 @@ def _delays(row: Row, timed: Row) -> Row:
 
 
 def is_aided(row: Row) -> bool:
-    """Whether scores from outside helped the search of a row."""
+    """Tell whether external scores entered the search of a row."""
     return bool(row.get("ngram") or row.get("hotwords"))
 
 

@@ -71,7 +71,7 @@ def write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
 
 
 def score_fields(options: DecodingOptions) -> dict[str, Any]:
-    """What a row of results.json says of the scores: names of files, null for what was not used."""
+    """Fields of a row of results.json about external scores: names of files, null for what was not used."""
     return {
         "ngram": Path(options.ngram).name if options.lm_scale else None,
         "lm_scale": options.lm_scale or None,

@@ -1,4 +1,4 @@
-"""The picture of the delays: what a user waits for a word and for the final text, mode by mode, model beside model."""
+"""Plot of the delays of a word and of the final text, mode by mode, model beside model."""
 
 from __future__ import annotations
 

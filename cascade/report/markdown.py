@@ -244,7 +244,7 @@ def _int8_section(experiment: Experiment) -> str:
 
 
 def int8_table(int8: Row) -> str:
-    """What 8 bits cost, a file and pass a row; `int8` is that part of export.json."""
+    """Table of the word errors that 8 bits cost, a row per file and pass; `int8` is that part of export.json."""
     if not int8["rows"]:
         return "What they cost in words was not measured."
     rows = [

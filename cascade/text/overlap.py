@@ -1,4 +1,4 @@
-"""How much of some sentences a text has: what a language model of it knows by heart."""
+"""Overlap of a text with some sentences: the share that a language model of the text has memorised."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ _FACTORS = np.uint64(0x9E3779B97F4A7C15) ** np.arange(1, 17, dtype=np.uint64)  #
 def shared_sequences(
     sentences: Iterable[str], texts: Iterable[str | Path], normalize: Callable[[str], str], length: int = 6
 ) -> tuple[int, int]:
-    """How many of the different sequences of `length` (at most 16) words of the sentences the texts have, and of how
-    many.
+    """Count the different sequences of `length` (at most 16) words of the sentences: those in the texts, and all.
 
     Args:
       texts: files (plain, .gz, .xz), one sentence a line; no sequence goes on into the next line.

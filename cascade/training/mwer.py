@@ -1,4 +1,4 @@
-"""What a model's own search says of a training batch, and how wrong that is."""
+"""Hypotheses of a model's own search for a training batch, with their word errors."""
 
 from __future__ import annotations
 

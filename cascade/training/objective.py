@@ -1,4 +1,4 @@
-"""What training minimises: draws geometry and passes of a step, runs the networks, gathers the terms of the loss."""
+"""The objective: draws the geometry and the passes of a step, runs the networks, gathers the terms of the loss."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def _middle_layer(layers: nn.ModuleList) -> Iterator[list[Tensor]]:
 
 
 class Losses(NamedTuple):
-    """What `Objective` says of a batch."""
+    """Losses of a batch, and the utterances that have none."""
 
     terms: dict[str, Term]
     """By the names under which their means are logged, in the same order on every process."""

@@ -61,8 +61,10 @@ class RunInputs(NamedTuple):
 
 
 def check_options(config: Config, paths: RunPaths) -> None:
-    """Raises:
-      ConfigError: flags and config contradict each other, or there is no such encoder.
+    """Check that flags and config fit together.
+
+    Raises:
+      ConfigError: they contradict each other, or there is no such encoder.
     """
     check_encoders(config.model)
     if (config.distillation is None) != (paths.teacher is None):

@@ -36,7 +36,7 @@ class PassOutput(NamedTuple):
 
 
 class Outputs(NamedTuple):
-    """What the networks made of a batch."""
+    """Outputs of the networks for a batch."""
 
     passes: dict[str, PassOutput]
     """By the name of the pass, causal or noncausal: those that are computed in this step."""
@@ -106,7 +106,7 @@ def _scaled(term: LossTerm, scale: float) -> LossTerm:
 
 
 class Warmup(NamedTuple):
-    """How far the warm-up of the losses is: simple falls to simple_scale, pruned rises from 0.1 to 1."""
+    """State of the losses' warm-up: simple falls to simple_scale, pruned rises from 0.1 to 1."""
 
     simple_scale: float
     pruned_scale: float
