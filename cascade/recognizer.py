@@ -123,7 +123,7 @@ def _open_model(
     except ModuleNotFoundError as error:
         raise ImportError(
             f"{folder} is a model directory (it has no {EXPORTED}), which needs the package {error.name}: run pip "
-            "install '.[train]' where pyproject.toml is, or open what cascade.bin.export_onnx makes of it elsewhere"
+            "install '.[train]' in the repository's folder, or open its export (cascade.bin.export_onnx)"
         ) from error
     if threads is not None:
         limit_threads(threads)

@@ -217,7 +217,7 @@ def test_a_damaged_file_is_named(model, tmp_path, name):
 def test_a_program_of_training_says_what_it_needs(light):
     for program, name in (("train", "torch"), ("prepare_data", "(lhotse|omegaconf|numba|torch)")):
         error = finish(light("-m", f"cascade.bin.{program}", "--help"), 1)[1]
-        sentence = rf"this program needs the package {name}: run pip install '\.\[train\]' where pyproject.toml is"
+        sentence = rf"this program needs the package {name}: run pip install '\.\[train\]' in the repository's folder"
         assert re.fullmatch(f"error: {sentence}\n", error)
 
 

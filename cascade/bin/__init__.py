@@ -12,7 +12,7 @@ def _say_what_is_missing(kind, error, traceback) -> None:
         return
     extra = "export" if error.name in ("onnx", "sherpa_onnx") else "train"
     print(
-        f"error: this program needs the package {error.name}: run pip install '.[{extra}]' where pyproject.toml is",
+        f"error: this program needs the package {error.name}: run pip install '.[{extra}]' in the repository's folder",
         file=sys.stderr,
     )
 

@@ -15,6 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from cascade.bin.cli import run_program
+from cascade.bin.model_arguments import check_values
 from cascade.config.options import ConfigError
 from cascade.measure.compare import Comparison, Interval, compare, read_hypotheses
 from cascade.provenance import command_line, git_commit
@@ -29,10 +30,7 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if len(arguments.hyps) % 2:
         raise ConfigError(f"name the files in pairs, A then B, got {len(arguments.hyps)}")
-    if arguments.num_draws < 100:
-        raise ConfigError(f"--num-draws must be at least 100, got {arguments.num_draws}")
-    if arguments.seed < 0:
-        raise ConfigError(f"--seed must be at least 0, got {arguments.seed}")
+    check_values(arguments, num_draws=100, seed=0)
     for path in arguments.hyps:
         if not path.is_file():
             raise FileNotFoundError(f"{path} not found: name hyps.jsonl files that decode wrote")

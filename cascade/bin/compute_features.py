@@ -14,6 +14,7 @@ import logging
 from pathlib import Path
 
 from cascade.bin.cli import add_config_arguments, config_from_arguments, run_program
+from cascade.bin.model_arguments import check_values
 from cascade.config.options import Config
 from cascade.corpus.cuts import CUTS_SUFFIX
 from cascade.data.noise import remove_noise, store_noise
@@ -54,8 +55,7 @@ def main() -> None:
     parser.add_argument("--num-jobs", type=int, default=2, metavar="N", help="processes (default 2)")
     add_config_arguments(parser)
     arguments = parser.parse_intermixed_args()
-    if arguments.num_jobs < 1:
-        parser.error(f"--num-jobs must be at least 1, got {arguments.num_jobs}")
+    check_values(arguments, num_jobs=1)
     limit_threads(1)  # the processes are what runs in parallel
     compute_features(
         arguments.data, arguments.out, config_from_arguments(arguments), arguments.num_jobs, arguments.noise_dir,

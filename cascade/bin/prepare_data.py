@@ -22,6 +22,7 @@ from itertools import islice
 from pathlib import Path
 
 from cascade.bin.cli import add_config_arguments, config_from_arguments, run_program
+from cascade.bin.model_arguments import check_values
 from cascade.config.options import Config
 from cascade.corpus.cuts import CUTS_SUFFIX, Cut, validate, write_cuts
 from cascade.corpus.manifests import read_manifest
@@ -122,10 +123,7 @@ def main() -> None:
     parser.add_argument("--max-utterances", type=int, metavar="N", help="use N evenly spaced ones of each split")
     add_config_arguments(parser)
     arguments = parser.parse_intermixed_args()
-    for name in ("num_jobs", "max_utterances"):
-        value = getattr(arguments, name)
-        if value is not None and value < 1:
-            parser.error(f"--{name.replace('_', '-')} must be at least 1, got {value}")
+    check_values(arguments, num_jobs=1, max_utterances=1)
     splits = prepare(
         arguments.manifest_dir, arguments.out, config_from_arguments(arguments), arguments.num_jobs,
         arguments.max_utterances,
