@@ -58,7 +58,7 @@ DOORS = {
     "sentencepiece": ("text.tokens",),
     "omegaconf": ("config.load",),
     "yaml": ("config.load",),
-    "numba": ("losses.recursion_numba", "search.beam_numba"),
+    "numba": ("losses.recursion_numba", "search.beam_numba", "search.ngram_numba"),
     "k2": ("losses.rnnt_k2",),
     "tensorboard": ("training",),
     "matplotlib": ("report.plots", "corpus.statistics_plot"),
@@ -155,7 +155,7 @@ def test_no_import_cycles():
 
 def test_streams_and_searches_load_neither_torch_nor_onnxruntime():
     names = [name for name in MODULES if name.split(".")[0] in ("audio", "text", "search", "stream")]
-    assert {"audio.fbank", "search.beam_numba", "stream.batch", "text.tokens"} <= set(names)
+    assert {"audio.fbank", "search.beam_numba", "search.ngram_numba", "stream.batch", "text.tokens"} <= set(names)
     code = "; ".join(f"import cascade.{name}" for name in names)
     code += "; import sys; sys.exit(' '.join({'torch', 'onnxruntime'} & set(sys.modules)) or 0)"
     loaded = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)

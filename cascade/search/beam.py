@@ -10,33 +10,13 @@ read, and in `beam_numba`, compiled.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
-from functools import cache
-from types import ModuleType
 
 import numpy as np
 
-from cascade.search import beam_numpy
+from cascade.search.compiled import search_kernels
 from cascade.search.rows import Networks, Search
 from cascade.search.scorer import Scorer
-
-BACKENDS = ("auto", "numpy", "numba")
-
-
-@cache
-def _numba_module(dtype: np.dtype) -> ModuleType | None:
-    """beam_numba, compiled, or None (with one warning) where numba is missing or cannot compile."""
-    try:
-        from cascade.search import beam_numba
-
-        beam_numba.compile_kernels(dtype)
-        return beam_numba
-    except ImportError:
-        logging.getLogger(__name__).warning("numba is not installed: beam search uses plain numpy, which is slower")
-    except Exception as error:  # a compiler can fail in many ways; numpy gives the same hypotheses
-        logging.getLogger(__name__).warning("numba failed (%s): beam search uses plain numpy, which is slower", error)
-    return None
 
 
 class ModifiedBeamSearch(Search):
@@ -45,9 +25,9 @@ class ModifiedBeamSearch(Search):
     Args:
       networks, blank_penalty, unk_id, scorers: see `Search`.
       beam: hypotheses B per stream.
-      backend: numpy | numba | auto: numba where it is installed.
+      backend: see `search_kernels`.
     Raises:
-      ValueError: beam below 1; an unknown backend, or numba where it cannot be had.
+      ValueError: beam below 1, or as `search_kernels`.
     """
 
     hash_multiplier = 6364136223846793005
@@ -58,13 +38,8 @@ class ModifiedBeamSearch(Search):
     ) -> None:  # fmt: skip
         if beam < 1:
             raise ValueError(f"beam must be at least 1, got {beam}")
-        if backend not in BACKENDS:
-            raise ValueError(f"backend must be one of {' | '.join(BACKENDS)}, got {backend!r}")
         super().__init__(networks, beam, blank_penalty, unk_id, scorers)
-        compiled = None if backend == "numpy" else _numba_module(self.weight.dtype)
-        if backend == "numba" and compiled is None:
-            raise ValueError("backend numba needs the package numba: pip install numba")
-        self._frames = compiled or beam_numpy
+        self._kernels = search_kernels(backend, self.weight.dtype)
 
     def _advance(self, rows: np.ndarray, encoder_out: np.ndarray, lens: np.ndarray) -> None:
         order = np.argsort(-lens, kind="stable")  # the streams that still have frames are always the first
@@ -80,15 +55,15 @@ class ModifiedBeamSearch(Search):
         num_streams, silent = len(rows), -1 if self.unk_id is None else self.unk_id
         self.slots.reserve(num_streams * self.beam, self.places.slots)
         joined = work.joined[:num_streams]
-        count = self._frames.join_rows(frame, self.slots.out, rows, self.places, joined, work.hidden)
+        count = self._kernels.join_rows(frame, self.slots.out, rows, self.places, joined, work.hidden)
         logits, sums, label_sums = work.logits[:count], work.sums[:count], work.label_sums[:count]
         np.matmul(work.hidden[:count], self.weight.T, out=logits)
-        self._frames.add_bias(logits, self.bias, silent, sums, label_sums)
+        self._kernels.add_bias(logits, self.bias, silent, sums, label_sums)
         values = (logits, sums, joined)
         if self.scorers:
-            values = self._with_scores(rows, *values, label_sums)
+            values = self._with_scores(rows, *values, label_sums, silent, work)
         parents, symbols, grows = (array[:num_streams] for array in (work.parents, work.symbols, work.grows))
-        self.entries.count = self._frames.choose(
+        self.entries.count = self._kernels.choose(
             *values, logits, sums, joined, rows, self.places, self.entries.chains, self.entries.count, numbers, silent,
             self.hash_multiplier, parents, symbols, grows,
         )  # fmt: skip
@@ -104,22 +79,18 @@ class ModifiedBeamSearch(Search):
             self.places.slots[grown] = self.slots.after(self.places.slots[grown], symbols[streams, places])
 
     def _with_scores(
-        self, rows: np.ndarray, logits: np.ndarray, sums: np.ndarray, joined: np.ndarray, label_sums: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """What `choose` chooses by: a row for each hypothesis, with the scorers' part."""
+        self, rows: np.ndarray, logits: np.ndarray, sums: np.ndarray, joined: np.ndarray, label_sums: np.ndarray,
+        silent: int, work: _Work,
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
+        """What `choose` ranks by: a row for each hypothesis, with the scorers' part."""
         live = self.places.log_probs[rows] > -np.inf
-        shared = joined[live]
-        values = logits[shared] - sums[shared, None].astype(logits.dtype)
-        silent = [0] if self.unk_id is None else [0, self.unk_id]
-        blanks = values[:, silent] * (1.0 + self.blank_weight)
-        if self.blank_weight:
-            values += (self.blank_weight * (label_sums - sums)[shared, None]).astype(logits.dtype)
-        for states, scorer in zip(self.scorer_states, self.scorers, strict=True):
-            values += scorer.score(states[rows][live])
-        values[:, silent] = blanks
-        own = np.zeros_like(joined)
-        own[live] = np.arange(len(values))
-        return values, np.zeros(len(values)), own
+        scores = self._scores([states[rows][live] for states in self.scorer_states])
+        values, value_rows = work.values[: len(scores)], work.value_rows[: len(rows)]
+        scores = np.ascontiguousarray(scores, logits.dtype)
+        self._kernels.weigh(
+            scores, self.blank_weight, logits, sums, label_sums, joined, live, silent, values, value_rows
+        )  # fmt: skip
+        return values, work.zeros[: len(scores)], value_rows
 
 
 class _Work:
@@ -128,7 +99,7 @@ class _Work:
     def __init__(self, num_streams: int, search: Search) -> None:
         size, (vocab_size, dim) = num_streams * search.beam, search.weight.shape
         self.hidden = np.empty((size, dim), search.weight.dtype)
-        self.logits = np.empty((size, vocab_size), search.weight.dtype)
-        self.sums, self.label_sums = np.empty(size), np.empty(size)
-        self.joined, self.parents, self.symbols = (np.zeros((num_streams, search.beam), np.int64) for _ in range(3))
+        self.logits, self.values = np.empty((2, size, vocab_size), search.weight.dtype)
+        self.sums, self.label_sums, self.zeros = np.empty(size), np.empty(size), np.zeros(size)
+        self.joined, self.value_rows, self.parents, self.symbols = np.zeros((4, num_streams, search.beam), np.int64)
         self.grows = np.zeros((num_streams, search.beam), bool)

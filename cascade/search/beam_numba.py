@@ -144,6 +144,48 @@ def add_bias(logits, bias, silent, sums, label_sums):
             sums[r] = _log_add(sums[r], said)
 
 
+@_kernel
+def weigh(scores, blank_weight, logits, sums, label_sums, joined, live, silent, values, value_rows):
+    """See beam_numpy.weigh."""
+    count = 0
+    for n in range(joined.shape[0]):
+        for b in range(joined.shape[1]):
+            value_rows[n, b] = 0
+            if not live[n, b]:
+                continue
+            row = joined[n, b]
+            shift = logits.dtype.type(sums[row])
+            added = logits.dtype.type(blank_weight * (label_sums[row] - sums[row]))
+            for k in range(logits.shape[1]):
+                values[count, k] = logits[row, k] - shift + added + scores[count, k]
+            factor = logits.dtype.type(1.0 + blank_weight)
+            values[count, 0] = (logits[row, 0] - shift) * factor
+            if silent >= 0:
+                values[count, silent] = (logits[row, silent] - shift) * factor
+            value_rows[n, b] = count
+            count += 1
+
+
+@_kernel
+def say(scores, blank_weight, logits, sums, said, silent, symbols, log_probs, totals):
+    """See beam_numpy.say."""
+    for row in range(len(sums)):
+        log_probs[row] = logits[row, symbols[row]] - sums[row]
+        totals[row] = (1.0 + blank_weight) * log_probs[row]
+    for place in range(len(said)):
+        row, label = said[place], 1
+        best = -logits.dtype.type(np.inf)
+        for k in range(1, logits.shape[1]):
+            total = logits[row, k] + scores[place, k]
+            if total > best and k != silent:
+                best, label = total, k
+        blank_prob = math.exp(logits[row, 0] - sums[row])
+        if silent > 0:
+            blank_prob += math.exp(logits[row, silent] - sums[row])
+        symbols[row], log_probs[row] = label, logits[row, label] - sums[row]
+        totals[row] = log_probs[row] + (blank_weight * math.log1p(-blank_prob) + scores[place, label])
+
+
 @_vector_kernel
 def _highest(values):
     highest = values[0]
@@ -260,5 +302,7 @@ def compile_kernels(dtype: np.dtype) -> None:
     chains, grows = Chains(*(np.zeros(1, np.int64) for _ in range(3)), sums), np.zeros((1, 1), bool)
     join_rows(values, values, zero[0], places, zero.copy(), values.copy())
     add_bias(values, values[0].copy(), -1, sums, sums.copy())
+    weigh(values, 0.0, values, sums, sums, zero, grows, -1, values.copy(), zero.copy())
+    say(values, 0.0, values, sums, zero[0], -1, zero[0].copy(), sums.copy(), sums.copy())
     choose(values, sums, zero, values, sums, zero, zero[0], places, chains, 0, zero[0], -1, 1, zero.copy(), zero.copy(),
            grows)  # fmt: skip

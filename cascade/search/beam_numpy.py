@@ -1,4 +1,4 @@
-"""What a frame of modified beam search does beside the matrix product, in plain numpy: the reference of `beam_numba`.
+"""What a frame of a search does beside the matrix product, in plain numpy: the reference of `beam_numba`.
 
 N streams have the rows (N,) of a store with B places each; see `rows.Places` and `rows.Chains`.
 """
@@ -44,6 +44,53 @@ def add_bias(logits: np.ndarray, bias: np.ndarray, silent: int, sums: np.ndarray
     label_sums[...] = sums[...] = label_log_sums(logits, blanks)
     for blank in blanks:
         sums[...] = np.logaddexp(sums, logits[:, blank])
+
+
+def weigh(
+    scores: np.ndarray, blank_weight: float, logits: np.ndarray, sums: np.ndarray, label_sums: np.ndarray,
+    joined: np.ndarray, live: np.ndarray, silent: int, values: np.ndarray, value_rows: np.ndarray,
+) -> None:  # fmt: skip
+    """Write what `choose` ranks continuations by where scorers have a say.
+
+    Args:
+      scores: (L, V) of the L live places. blank_weight: see `scorer`.
+      logits, sums, label_sums, joined: see `add_bias` and `choose`.
+      live: (N, B) places with a hypothesis.
+      values: (L, V), written; value_rows: (N, B), written: the row of each live place.
+    """
+    shared = joined[live]
+    np.subtract(logits[shared], sums[shared, None].astype(logits.dtype), out=values)
+    blanks = [0] if silent < 0 else [0, silent]
+    blank_values = values[:, blanks] * values.dtype.type(1.0 + blank_weight)
+    values += (blank_weight * (label_sums - sums)[shared, None]).astype(logits.dtype)
+    values += scores
+    values[:, blanks] = blank_values
+    value_rows[...] = 0
+    value_rows[live] = np.arange(len(values))
+
+
+def say(
+    scores: np.ndarray, blank_weight: float, logits: np.ndarray, sums: np.ndarray, said: np.ndarray, silent: int,
+    symbols: np.ndarray, log_probs: np.ndarray, totals: np.ndarray,
+) -> None:  # fmt: skip
+    """What greedy search says where scorers have a say.
+
+    Args:
+      scores: (K, V) of the K rows of the logits (R, V) that say a label, `said`.
+      blank_weight, sums, silent: see `weigh`.
+      symbols: (R,), those of `said` are written.
+      log_probs, totals: (R,), written: the transducer's log-probability, and the same with what scorers add.
+    """
+    ranked = logits[said] + scores
+    ranked[:, 0] = ranked[:, silent] = -np.inf
+    labels = symbols[said] = ranked.argmax(axis=1)
+    log_probs[...] = logits[np.arange(len(logits)), symbols] - sums
+    totals[...] = (1.0 + blank_weight) * log_probs
+    blank_probs = np.exp(logits[said, 0] - sums[said])  # with <unk> at most 2/3, because a label is likelier
+    if silent > 0:
+        blank_probs += np.exp(logits[said, silent] - sums[said])
+    added = blank_weight * np.log1p(-blank_probs) + scores[np.arange(len(said)), labels]
+    totals[said] = log_probs[said] + added
 
 
 def log_sum_exp(logits: np.ndarray) -> np.ndarray:

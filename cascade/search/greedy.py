@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cascade.search.beam_numpy import label_log_sums, log_sum_exp
+from cascade.search.beam_numpy import log_sum_exp
+from cascade.search.compiled import search_kernels
 from cascade.search.rows import Networks, Search
 from cascade.search.scorer import Scorer
 
@@ -23,13 +24,16 @@ class GreedySearch(Search):
 
     Args:
       networks, blank_penalty, unk_id, scorers: see `Search`.
+      backend: see `search_kernels`; a search that begins without scorers takes numpy, and waits for no compiler.
     """
 
     def __init__(
-        self, networks: Networks, blank_penalty: float = 0.0, unk_id: int | None = None, scorers: Sequence[Scorer] = ()
-    ) -> None:
+        self, networks: Networks, blank_penalty: float = 0.0, unk_id: int | None = None,
+        scorers: Sequence[Scorer] = (), backend: str = "auto",
+    ) -> None:  # fmt: skip
         super().__init__(networks, 1, blank_penalty, unk_id, scorers)
-        self._silent = [0] if unk_id is None else [0, unk_id]
+        self._silent = 0 if unk_id is None else unk_id
+        self._kernels = search_kernels(backend if scorers else "numpy", self.weight.dtype)
 
     def choose(self, logits: np.ndarray, frames: np.ndarray) -> np.ndarray:
         """The symbols (R,) to say: logits (R, V) of frames (R,), which are counted from the segment's start."""
@@ -48,7 +52,7 @@ class GreedySearch(Search):
             logits = hidden @ self.weight.T
             logits += self.bias
             symbols = self.choose(logits, self.num_frames[own] + frames)
-            says = (symbols != 0) & (symbols != self._silent[-1])
+            says = (symbols != 0) & (symbols != self._silent)
             # What was said so far holds up to the first frame that says more; the frames after it wait for it.
             said = np.zeros_like(inside)
             said[inside] = says
@@ -60,30 +64,27 @@ class GreedySearch(Search):
         self, rows: np.ndarray, frames: np.ndarray, logits: np.ndarray, symbols: np.ndarray, says: np.ndarray
     ) -> None:
         """Let the hypotheses of `rows` go on through frames (R,); at most one in each row says a symbol."""
-        grown = rows[says]
+        said = says.nonzero()[0]
+        grown, sums = rows[said], log_sum_exp(logits)
         if self.scorers:
-            states = [states[grown, 0] for states in self.scorer_states]
-            scores = sum(scorer.score(state) for scorer, state in zip(self.scorers, states, strict=True))
-            ranked = logits[says] + scores
-            ranked[:, self._silent] = -np.inf
-            symbols[says] = ranked.argmax(axis=1)
-        sums = log_sum_exp(logits)
-        log_probs = logits[np.arange(len(rows)), symbols] - sums
-        added = np.zeros_like(log_probs)
-        if self.scorers:
-            added = self.blank_weight * log_probs
-            added[says] = self.blank_weight * (label_log_sums(logits[says], self._silent) - sums[says])
-            added[says] += scores[np.arange(len(grown)), symbols[says]]
+            log_probs, totals = np.empty_like(sums), np.empty_like(sums)
+            states, parents = [states[grown, 0] for states in self.scorer_states], np.arange(len(grown))
+            scores = np.ascontiguousarray(self._scores(states), logits.dtype)
+            self._kernels.say(
+                scores, self.blank_weight, logits, sums, said, self._silent, symbols, log_probs, totals
+            )  # fmt: skip
+        else:
+            log_probs = totals = logits[np.arange(len(rows)), symbols] - sums
         np.add.at(self.places.acoustic[:, 0], rows, log_probs)
-        np.add.at(self.places.log_probs[:, 0], rows, log_probs + added)
+        np.add.at(self.places.log_probs[:, 0], rows, totals)
         if not len(grown):
             return
-        labels = symbols[says]
+        labels = symbols[said]
         before = self.places.ends[grown, 0]
-        numbers = self.num_frames[grown] + frames[says]
-        self.places.ends[grown, 0] = self.entries.add(before, labels, numbers, log_probs[says])
+        numbers = self.num_frames[grown] + frames[said]
+        self.places.ends[grown, 0] = self.entries.add(before, labels, numbers, log_probs[said])
         self.places.num_tokens[grown, 0] += 1
-        for states, scorer in zip(self.scorer_states, self.scorers, strict=True):
-            states[grown, 0] = scorer.advance(states[grown, 0], np.arange(len(grown)), labels)
+        for place, scorer in enumerate(self.scorers):
+            self.scorer_states[place][grown, 0] = scorer.advance(states[place], parents, labels)
         self.slots.reserve(len(grown), self.places.slots)
         self.places.slots[grown, 0] = self.slots.after(self.places.slots[grown, 0], labels)

@@ -13,14 +13,18 @@ import re
 import zipfile
 import zlib
 from collections.abc import Sequence
+from functools import cached_property
 from itertools import islice, repeat
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple, NoReturn
 
 import numpy as np
 
 from cascade.files import read_lines, replacing
+from cascade.search.compiled import compiled
 from cascade.search.row_cache import RowCache
+from cascade.text.tokens import BLANK_ID
 
 log = logging.getLogger(__name__)
 
@@ -78,15 +82,33 @@ class NgramModel:
         self._backoffs = (np.concatenate(backoffs)[:num_contexts] * math.log(10.0)).astype(np.float32)
         self._index()
         self._link_states(sizes)
-        self.start = int(self._next[vocab_size])
+        self._compile()
 
     def _index(self) -> None:
         """What follows from the keys."""
-        num_contexts = len(self._backoffs)
         self._tokens = (self._keys % self._base).astype(np.int32)
-        self._first = np.searchsorted(self._keys, np.arange(num_contexts + 1) * self._base)
-        self._rows = RowCache(num_contexts, self._base, self._dense)
-        self.forget = self._rows.forget
+        self._first = np.searchsorted(self._keys, np.arange(len(self._backoffs) + 1) * self._base)
+        self.kernels: ModuleType | None = None
+        """ngram_numba, where it is installed; None: plain numpy."""
+
+    def _compile(self) -> None:
+        """What follows from all arrays."""
+        self.start = int(self._next[self.vocab_size])
+        self.kernels = compiled("ngram_numba", "the n-gram model")
+        if self.kernels is not None:
+            contexts = (self._first, np.append(self._links, 0), np.append(self._backoffs, 0))
+            self._contexts = self.kernels.records(self.kernels.CONTEXT, *contexts)
+            self._arcs = self.kernels.records(self.kernels.ARC, self._tokens, self._log_probs)
+
+    @cached_property
+    def _kept(self) -> RowCache:
+        return RowCache(len(self._backoffs), self._base, self._dense)
+
+    def _rows(self, states: np.ndarray, width: int, weight: float = 1.0) -> np.ndarray:
+        """(rows, width) scores times the weight: V of them, or V + 2 with </s> and <s>."""
+        if self.kernels is None:
+            return self._kept[states][:, :width] * np.float32(weight)
+        return self.kernels.dense(states, self._contexts, self._arcs, width, weight)
 
     def save(self, path: str | Path, symbols: Sequence[str]) -> None:
         """Write the arrays (.npz), which load in a moment; `symbols` as `read_arpa`."""
@@ -112,27 +134,28 @@ class NgramModel:
             raise ValueError(f"{path} is of other tokens than the model's: train the n-gram with its tokenizer")
         model.vocab_size, model._base = len(symbols), len(symbols) + 2
         model._index()
-        model.start = int(model._next[model.vocab_size])
+        model._compile()
         return model
 
-    def scores(self, states: np.ndarray) -> np.ndarray:
-        """(rows,) states -> (rows, V) float32 natural log-probabilities of the next token; 0 for the blank."""
-        return self._rows[states][:, : self.vocab_size]
+    def scores(self, states: np.ndarray, weight: float = 1.0) -> np.ndarray:
+        """(rows,) states -> (rows, V) float32 natural log-probabilities of the next token, times the weight; 0 for the
+        blank."""
+        return self._rows(states, self.vocab_size, weight)
 
     def final(self, states: np.ndarray) -> np.ndarray:
         """(rows,) states -> (rows,) float32 natural log-probabilities of </s>."""
-        return self._rows[states][:, self.vocab_size]
+        return self._rows(states, self._base)[:, self.vocab_size]
 
-    def advance(self, states: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-        """(rows,) states and tokens, no blanks -> (rows,) the states after them."""
-        assert (tokens > 0).all(), tokens
-        states, after = states.copy(), np.zeros(len(states), np.int64)
-        rows = np.arange(len(states))
+    def advance(self, states: np.ndarray, tokens: np.ndarray, silent: int = BLANK_ID) -> np.ndarray:
+        """(rows,) states and tokens -> (rows,) the states after them; tokens up to `silent` leave a state as it is."""
+        if self.kernels is not None:
+            return self.kernels.advance(states, tokens, self._contexts, self._arcs, self._next, silent)
+        after, rows = states.copy(), np.flatnonzero(tokens > silent)
+        nodes = states[rows]
         while len(rows):
-            places, known = self._find(states[rows], tokens[rows])
+            places, known = self._find(nodes, tokens[rows])
             after[rows[known]] = self._next[places[known]]
-            rows = rows[~known]
-            states[rows] = self._links[states[rows]]
+            rows, nodes = rows[~known], self._links[nodes[~known]]
         return after
 
     def _find(self, nodes: np.ndarray, tokens: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -157,11 +180,11 @@ class NgramModel:
             begin += size
 
     def _dense(self, states: np.ndarray) -> np.ndarray:
-        """(rows, V + 2) scores, </s> and <s> included: those of the next shorter context, and what this one knows."""
+        """(rows, V + 2) scores: those of the next shorter context, and what this one knows."""
         scores = np.zeros((len(states), self._base), np.float32)
         longer = states > 0
         if longer.any():
-            scores[longer] = self._rows[self._links[states[longer]]]
+            scores[longer] = self._kept[self._links[states[longer]]]
         starts = self._first[states]
         lens = self._first[states + 1] - starts
         scores += self._backoffs[states, None]

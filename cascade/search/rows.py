@@ -301,6 +301,13 @@ class Search(ABC):
     def _advance(self, rows: np.ndarray, encoder_out: np.ndarray, lens: np.ndarray) -> None:
         """`advance` where some stream has frames."""
 
+    def _scores(self, states: Sequence[np.ndarray]) -> np.ndarray:
+        """(rows, V) of all scorers in these states (rows, ...)."""
+        scores = self.scorers[0].score(states[0])
+        for scorer, own in zip(self.scorers[1:], states[1:], strict=True):
+            scores = scores + scorer.score(own)
+        return scores
+
     def decode(self, encoder_out: np.ndarray, encoder_out_lens: np.ndarray) -> list[list[Hypothesis]]:
         """Whole utterances, (N, T, D) projected frames and their (N,) lengths: what `n_best` gives."""
         rows = [self.join() for _ in encoder_out]

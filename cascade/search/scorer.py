@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from cascade.search.ngram import NgramModel
-from cascade.text.tokens import BLANK_ID, UNKNOWN_ID
+from cascade.text.tokens import UNKNOWN_ID
 
 
 class Scorer(Protocol):
@@ -74,13 +74,10 @@ class NgramScorer:
         return np.full(n, self._model.start, np.int64)
 
     def score(self, state: np.ndarray) -> np.ndarray:
-        return self._model.scores(state) * np.float32(self.weight)
+        return self._model.scores(state, self.weight)
 
     def advance(self, state: np.ndarray, parents: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-        state = state[parents]
-        said = (tokens != BLANK_ID) & (tokens != UNKNOWN_ID)
-        state[said] = self._model.advance(state[said], tokens[said])
-        return state
+        return self._model.advance(state[parents], tokens, UNKNOWN_ID)
 
     def final(self, state: np.ndarray) -> np.ndarray:
         return self._model.final(state) * np.float32(self.weight)

@@ -9,6 +9,7 @@ import pytest
 from cascade.search import ngram, row_cache
 from cascade.search.ngram import read_arpa, read_ngram
 from cascade.search.scorer import NgramScorer
+from cascade.text.tokens import UNKNOWN_ID
 
 SYMBOLS = ["<blk>", "<unk>", "a", "b", "c", "d", "x"]
 END, BEGIN = len(SYMBOLS), len(SYMBOLS) + 1
@@ -45,6 +46,14 @@ ngram 3=3
 
 \end\
 """
+
+
+@pytest.fixture(params=["numpy", "numba"], autouse=True)
+def backend(request, monkeypatch):
+    if request.param == "numba":
+        pytest.importorskip("numba")
+    else:
+        monkeypatch.setattr(ngram, "compiled", lambda *_: None)
 
 
 @pytest.fixture
@@ -111,6 +120,24 @@ def test_rows_do_not_depend_on_the_batch_or_on_a_full_cache(write, monkeypatch):
         np.testing.assert_array_equal(model.scores(states[rows]), whole[rows])
     assert whole[1, 2 + 7] == pytest.approx(-0.001 * math.log(10))
     assert whole[1, 2 + 8] == pytest.approx((-0.001 - 1.008) * math.log(10))
+
+
+def test_kernels_give_the_bits_of_plain_numpy(write):
+    model, generator = read_arpa(write(SRILM), SYMBOLS), np.random.default_rng(1)
+    states = [np.full(40, model.start)]
+    for _ in range(20):
+        tokens = generator.integers(0, 7, 40)
+        states.append(model.advance(states[-1], tokens, UNKNOWN_ID))
+        np.testing.assert_array_equal(states[-1][tokens <= UNKNOWN_ID], states[-2][tokens <= UNKNOWN_ID])
+    states = np.concatenate(states)
+    tokens, found = generator.integers(1, 7, len(states)), []
+    for kernels in (model.kernels, None):
+        model.kernels = kernels
+        found.append([model.scores(states), model.scores(states, -0.3), model.final(states)])
+        found[-1].append(model.advance(states, tokens))
+    for first, second in zip(*found, strict=True):
+        np.testing.assert_array_equal(first, second)
+        assert first.dtype == second.dtype and len(np.unique(first, axis=0)) > 2
 
 
 def test_large_models_do_not_overflow(write):

@@ -148,10 +148,11 @@ def test_scorers_that_say_nothing_change_nothing(backend):
             assert first.external_score == pytest.approx(0.0, abs=1e-9)
 
 
-def test_greedy_search_leaves_blanks_to_the_transducer_and_labels_to_the_scores(scorers):
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_greedy_search_leaves_blanks_to_the_transducer_and_labels_to_the_scores(scorers, backend):
     model = ToyTransducer("stateless", vocab_size=4, blank_bias=1.0, seed=8)
     encoder_out, weight = random_encoder_out(1, 25, seed=10), sum(scorer.blank_weight for scorer in scorers)
-    search = GreedySearch(TorchEngine(model), unk_id=UNK, scorers=scorers)
+    search = GreedySearch(TorchEngine(model), unk_id=UNK, scorers=scorers, backend=backend)
     ((hypothesis,),) = search.decode(encoder_out.numpy(), np.array([25]))
     out, state = model.predictor.step(torch.tensor([0]), model.predictor.initial_state(1))
     tokens, frames, acoustic, external, changed = [], [], 0.0, 0.0, 0

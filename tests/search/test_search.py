@@ -129,17 +129,17 @@ def test_unknown_backend_is_an_error():
 
 
 def test_without_numba_numpy_searches(monkeypatch, caplog):
-    from cascade.search import beam
+    from cascade.search import beam_numpy, compiled
 
     monkeypatch.setitem(__import__("sys").modules, "cascade.search.beam_numba", None)
     monkeypatch.delattr("cascade.search.beam_numba", raising=False)
-    beam._numba_module.cache_clear()
+    compiled.compiled.cache_clear()
     model = ToyTransducer("stateless", vocab_size=3)
-    assert beam_search(model)._frames is beam.beam_numpy
-    assert "numba is not installed: beam search uses plain numpy" in caplog.text
+    assert beam_search(model)._kernels is beam_numpy
+    assert "numba is not installed: the search uses plain numpy" in caplog.text
     with pytest.raises(ValueError, match="backend numba needs the package numba: pip install numba"):
         beam_search(model, backend="numba")
-    beam._numba_module.cache_clear()
+    compiled.compiled.cache_clear()
 
 
 def test_blank_penalty_is_a_lower_blank_logit(backend):
