@@ -168,11 +168,18 @@ align() {
         --device "$device" --out "$exp/align" "${@:2}"
 }
 
+# calibrate MODEL WORD...: what confidences of words are worth, from dev; hypotheses stay the same
+calibrate() {
+    step "calibrate-$1" --after fbank "$1" --outputs "$exp/$1/decoding.yaml" -- \
+        python -m cascade.bin.calibrate --exp-dir "$exp/$1" --manifest "$exp/fbank/dev_cuts.jsonl.gz" \
+        --device "$device" "${@:2}"
+}
+
 # decode MODEL TEST-SET WORD...
 decode() {
     local part="${2#test}"
     local out="$exp/$1/decode${part:+/${part#-}}"  # decode for the set test, decode/clean for test-clean
-    step "decode-$1$part" --after fbank "$1" \
+    step "decode-$1$part" --after fbank "$1" "calibrate-$1" \
         --outputs "$out"/{streaming,look_ahead,full}-{greedy_search,modified_beam_search}/result.json -- \
         python -m cascade.bin.decode --exp-dir "$exp/$1" --manifest "$exp/fbank/$2_cuts.jsonl.gz" \
         --device "$device" --out "$out" "${@:3}"
@@ -187,7 +194,7 @@ latency() {
 
 # export_onnx MODEL TEST-SET WORD...
 export_onnx() {
-    step export --after fbank "$1" --outputs "$exp/$1/export/export.json" -- \
+    step export --after fbank "$1" "calibrate-$1" --outputs "$exp/$1/export/export.json" -- \
         python -m cascade.bin.export_onnx --exp-dir "$exp/$1" --manifest "$exp/fbank/$2_cuts.jsonl.gz" \
         --int8 --out "$exp/$1/export" "${@:3}"
 }

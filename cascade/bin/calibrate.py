@@ -3,7 +3,8 @@
 A word with confidence 0.8 is then right about four times in five, on speech like dev's. decode, transcribe,
 serve and export_onnx take the map from decoding.yaml. It is fitted to one pass and search, the ones whose text counts.
 The expected calibration error (ECE) is printed before and after; after, it is that of each half of the utterances with
-the map of the other half. A set that is reported on must not be fitted on: give dev, never test.
+the map of the other half. Where too few words are recognised, confidences stay the transducer's own, an earlier map
+is gone. Hypotheses never change. A set that is reported on must not be fitted on: give dev, never test.
 """
 
 from __future__ import annotations
@@ -21,8 +22,12 @@ from cascade.log import progress
 from cascade.measure.calibration import expected_calibration_error, fit_calibration, outcomes
 from cascade.models.torch_engine import TorchEngine, decode_batch
 from cascade.models.transducer import MODES
+from cascade.search.hypothesis import UNCALIBRATED
 from cascade.search.methods import METHODS, build_scorers, build_search
 from cascade.stream.words import words_of
+
+MIN_WORDS = 20
+"""Recognised words that two numbers can be fitted to."""
 
 
 def parse_arguments(words: Sequence[str] | None) -> argparse.Namespace:
@@ -49,16 +54,20 @@ def main(words: Sequence[str] | None = None) -> None:
         results = decode_batch(model, search, batch.features, batch.feature_lens, options)
         scored += [outcomes(text, words_of(each, tokenizer)) for text, each in zip(batch.texts, results, strict=True)]
     everything = sum(scored, [])
-    calibration = fit_calibration(everything)
+    enough = len(everything) >= MIN_WORDS
+    calibration = fit_calibration(everything) if enough else UNCALIBRATED
+    path = update_decoding(
+        arguments.exp_dir, confidence_slope=calibration.slope, confidence_offset=calibration.offset
+    )
+    if not enough:
+        print(f"{len(everything)} words recognised, {MIN_WORDS} are needed: confidences stay as they are; see {path}")
+        return
     halves, unseen = [sum(scored[place::2], []) for place in (0, 1)], []
     for half, other in (halves, halves[::-1]):
         if half and other:
             map_of_other = fit_calibration(other)
             unseen += [(float(map_of_other(confidence)), right) for confidence, right in half]
     before, after = expected_calibration_error(everything), expected_calibration_error(unseen)
-    path = update_decoding(
-        arguments.exp_dir, confidence_slope=calibration.slope, confidence_offset=calibration.offset
-    )
     share = 100 * sum(right for _, right in everything) / len(everything)
     print(
         f"{len(everything)} words, {share:.1f} % right, ECE {100 * before:.2f} %"

@@ -44,6 +44,7 @@ fi
 
 if stage 6 "decode the test set: three modes, two methods"; then
     for model in teacher student_alone student; do
+        calibrate "$model"
         decode "$model" test --mode all --method all
     done
 fi

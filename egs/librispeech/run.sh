@@ -65,6 +65,7 @@ tests=("${tests[@]%.jsonl}")
 
 if stage 6 "decode the test sets: three modes, two methods"; then
     for model in teacher student_alone student; do
+        calibrate "$model" --lm-scale 0
         for test in "${tests[@]}"; do
             decode "$model" "$test" --mode all --method all --lm-scale 0
         done

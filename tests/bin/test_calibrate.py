@@ -20,6 +20,13 @@ def test_decoding_and_streams_take_the_map_that_calibrate_fits(tmp_path, monkeyp
     plain.accept(samples, 16000)
     plain = plain.finish()
     update_decoding(tmp_path / "student", blank_penalty=0.0)
+
+    def hypotheses(name):
+        tiny_run.call(monkeypatch, decode, "--exp-dir", tmp_path / "student", "--manifest", tmp_path / "test.jsonl",
+                      "--mode", "full", "--method", "greedy_search", "--out", tmp_path / name)  # fmt: skip
+        return (tmp_path / name / "hyps.jsonl").read_text()
+
+    uncalibrated = hypotheses("before")
     tiny_run.call(monkeypatch, calibrate, "--exp-dir", tmp_path / "student", "--manifest", tmp_path / "test.jsonl")
     assert "words, " in (out := capsys.readouterr().out) and "ECE" in out
     values = read_decoding(tmp_path / "student" / "decoding.yaml")
@@ -30,7 +37,17 @@ def test_decoding_and_streams_take_the_map_that_calibrate_fits(tmp_path, monkeyp
     stream.accept(samples, 16000)
     for before, after in zip(plain.words, stream.finish().words, strict=True):
         assert after.confidence == pytest.approx(float(calibration(before.confidence))) != before.confidence
-    tiny_run.call(monkeypatch, decode, "--exp-dir", tmp_path / "student", "--manifest", tmp_path / "test.jsonl",
-                  "--mode", "full", "--method", "greedy_search", "--out", tmp_path / "out")  # fmt: skip
+    assert hypotheses("out") == uncalibrated
     row = json.loads((tmp_path / "out" / "result.json").read_text())
     assert 0 <= row["ece"] < row["ece_uncalibrated"] <= 1
+
+
+def test_too_few_words_for_a_map_are_one_line_and_leave_confidences_alone(tmp_path, monkeypatch, capsys):
+    make_model_dir(tmp_path / "student")
+    make_manifest(tmp_path)
+    update_decoding(tmp_path / "student", confidence_slope=3.0, confidence_offset=1.0)
+    tiny_run.call(monkeypatch, calibrate, "--exp-dir", tmp_path / "student", "--manifest", tmp_path / "test.jsonl",
+                  "--blank-penalty", -100)  # fmt: skip
+    assert capsys.readouterr().out.splitlines()[-1].startswith("0 words recognised, 20 are needed: confidences stay as they are")
+    assert load_model(tmp_path / "student")[1].decoding.confidence_slope == 1.0
+    assert read_decoding(tmp_path / "student" / "decoding.yaml") == {"confidence_slope": 1.0, "confidence_offset": 0.0}
