@@ -12,6 +12,9 @@ CONTEXT = np.dtype([("first", np.int64), ("link", np.int32), ("backoff", np.floa
 """`first`: its first arc; the next record has the one behind its last. `link`: the state to which it backs off."""
 ARC = np.dtype([("token", np.int32), ("log_prob", np.float32)])
 
+_LOOK_BACK = 32
+"""Rows among which equal states are looked for: hypotheses of one stream are often in the same."""
+
 _kernel = numba.njit(cache=True, error_model="numpy")
 
 
@@ -24,6 +27,24 @@ def records(kind: np.dtype, *fields: np.ndarray) -> np.ndarray:
 
 
 @_kernel
+def _copy(source, target):
+    for k in range(len(target)):
+        target[k] = source[k]
+
+
+@_kernel
+def _add(value, target):
+    for k in range(len(target)):
+        target[k] += value
+
+
+@_kernel
+def _scale(factor, target):
+    for k in range(len(target)):
+        target[k] *= factor
+
+
+@_kernel
 def dense(states, contexts, arcs, width, weight):
     """See NgramModel._rows."""
     scores, shortest = np.empty((len(states), width), np.float32), np.zeros(width, np.float32)
@@ -32,21 +53,27 @@ def dense(states, contexts, arcs, width, weight):
     chain = np.empty(8, np.int64)
     for row in range(len(states)):
         values, state, depth = scores[row], states[row], 0
+        equal = row - 1
+        while equal >= max(row - _LOOK_BACK, 0) and states[equal] != state:
+            equal -= 1
+        if equal >= max(row - _LOOK_BACK, 0):
+            _copy(scores[equal], values)
+            continue
         while state:
             if depth == len(chain):
                 chain = np.append(chain, chain)
             chain[depth] = state
             state = contexts[state].link
             depth += 1
-        values[:] = shortest
+        _copy(shortest, values)
         for place in range(depth - 1, -1, -1):
             state = chain[place]
-            values += contexts[state].backoff
+            _add(contexts[state].backoff, values)
             for arc in range(contexts[state].first, contexts[state + 1].first):
                 if arcs[arc].token >= width:
                     break
                 values[arcs[arc].token] = arcs[arc].log_prob
-        values *= np.float32(weight)
+        _scale(np.float32(weight), values)
         values[0] = 0.0
     return scores
 

@@ -48,6 +48,7 @@ def test_too_few_words_for_a_map_are_one_line_and_leave_confidences_alone(tmp_pa
     update_decoding(tmp_path / "student", confidence_slope=3.0, confidence_offset=1.0)
     tiny_run.call(monkeypatch, calibrate, "--exp-dir", tmp_path / "student", "--manifest", tmp_path / "test.jsonl",
                   "--blank-penalty", -100)  # fmt: skip
-    assert capsys.readouterr().out.splitlines()[-1].startswith("0 words recognised, 20 are needed: confidences stay as they are")
+    said = capsys.readouterr().out.splitlines()[-1]
+    assert said.startswith("0 words recognised, 20 are needed: confidences stay as they are")
     assert load_model(tmp_path / "student")[1].decoding.confidence_slope == 1.0
     assert read_decoding(tmp_path / "student" / "decoding.yaml") == {"confidence_slope": 1.0, "confidence_offset": 0.0}
