@@ -4,9 +4,10 @@ What a stream remembers is explicit: a row of each encoder's state, a row of the
 frames that still wait for a pass; `modes` says what waits for what.
 
 With endpoints, the text is cut into segments. What sherpa-onnx does at an endpoint holds here: the encoders' states are
-kept, frame numbers restart, and the next segment's search remembers the last labels if the segment said any. The full
-pass sees its segment only and starts without labels. Without endpoints a stream is one segment, and its tokens are
-those of the whole utterance under the masks of streaming; memory then grows with it.
+kept, frame numbers restart, and the next segment's search remembers the last labels if the segment said any; in mode
+two_pass, which sherpa-onnx does not have, it begins without labels. The full pass sees its segment only and starts
+without labels. Without endpoints a stream is one segment, and its tokens are those of the whole utterance under the
+masks of streaming; memory then grows with it.
 """
 
 from __future__ import annotations

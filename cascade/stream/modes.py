@@ -6,6 +6,7 @@
   end by rules, a greedy search of the chunks looks for them.
 - two_pass: every chunk is searched at once, going on from where the look-ahead pass ended; a complete block replaces
   that by the look-ahead pass (the chunk that completes it is searched by that pass alone); the full pass says the text.
+  Every segment is searched without labels of the one before.
 """
 
 from __future__ import annotations
@@ -270,13 +271,12 @@ class TwoPass(LookAhead):
         self.encode([stream for stream in streams if stream.block])  # the next segment's blocks begin with it
         rows = _full_pass(self.engine, self.search, streams)
         hypotheses = self.search.n_best(rows)
-        for stream, row in zip(streams, rows, strict=True):  # the next segment goes on from the full pass
-            self.search.copy(row, stream.row)
+        for row in rows:
             self.search.leave(row)
         return hypotheses
 
     def restart(self, stream: Stream) -> None:
-        super().restart(stream)
+        self.search.restart(stream.row, keep_context=False)  # as the full pass begins, and as utterances in training
         self.search.copy(stream.row, stream.corrected)
 
     def stable_tokens(self, stream: Stream) -> tuple[int, ...]:
