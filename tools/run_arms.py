@@ -15,9 +15,9 @@ the arm of that name with the same seed. Every training is resumable: after a st
 of --out, once written, is not made again; of arms that run side by side each has an --only of its own.
 
 dev_loss is the mean of both passes' pruned losses after the last epoch, whatever else an arm minimises; dev_cer counts
-the characters of the three modes of greedy search together; the WER columns are of --manifest. --compare A:B adds the
-difference of two arms, all modes and seeds pooled, to comparisons.json beside the table. The report shows a runs.csv
-and a comparisons.json that lie beside RESULTS.md.
+the characters of the three modes of greedy search together; the WER columns are of --manifest. The hypotheses (of beam
+search with --beam) go to hyps/ beside the table. --compare A:B writes the difference of two arms, all modes and seeds
+pooled, to comparisons.json. The report shows a runs.csv and a comparisons.json that lie beside RESULTS.md.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ from cascade.processes.exits import EXIT_INTERRUPTED, Interrupted  # noqa: E402
 
 OTHER_ARMS = ("teacher", "init_from", "alignment")
 KEYS = {"config", "like", "options", "epoch", "model", "note", *OTHER_ARMS}
+KEPT = ("id", "ref", "hyp", "speaker")
 METHODS = {"greedy": "greedy_search", "beam": "modified_beam_search"}
 COLUMNS = [
     "arm", "note", "model", "seed", "steps", "minutes", "cpu_minutes", "num_params", "dev_loss", "dev_cer",
@@ -171,6 +172,8 @@ class Experiment:
         folder, arm = self.train(name, seed), self.arms[name]
         dev = self.decode(folder, "dev", self.arguments.data / "dev_cuts.jsonl.gz")
         test = self.decode(folder, "test", self.arguments.manifest)
+        for mode in MODES:
+            self.keep_hypotheses(folder / "decode" / "test", name, seed, mode)
         greedy = [row for (_, method), row in dev.items() if method == METHODS["greedy"]]
         characters = sum(row["num_characters"] for row in greedy)
         losses = map(json.loads, (folder / "losses.jsonl").read_text(encoding="utf-8").splitlines())
@@ -189,12 +192,26 @@ class Experiment:
         }
 
 
+    @property
+    def best_method(self) -> str:
+        return METHODS["beam" if self.arguments.beam else "greedy"]
+
+    def hypotheses(self, name: str, seed: int, mode: str) -> Path:
+        return self.arguments.out.parent / "hyps" / f"{name}-seed{seed}-{mode}-{self.best_method}.jsonl"
+
+    def keep_hypotheses(self, decoded: Path, name: str, seed: int, mode: str) -> None:
+        """Copy what `compare` needs to hyps/."""
+        lines = (decoded / f"{mode}-{self.best_method}" / "hyps.jsonl").read_text(encoding="utf-8").splitlines()
+        utterances = [{key: each[key] for key in KEPT if key in each} for each in map(json.loads, lines)]
+        path = self.hypotheses(name, seed, mode)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("".join(json.dumps(each, ensure_ascii=False) + "\n" for each in utterances), encoding="utf-8")
+
     def compare(self, pair: str) -> dict[str, Any]:
         """Difference of arm B from arm A, modes and seeds pooled; pair: A:B."""
         a, b = pair.split(":")
-        seeds, method = self.arguments.seeds, METHODS["beam" if self.arguments.beam else "greedy"]
-        files = [self.arguments.exp_dir / f"{name}-seed{seed}" / "decode" / "test" / f"{mode}-{method}" / "hyps.jsonl"
-                 for seed in seeds for mode in MODES for name in (a, b)]  # fmt: skip
+        seeds = self.arguments.seeds
+        files = [self.hypotheses(name, seed, mode) for seed in seeds for mode in MODES for name in (a, b)]
         out = self.arguments.exp_dir / f"compare-{a}-{b}.json"
         call("compare", *files, "--json", out)
         return {"a": a, "b": b, "seeds": seeds, **json.loads(out.read_text(encoding="utf-8"))}

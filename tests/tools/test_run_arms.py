@@ -55,7 +55,10 @@ def test_arms_are_trained_once_and_their_rows_written_once(arms, tmp_path):
     assert arms(text, "--compare", "base:student", "--only", "base", "student") == ["compare"]
     (comparison,) = json.loads((tmp_path / "comparisons.json").read_text())
     assert (comparison["a"], comparison["b"], comparison["seeds"]) == ("base", "student", [3])
-    assert len(comparison["files"]) == 6 and "student-seed3" in comparison["files"][1]
+    assert len(comparison["files"]) == 6
+    kept = tmp_path / "hyps" / "student-seed3-streaming-greedy_search.jsonl"
+    assert comparison["files"][1] == str(kept)
+    assert [set(json.loads(line)) for line in kept.open()] == 2 * [{"id", "ref", "hyp", "speaker"}]
     section = seeds_section(tmp_path)
     assert "| student    | taught |" in section and "| student against base |" in section
     rows = list(csv.DictReader(open(tmp_path / "runs.csv", newline="")))
