@@ -165,9 +165,10 @@ class Comparison:
             speech = with_tail(self.pairs, self.rate * FRAME_SHIFT_MS // 1000)  # a step needs a frame behind it
             theirs = self.stream(files, speech)
             model = self.model(mode, method, LIKE_SHERPA)
-            if method == "modified_beam_search":  # sherpa-onnx's begins every segment without labels, ours does not
-                search = model._batch.mode.search
-                search.restart = partial(search.restart, keep_context=False)
+            # A new segment's labels: sherpa-onnx's beam search has none, its greedy search keeps them over silence too.
+            search = model._batch.mode.search
+            is_beam = method == "modified_beam_search"
+            search.restart = partial(search.restart, keep_context=not is_beam, over_silence=True)
             ours = self.stream(model, speech)
         spelled = {
             name: [spell(segment.hypotheses[0], tokenizer) for segment in final.segments]

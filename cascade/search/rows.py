@@ -261,14 +261,16 @@ class Search(ABC):
         for array in self._arrays():
             array[target] = array[source]
 
-    def restart(self, row: int, keep_context: bool = True) -> None:
+    def restart(self, row: int, keep_context: bool = True, over_silence: bool = False) -> None:
         """Begin a stream's next segment: nothing heard and nothing said.
 
         With keep_context the predictor remembers the last labels of the best hypothesis, as in sherpa-onnx's greedy
-        search (its beam search, of 2.0.1, forgets them); a segment that said nothing leaves nothing to remember.
+        search (its beam search, of 2.0.1, forgets them). A segment that said nothing leaves nothing to remember, but
+        with over_silence, as in sherpa-onnx, what the segment before it left.
         """
         best = int(self._external_and_score(np.array([row]), True)[1][0].argmax())
-        slot = self.places.slots[row, best] if keep_context and self.places.num_tokens[row, best] else 0
+        remembers = keep_context and (over_silence or self.places.num_tokens[row, best])
+        slot = self.places.slots[row, best] if remembers else 0
         self._clear(row)
         self.places.slots[row] = slot
 

@@ -257,6 +257,9 @@ def test_a_restarted_row_keeps_the_last_labels_if_it_said_any(kind):
         search.restart(other, keep_context=False)
         search.restart(other)  # it said nothing
         assert not search.places.slots[other].any()
+        search.places.slots[other] = slot
+        search.restart(other, over_silence=True)
+        assert (search.places.slots[other] == slot).all() and slot.any()
 
 
 def test_stable_tokens_are_those_of_all_hypotheses():
