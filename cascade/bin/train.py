@@ -88,9 +88,9 @@ def main() -> None:
     config = config_from_arguments(arguments)
     exp_dir = arguments.exp_dir.resolve()  # "." has no name, and a link's target is what is kept as DIR.previous-1
     paths = RunPaths.from_arguments(arguments, exp_dir)
-    check_values(arguments, threads=1)
     check_count(arguments.num_processes)
     check_options(config, paths)
+    check_values(arguments, threads=1)
     if arguments.num_processes > 1 and arguments.dry_run:
         raise ConfigError("--dry-run measures one process: leave --num-processes out")
     if arguments.num_processes > 1 and not is_worker():

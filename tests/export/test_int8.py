@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 
 import numpy as np
 import onnx
@@ -141,7 +142,8 @@ def test_export_says_what_is_in_8_bits_and_what_it_costs(folder):
 
 
 def test_the_readmes_commands_parse(folder, monkeypatch):
-    lines = [line.split() for line in (folder / "README.md").read_text().splitlines() if "-m cascade.bin." in line]
+    text = (folder / "README.md").read_text()
+    lines = [shlex.split(line, comments=True) for line in text.splitlines() if "-m cascade.bin." in line]
     assert len(lines) == 3 and any("--int8" in words for words in lines)
     for python, _, program, *words in lines:
         assert python == "python"
