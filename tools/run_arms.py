@@ -214,7 +214,9 @@ class Experiment:
         files = [self.hypotheses(name, seed, mode) for seed in seeds for mode in MODES for name in (a, b)]
         out = self.arguments.exp_dir / f"compare-{a}-{b}.json"
         call("compare", *files, "--json", out)
-        return {"a": a, "b": b, "seeds": seeds, **json.loads(out.read_text(encoding="utf-8"))}
+        result = json.loads(out.read_text(encoding="utf-8"))
+        del result["command"]  # the files say it all
+        return {"a": a, "b": b, "seeds": seeds, **result}
 
 
 def add_row(path: Path, row: dict[str, Any]) -> None:

@@ -34,7 +34,7 @@ def seeds_section(folder: Path) -> str:
             blocks.append(_comparisons_table(json.loads(path.read_text(encoding="utf-8"))))
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is damaged ({error}): make it again with tools/run_arms.py") from error
-    return "## Several seeds\n\n" + "\n\n".join(blocks) if blocks else ""
+    return "## Arms and seeds\n\n" + "\n\n".join(blocks) if blocks else ""
 
 
 def _runs_table(runs: Sequence[dict[str, str]]) -> str:
@@ -78,7 +78,7 @@ def _comparisons_table(comparisons: Sequence[dict]) -> str:
     seeds = ", ".join(sorted({str(len(row["seeds"])) for row in comparisons}))
     header = ["", "WER before", "WER after", "points [over utterances]", "points [over speakers]", "relative %"]
     return (
-        f"Differences of beam search, all passes and {seeds} seeds pooled, with 95 % intervals of the paired "
+        f"Differences, all passes and seeds ({seeds}) pooled, with 95 % intervals of the paired "
         "bootstrap, which vary the test set and not the training.\n\n"
         + table(header, rows)
     )
