@@ -8,7 +8,7 @@ from cascade.server.realtime import Realtime
 from tests.server.fake import CHUNK, RATE, speech
 from tests.server.harness import run
 from tests.tiny_run import make_manifest, make_model_dir
-from tools import check_server
+from tools import check_server, visitors
 
 
 @pytest.mark.slow
@@ -25,16 +25,16 @@ def visit(client, kind: str):
 
     async def go():
         recordings = [(speech(1, 2, 3), "w1 w2 w3"), (speech(4, 5), "w4 w5")]
-        async with check_server.Visitors(f"http://{client.host}:{client.port}", recordings, seed=0) as visitors:
-            await getattr(visitors, kind)()
+        async with visitors.Visitors(f"http://{client.host}:{client.port}", recordings, seed=0) as guests:
+            await getattr(guests, kind)()
 
     return go()
 
 
 @pytest.fixture
 def fake_rate(monkeypatch):
-    monkeypatch.setattr(check_server, "RATE", RATE)
-    monkeypatch.setattr(check_server, "PACKET", CHUNK)
+    monkeypatch.setattr(visitors, "RATE", RATE)
+    monkeypatch.setattr(visitors, "PACKET", CHUNK)
 
 
 def test_a_text_of_another_client_is_found(monkeypatch, fake_rate):
@@ -44,7 +44,7 @@ def test_a_text_of_another_client_is_found(monkeypatch, fake_rate):
     ))  # fmt: skip
 
     async def test(client, server):
-        with pytest.raises(check_server.Wrong, match="the text of another"):
+        with pytest.raises(visitors.Wrong, match="the text of another"):
             await visit(client, "realtime")
 
     run(test)
@@ -56,7 +56,7 @@ def test_memory_that_grows_is_seen_and_a_steady_one_is_none():
 
 
 def test_a_silent_client_that_is_not_sent_away_is_found(monkeypatch, fake_rate):
-    monkeypatch.setattr(check_server, "PATIENCE", 1.0)
+    monkeypatch.setattr(visitors, "PATIENCE", 1.0)
 
     async def test(client, server):
         with pytest.raises(TimeoutError):
