@@ -132,7 +132,8 @@ def read_weights(path: Path) -> dict[str, np.ndarray]:
                 values = dict(parts)
                 if values.get(2) == 1 and 9 in values:
                     shape = [value for field, value in parts if field == 1]
-                    weights[bytes(values[8]).decode()] = np.frombuffer(values[9], "<f4").reshape(shape)
+                    # copied: inside the file they are not aligned, and every product with them would copy them again
+                    weights[bytes(values[8]).decode()] = np.frombuffer(values[9], "<f4").reshape(shape).copy()
     return weights
 
 

@@ -89,6 +89,7 @@ def test_the_noncausal_graph_goes_on_from_the_streaming_graphs_output(exported):
 
 def test_weights_are_read_out_of_a_file(exported):
     weights = read_weights(exported.folder / JOINER)
+    assert all(weight.flags.aligned for weight in weights.values())  # unaligned ones are copied by every product
     expected = {f"joiner.{name}": value.detach().numpy() for name, value in exported.model.joiner.named_parameters()}
     assert set(weights) == set(expected)
     for name, value in expected.items():
