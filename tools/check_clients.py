@@ -39,6 +39,8 @@ def talk_as_openai(url: str, recording: Path) -> None:
         samples = file.readframes(file.getnframes())
     client = openai.OpenAI(base_url=f"{url}/v1", websocket_base_url=f"{url}/v1".replace("http", "ws"), api_key="none",
                            max_retries=0)  # fmt: skip
+    if not client.models.list().data:
+        sys.exit("error: /v1/models names no model")
 
     def talk(connection) -> str:
         """The items' texts, until what is committed is answered."""

@@ -288,7 +288,7 @@ class TrainingConfig:
     """Epochs between dev losses."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DecodingConfig:
     """Values that a model carries for every program that decodes it; training writes them into its models, and does not
     use them."""

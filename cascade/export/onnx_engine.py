@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +33,6 @@ from cascade.provenance import instruction_sets
 from cascade.text.tokens import Tokenizer
 
 ABOUT = "export.json"
-SCORES = {
-    "ngram": str, "lm_scale": float, "lodr": str, "lodr_scale": float, "hotwords": str, "hotword_scale": float,
-    "confidence_slope": float, "confidence_offset": float,
-}  # fmt: skip
-"""Options of the decoding section that export.json may have."""
-
 
 State = tuple[np.ndarray, ...]
 
@@ -104,9 +99,7 @@ class OnnxEngine:
             metadata = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
             self.times = {name: int(metadata[name]) for name in ("chunk_ms", "look_ahead_ms", "left_context_ms")}
             features = FeatureConfig(int(metadata["sampling_rate"]), int(metadata["num_mel_bins"]))
-            section = metadata["decoding"]
-            scores = {name: kind(section[name]) for name, kind in SCORES.items() if name in section}
-            decoding = DecodingConfig(float(section["blank_penalty"]), **scores).beside(folder)
+            decoding = read_section(metadata["decoding"]).beside(folder)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{folder / ABOUT} is not what export_onnx writes ({error}): export again") from error
         files = int8_files(metadata, folder) if int8 else {}
@@ -140,6 +133,17 @@ class OnnxEngine:
 
     def project(self, encoder_out: np.ndarray) -> np.ndarray:
         return encoder_out @ self._projection.T + self._projection_bias
+
+
+def read_section(section: dict[str, Any]) -> DecodingConfig:
+    """The decoding section of export.json; what it leaves out, except the blank penalty, is not in force.
+
+    Raises:
+      KeyError, TypeError, ValueError: it is none.
+    """
+    kinds = {field.name: float if isinstance(field.default, float) else str for field in fields(DecodingConfig)}
+    given = {name: kind(section[name]) for name, kind in kinds.items() if name in section}
+    return DecodingConfig(**given | {"blank_penalty": float(section["blank_penalty"])})
 
 
 def int8_files(metadata: dict[str, Any], folder: Path) -> dict[str, str]:

@@ -68,7 +68,7 @@ def compare_with_sherpa(
             theirs = decode_online(recogniser, samples, features.sampling_rate)
             step = geometry.step_frames(MODES[file])
             used = [waveform[: (waveform.shape[0] - 1) // step * step] for waveform in frames]
-        options = DecodingOptions(MODES[file], method, BEAM, *geometry.to_ms(), blank_penalty)
+        options = DecodingOptions(MODES[file], method, BEAM, *geometry.to_ms(), blank_penalty=blank_penalty)
         ours = _decode(model, used, tokenizer, options)
         for name, left, right in zip(recordings, ours, theirs, strict=True):
             if left != right:

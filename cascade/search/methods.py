@@ -5,15 +5,15 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from cascade.config.options import ENCODER_FRAME_MS, MODES, Config, ConfigError, Mode
+from cascade.config.options import ENCODER_FRAME_MS, MODES, Config, ConfigError, DecodingConfig, Mode
 from cascade.search.beam import ModifiedBeamSearch
 from cascade.search.greedy import GreedySearch
-from cascade.search.hotwords import DEFAULT_SCALE, Hotwords, read_hotwords
-from cascade.search.hypothesis import UNCALIBRATED, Calibration
+from cascade.search.hotwords import Hotwords, read_hotwords
+from cascade.search.hypothesis import Calibration
 from cascade.search.ngram import NgramModel, read_ngram
 from cascade.search.rows import Networks
 from cascade.search.scorer import NgramScorer, Rescoring, Scorer
@@ -28,8 +28,8 @@ DEFAULT_LEFT_CHUNKS = 16
 
 
 @dataclass(frozen=True)
-class DecodingOptions:
-    """One way to decode.
+class DecodingOptions(DecodingConfig):
+    """One way to decode: what a model's decoding section has, and the pass, its contexts and the search.
 
     Raises:
       ConfigError: an unknown mode or method; a context that is not a positive multiple of 40 ms, a look-ahead that is
@@ -48,21 +48,8 @@ class DecodingOptions:
     """The block of modes look_ahead and two_pass."""
     left_context_ms: int = DEFAULT_CHUNK_MS * DEFAULT_LEFT_CHUNKS
     """What a chunk or block sees before its start."""
-    blank_penalty: float = 0.0
-    """Subtracted from the blank's logit."""
-    ngram: str | Path | None = None
-    """What train_ngram wrote: a language model over the model's tokens, and its weight; lodr is the one subtracted."""
-    lm_scale: float = 0.0
-    lodr: str | Path | None = None
-    lodr_scale: float = 0.0
-    rescore: bool = False
+    rescore: bool = field(default=False, kw_only=True)
     """The language models do not enter the search: they rank the N-best of each segment when it ends."""
-    hotwords: str | Path | None = None
-    """File of phrases that the search prefers, and the boost of those that name none."""
-    hotword_scale: float = DEFAULT_SCALE
-    confidence_slope: float = UNCALIBRATED.slope
-    """`Calibration` of word confidences."""
-    confidence_offset: float = UNCALIBRATED.offset
 
     @property
     def calibration(self) -> Calibration:

@@ -31,7 +31,7 @@ from cascade.stream.decoder import Final, Partial
 
 WEB = Path(__file__).parent / "web"
 PAGE = {"/": "index.html", "/page.js": "page.js", "/microphone.js": "microphone.js", "/page.css": "page.css"}
-MESSAGE_BYTES = 4 << 20
+MESSAGE_BYTES = 16 << 20  # OpenAI's clients may put 15 MiB into an event
 FIELD_BYTES = 16 << 10
 MOST_FIELDS = 32 + MOST_HOTWORDS
 SEND_SECONDS = 20.0
@@ -74,12 +74,14 @@ class Server:
         self.app.router.add_get("/health", self._health)
         self.app.router.add_get("/ready", self._ready)
         self.app.router.add_get("/metrics", self._metrics)
+        self.app.router.add_get("/v1/models", self._models)
         self.app.router.add_get("/v1/realtime", self._realtime)
         self.app.router.add_post("/v1/audio/transcriptions", self._transcribe)
 
     async def start(self) -> Recognizer:
         """Make the recogniser; connections may come then."""
         self._recognizer = await self._worker.start()
+        self._started = int(time.time())
         return self._recognizer
 
     @property
@@ -155,6 +157,11 @@ class Server:
 
     async def _metrics(self, request: web.Request) -> web.Response:
         return web.Response(text=self.metrics.text(), content_type="text/plain", charset="utf-8")
+
+    async def _models(self, request: web.Request) -> web.Response:
+        """OpenAI's list of models: clients look into it before they speak."""
+        model = {"id": self._recognizer.name, "object": "model", "created": self._started, "owned_by": "cascade"}
+        return web.json_response({"object": "list", "data": [model]})
 
     async def _realtime(self, request: web.Request) -> web.StreamResponse:
         offered = request.headers.get("Sec-WebSocket-Protocol", "")

@@ -60,6 +60,18 @@ def test_a_slower_recogniser_is_given_fewer_streams():
     asyncio.run(test())
 
 
+def test_openai_s_list_of_models_names_the_one_that_is_served():
+    async def test(client, server):
+        answer = await (await client.get("/v1/models")).json()
+        [model] = answer["data"]
+        assert answer["object"] == "list" and model["object"] == "model" and isinstance(model["created"], int)
+        async with client.ws_connect("/v1/realtime") as socket:
+            session = (await socket.receive_json())["session"]
+        assert model["id"] == session["audio"]["input"]["transcription"]["model"]
+
+    run(test)
+
+
 def test_probes_say_how_full_the_server_is_and_that_it_goes_down():
     async def test(client, server):
         assert await (await client.get("/health")).json() == {"status": "ok"}
