@@ -120,6 +120,10 @@ class AugmentConfig:
     other training utterances, with their texts (2502.14685, 2104.01393); wants `train --alignment`."""
     recombine_voices: Literal["same", "any"] = "same"
     """Source of the words: the utterance's speaker at its speed, or every speaker."""
+    carry_over_share: float = option(0.0, at_least=0, at_most=1)
+    """Share of training utterances whose predictor begins with the last labels of another, drawn anew in each epoch:
+    streams keep labels behind an endpoint (ours in modes streaming and look_ahead, sherpa-onnx's by greedy search). For
+    predictors with a context of labels."""
     rir_share: float = option(0.3, at_least=0, at_most=1, goes_on=True)
     """Share of training copies put into a room in stage 1; without room impulse responses (--rir-dir) none is."""
 

@@ -106,6 +106,8 @@ def _other_problem(config: Config) -> str | None:
         return "loss.pass_kl_scale compares both passes of a step, loss.pass_sampling computes one: choose one of them"
     if config.loss.intermediate_ctc_scale and config.model.causal.num_layers < 2:
         return "loss.intermediate_ctc_scale wants a middle layer: model.causal.num_layers of at least 2"
+    if config.augment.carry_over_share and config.model.predictor.kind == "lstm":
+        return "augment.carry_over_share wants a predictor with a context of labels, model.predictor.kind is lstm"
     if config.mwer is not None and config.mwer.nbest > config.mwer.beam:
         return f"mwer.nbest ({config.mwer.nbest}) must be at most mwer.beam ({config.mwer.beam})"
     return None

@@ -37,7 +37,8 @@ class Batch:
     """N utterances.
 
     features (N, T, F) float32, zero padded; feature_lens (N,) int64; tokens (N, U) int64, padded with 0;
-    token_lens (N,) int64; ids and texts (normalised references) N strings each.
+    token_lens (N,) int64; ids and texts (normalised references) N strings each; carried: None or (N, K) int64, labels
+    that the predictor begins with, but not a teacher's.
     """
 
     features: Tensor
@@ -46,10 +47,12 @@ class Batch:
     token_lens: Tensor
     ids: list[str]
     texts: list[str]
+    carried: Tensor | None = None
 
     def to(self, device: torch.device | str) -> Batch:
         tensors = (self.features, self.feature_lens, self.tokens, self.token_lens)
-        return Batch(*(tensor.to(device, non_blocking=True) for tensor in tensors), self.ids, self.texts)
+        carried = None if self.carried is None else self.carried.to(device, non_blocking=True)
+        return Batch(*(tensor.to(device, non_blocking=True) for tensor in tensors), self.ids, self.texts, carried)
 
     def split(self, num_parts: int) -> list[Batch]:
         """At most this many batches of neighbours, each padded to its own longest utterance."""
@@ -60,6 +63,7 @@ class Batch:
             parts.append(Batch(
                 self.features[part, : int(feature_lens.max())], feature_lens,
                 self.tokens[part, : int(token_lens.max())], token_lens, self.ids[part], self.texts[part],
+                None if self.carried is None else self.carried[part],
             ))
         return parts
 
@@ -168,6 +172,8 @@ class TrainBatches:
         self.kept_bytes = num_bytes if keep else 0
         augmentations = build_augmentations(config, Path(cuts_path).parent, fill)
         self._dataset = _Dataset(self._utterances, augmentations, config.seed, keep)
+        if config.augment.carry_over_share:
+            self._dataset.carry_over = CarryOver(self._utterances, config)
         if config.augment.recombine_share:
             assert alignment is not None, "augment.recombine_share wants an alignment"
             self._dataset.recombine = Recombination(
@@ -249,6 +255,24 @@ class TrainBatches:
         return [left[batch] for batch in plan]
 
 
+class CarryOver:
+    """Labels with which the predictor begins: for some utterances the last ones of another, as behind an endpoint."""
+
+    def __init__(self, utterances: Sequence[TrainingUtterance], config: Config) -> None:
+        self._utterances, self._seed = utterances, config.seed
+        self._share, self._size = config.augment.carry_over_share, config.model.predictor.context_size
+
+    def __call__(self, epoch: int, ids: Sequence[str]) -> Tensor:
+        """(N, K) labels, oldest first, blanks where nothing is carried over."""
+        carried = torch.zeros(len(ids), self._size, dtype=torch.int64)
+        for row, identifier in zip(carried, ids, strict=True):
+            generator = utterance_generator(self._seed, epoch, identifier, "carry-over")
+            if generator.random() < self._share:
+                labels = self._utterances[generator.integers(len(self._utterances))].tokens[-self._size :]
+                row[self._size - len(labels) :] = torch.tensor(labels)
+        return carried
+
+
 class _Dataset(Dataset):
     """(epoch, indices) -> Batch, in whichever process asks."""
 
@@ -258,6 +282,7 @@ class _Dataset(Dataset):
         self._utterances, self._augmentations, self._seed = utterances, augmentations, seed
         self._kept: dict[int, np.ndarray] | None = {} if keep else None
         self.recombine: Recombination | None = None
+        self.carry_over: CarryOver | None = None
 
     def __getitem__(self, task: tuple[int, np.ndarray]) -> Batch:
         epoch, indices = task
@@ -273,7 +298,10 @@ class _Dataset(Dataset):
                 features = augmentation(features, generator)
             rows.append((features, tokens, text))
         features, tokens, texts = zip(*rows, strict=True)
-        return collate(features, tokens, [utterance.id for utterance in utterances], list(texts))
+        batch = collate(features, tokens, [utterance.id for utterance in utterances], list(texts))
+        if self.carry_over is not None:
+            batch.carried = self.carry_over(epoch, batch.ids)
+        return batch
 
     def read(self, index: int) -> np.ndarray:
         """(T, F) float32 features of an utterance, which stay as they are."""

@@ -79,9 +79,11 @@ class ContextPredictor(nn.Module):
         """(..., context_size) labels, oldest first -> (..., D)."""
         raise TypeError(f"{type(self).__name__} must define forward_context")
 
-    def forward(self, labels: Tensor) -> Tensor:
-        """(N, U) -> (N, U + 1, D)."""
-        padded = functional.pad(labels, (self.context_size, 0))
+    def forward(self, labels: Tensor, before: Tensor | None = None) -> Tensor:
+        """(N, U) -> (N, U + 1, D); before: (N, context_size) labels that came earlier, blanks if None."""
+        if before is None:
+            before = labels.new_zeros(len(labels), self.context_size)
+        padded = torch.cat((before, labels), dim=1)
         return self.forward_context(padded.unfold(1, self.context_size, 1))
 
     def initial_state(self, batch_size: int) -> ContextState:

@@ -42,18 +42,20 @@ def draw_context(config: ContextConfig, rng: random.Random) -> Context:
 
 
 def run_passes(
-    model: CascadedTransducer, batch: Batch, context: Context, passes: tuple[str, ...], middle: bool = False
+    model: CascadedTransducer, batch: Batch, context: Context, passes: tuple[str, ...], middle: bool = False,
+    before: Tensor | None = None,
 ) -> tuple[dict[str, PassOutput], Tensor]:
     """Both encoders' outputs (the causal one runs once) and the (N, 4) boundary of the lattice.
 
     middle: the causal pass has the output of its encoder's middle layer too.
+    before: the labels that the predictor begins with.
     """
     with _middle_layer(model.encoder.causal.layers) if middle else nullcontext([None]) as middles:
         out, lens = model.encoder.forward_causal(batch.features, batch.feature_lens, context.chunk, context.left)
     encoder_outs = {"causal": out}
     if "noncausal" in passes:
         encoder_outs["noncausal"] = model.encoder.forward_noncausal(out, lens, context.block, context.left)
-    predictor_out = model.predictor(batch.tokens)
+    predictor_out = model.predictor(batch.tokens) if before is None else model.predictor(batch.tokens, before)
     lm = model.heads.simple_lm(predictor_out)
     outputs = {}
     for name in passes:
@@ -126,7 +128,8 @@ class Objective:
           passes: which passes to compute.
         """
         config = self.config.loss
-        student, boundary = run_passes(self.model, batch, context, passes, config.intermediate_ctc_scale > 0)
+        middle = config.intermediate_ctc_scale > 0
+        student, boundary = run_passes(self.model, batch, context, passes, middle, batch.carried)
         teacher = {}
         if self.teacher is not None:
             with torch.no_grad():

@@ -70,6 +70,7 @@ def test_distillation_is_off_until_named_and_can_be_switched_off():
     ("data.speed_factors=[fast]", "data.speed_factors must be a list of numbers, got ['fast']"),
     ("augment.noise_snr_db=[10,90]", "augment.noise_snr_db must be two numbers from -40 to 80, the lower one first"),
     ("augment.noise_snr_db=[10]", "augment.noise_snr_db must be two numbers, got [10]"),
+    ("augment.carry_over_share=0.5 model.predictor.kind=lstm", "augment.carry_over_share wants"),
     ("training.keep_epochs=1", "must be at least training.average_last"),
     ("num_epochs", "an override is written section.key=value"),
     ("data.speed_factors=[[1.0]]", "data.speed_factors must be a list of numbers, got [[1.0]]"),
@@ -82,7 +83,7 @@ def test_distillation_is_off_until_named_and_can_be_switched_off():
 ])
 def test_a_wrong_option_is_named_with_its_value(override, message):
     with pytest.raises(ConfigError) as error:
-        load_config(overrides=[override])
+        load_config(overrides=override.split())
     assert message in str(error.value)
 
 

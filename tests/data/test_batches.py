@@ -152,6 +152,28 @@ def test_an_utterance_is_augmented_alike_whatever_the_batch_and_the_rank(exp):
     assert sorted(seen) == sorted(alone)
 
 
+def carried_of(loader):
+    return {name: tuple(row) for batch in loader for name, row in zip(batch.ids, batch.carried.tolist(), strict=True)}
+
+
+def test_the_predictor_begins_with_the_last_labels_of_other_utterances(exp):
+    config = small_config()
+    config = dataclasses.replace(config, augment=dataclasses.replace(config.augment, carry_over_share=0.5))
+    size = config.model.predictor.context_size
+    loader = make(exp, config)
+    ends = {(0,) * (size - len(utterance.tokens)) + utterance.tokens[-size:] for utterance in loader.utterances}
+    carried = carried_of(loader)
+    some = [row for row in carried.values() if any(row)]
+    assert set(some) <= ends and len(set(some)) > 1 and 0.2 < len(some) / len(carried) < 0.8
+    for rank in range(3):  # whatever the batch and the rank
+        for batch in make(exp, config, rank=rank, world_size=3):
+            assert torch.equal(batch.carried, torch.tensor([carried[name] for name in batch.ids]))
+            assert torch.equal(torch.cat([part.carried for part in batch.split(2)]), batch.carried)
+    loader.set_epoch(1)
+    assert carried != carried_of(loader)
+    assert all(batch.carried is None for batch in make(exp))
+
+
 def test_with_a_random_speed_an_epoch_has_one_copy_of_each_utterance(exp):
     config = small_config()
     config = dataclasses.replace(config, data=dataclasses.replace(config.data, random_speed=True))

@@ -24,6 +24,16 @@ def test_steps_equal_the_whole_sequence(kind):
     assert torch.allclose(torch.stack(outs, dim=1), whole, atol=1e-12)
 
 
+@pytest.mark.parametrize("kind", ["stateless", "tied_reduced"])
+def test_a_sequence_goes_on_from_labels_that_came_before(kind):
+    predictor = small_model(predictor=kind).predictor
+    labels = torch.tensor([[3, 1, 10, 3, 3, 7, 2], [2, 2, 9, 1, 5, 4, 4]])
+    size = predictor.context_size
+    whole, tail = predictor(labels), predictor(labels[:, size:], labels[:, :size])
+    assert torch.allclose(tail, whole[:, size:], atol=1e-12)
+    assert torch.allclose(predictor(labels, torch.zeros(2, size, dtype=torch.int64)), whole, atol=1e-12)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_blank_and_minus_one_are_zero_vectors(kind):
     predictor = small_model(predictor=kind).predictor

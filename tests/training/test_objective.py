@@ -140,3 +140,19 @@ def test_delay_penalty_acts_on_the_causal_pass_after_the_warm_up():
         for name, term in terms[0.0, step].items():
             touched = step >= 3 and name in ("causal_simple", "causal_pruned")
             assert (float(terms[0.5, step][name].total) != float(term.total)) == touched, (step, name)
+
+
+def test_labels_that_are_carried_over_are_the_students_alone(monkeypatch):
+    model, config = make("distillation.weight=2")
+    teacher, _ = make("model.predictor.context_size=1", seed=1)
+    batch = make_batch()
+    batch.carried = torch.randint(1, 9, (2, model.predictor.context_size))
+    seen = {}
+    for name, of in (("student", model), ("teacher", teacher)):
+        forward = of.predictor.forward
+        monkeypatch.setattr(of.predictor, "forward", lambda *labels, name=name, forward=forward: (
+            seen.__setitem__(name, labels), forward(*labels))[1])
+    with_carried = value(Objective(model, config, teacher)(batch, 100, CONTEXT))
+    assert torch.equal(seen["student"][1], batch.carried) and len(seen["teacher"]) == 1
+    batch.carried = None
+    assert value(Objective(model, config, teacher)(batch, 100, CONTEXT)) != with_carried
