@@ -265,8 +265,8 @@ class Search(ABC):
         """Begin a stream's next segment: nothing heard and nothing said.
 
         With keep_context the predictor remembers the last labels of the best hypothesis, as in sherpa-onnx's greedy
-        search (its beam search, of 2.0.1, forgets them). A segment that said nothing leaves nothing to remember, but
-        with over_silence, as in sherpa-onnx, what the segment before it left.
+        search. A segment that said nothing leaves nothing to remember, but with over_silence, as in sherpa-onnx, what
+        the segment before it left.
         """
         best = int(self._external_and_score(np.array([row]), True)[1][0].argmax())
         remembers = keep_context and (over_silence or self.places.num_tokens[row, best])

@@ -3,11 +3,10 @@
 What a stream remembers is explicit: a row of each encoder's state, a row of the search for its open segment, and the
 frames that still wait for a pass; `modes` says what waits for what.
 
-With endpoints, the text is cut into segments. What sherpa-onnx does at an endpoint holds here: the encoders' states are
-kept, frame numbers restart, and the next segment's search remembers the last labels if the segment said any; in mode
-two_pass, which sherpa-onnx does not have, it begins without labels. The full pass sees its segment only and starts
-without labels. Without endpoints a stream is one segment, and its tokens are those of the whole utterance under the
-masks of streaming; memory then grows with it.
+With endpoints, the text is cut into segments. As in sherpa-onnx the encoders' states are kept and frame numbers
+restart, but the next segment's search begins without labels. The full pass sees its segment only. Without endpoints a
+stream is one segment, and its tokens are those of the whole utterance under the masks of streaming; memory then grows
+with it.
 """
 
 from __future__ import annotations

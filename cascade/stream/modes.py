@@ -142,8 +142,8 @@ class Streaming:
         return self.search.n_best([stream.row for stream in streams])
 
     def restart(self, stream: Stream) -> None:
-        """The next segment begins."""
-        self.search.restart(stream.row)
+        """The next segment begins, without labels, as utterances do in training."""
+        self.search.restart(stream.row, keep_context=False)
 
     def stable_tokens(self, stream: Stream) -> tuple[int, ...]:
         """The first tokens of the open segment, which no pass but the full one can take back."""
@@ -276,7 +276,7 @@ class TwoPass(LookAhead):
         return hypotheses
 
     def restart(self, stream: Stream) -> None:
-        self.search.restart(stream.row, keep_context=False)  # as the full pass begins, and as utterances in training
+        super().restart(stream)
         self.search.copy(stream.row, stream.corrected)
 
     def stable_tokens(self, stream: Stream) -> tuple[int, ...]:

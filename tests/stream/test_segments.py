@@ -38,13 +38,15 @@ def test_silence_after_speech_ends_a_segment_and_silence_alone_is_dropped(studen
     assert stream.first_frame == 168
 
 
-def test_in_two_passes_every_segment_begins_without_labels(student):  # noqa: F811
-    batch = scripted(student, lambda frames: frames < 10, EndpointOptions(silence_after_speech=0.5), "two_pass")
+@pytest.mark.parametrize("mode", ["streaming", "two_pass"])
+def test_every_segment_begins_without_labels(student, mode):  # noqa: F811
+    batch = scripted(student, lambda frames: frames < 10, EndpointOptions(silence_after_speech=0.5), mode)
     stream = batch.join()
     batch.accept(stream, features_of(noise(0.96, 19), student[1]).numpy())
     batch.run()
     assert [len(segment.hypotheses[0].tokens) for segment in stream.segments] == [10] and stream.num_frames == 0
-    assert not batch.mode.search.places.slots[[stream.row, stream.corrected]].any()
+    rows = [stream.row, stream.corrected] if mode == "two_pass" else stream.row
+    assert not batch.mode.search.places.slots[rows].any()
 
 
 def test_a_stream_may_have_its_own_silence_that_ends_segments(student):  # noqa: F811
