@@ -122,8 +122,7 @@ class AugmentConfig:
     """Source of the words: the utterance's speaker at its speed, or every speaker."""
     carry_over_share: float = option(0.0, at_least=0, at_most=1)
     """Share of training utterances whose predictor begins with the last labels of another, drawn anew in each epoch:
-    streams keep labels behind an endpoint (ours in modes streaming and look_ahead, sherpa-onnx's by greedy search). For
-    predictors with a context of labels."""
+    sherpa-onnx's greedy search keeps labels behind an endpoint. For predictors with a context of labels."""
     rir_share: float = option(0.3, at_least=0, at_most=1, goes_on=True)
     """Share of training copies put into a room in stage 1; without room impulse responses (--rir-dir) none is."""
 

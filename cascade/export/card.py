@@ -88,6 +88,11 @@ def _sherpa_commands(metadata: dict[str, Any], config: Config) -> list[str]:
         f"with the same {DECODER}, {JOINER} and tokens.txt, from app/src/main/assets.", "",
     ]  # fmt: skip
     beam = "`--decoding-method=modified_beam_search --max-active-paths=4`"
+    if not config.augment.carry_over_share:
+        lines += [
+            "sherpa-onnx's greedy search begins with the last labels behind an endpoint, which this model never saw "
+            f"(`augment.carry_over_share`): where audio has pauses, take {beam}.", "",
+        ]  # fmt: skip
     if config.tokens.kind == "bpe":
         lines.append(
             f"Hotwords, a phrase a line: {beam} `--hotwords-file=F --hotwords-score=1.5 --modeling-unit=bpe "
