@@ -309,7 +309,7 @@ class DecodingConfig:
     """Weight with which it is subtracted; 0: it is not used."""
     hotwords: str | None = option(None, goes_on=True)
     """File of phrases that searches prefer, one a line, perhaps with a boost (`new york :2.5`); a path as in ngram."""
-    hotword_scale: float = option(0.6, at_least=0.01, goes_on=True)
+    hotword_scale: float = option(0.5, at_least=0.01, goes_on=True)
     """Boost of a phrase that names none."""
     confidence_slope: float = option(1.0, at_least=0, goes_on=True)
     """A word's confidence c becomes logistic(slope logit(c) + offset); cascade.bin.calibrate finds both on dev."""

@@ -98,7 +98,7 @@ def penalised(tmp_path_factory):
 def test_the_joiner_has_the_penalty_in_force_and_the_files_say_so(penalised, tmp_path, monkeypatch, options, penalty):
     export(monkeypatch, "--exp-dir", penalised, "--out", tmp_path, *SMALL, *options)  # checked, by sherpa-onnx too
     about = json.loads((tmp_path / "export.json").read_text())
-    same = {"hotword_scale": 0.6, "confidence_slope": 1.0, "confidence_offset": 0.0}
+    same = {"hotword_scale": 0.5, "confidence_slope": 1.0, "confidence_offset": 0.0}
     assert about["decoding"] == {"blank_penalty": penalty} | same
     bias = load_file(penalised / "averaged.pt")["model"]["joiner.output.bias"]
     baked = torch.from_numpy(read_joiner(tmp_path / "joiner.onnx")[-1].copy())
@@ -149,7 +149,7 @@ def test_the_files_carry_the_models_language_models(student, tmp_path, monkeypat
         export(monkeypatch, "--exp-dir", model, "--out", tmp_path / name, *SMALL, "--no-check")
     files = {"ngram": "ngram.arpa.gz", "lodr": "lodr.arpa.gz", "hotwords": "hotwords.txt"}
     about = json.loads((tmp_path / "own" / "export.json").read_text())
-    same = {"hotword_scale": 0.6, "confidence_slope": 1.0, "confidence_offset": 0.0}
+    same = {"hotword_scale": 0.5, "confidence_slope": 1.0, "confidence_offset": 0.0}
     assert about["decoding"] == {"blank_penalty": 0.0, "lm_scale": 2.0, "lodr_scale": 0.5} | same | files
     shutil.move(tmp_path / "own", tmp_path / "elsewhere")
     shutil.rmtree(tmp_path / "model")
