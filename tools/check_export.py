@@ -119,9 +119,9 @@ class SherpaStream:
         return self.segments
 
 
-def keep_labels(search: Any) -> Callable[[Any], None]:
+def keep_labels(search: Any) -> Callable[..., None]:
     """What a mode does at an endpoint, with the labels of the segment, over silence too, as in sherpa-onnx."""
-    return lambda stream: search.restart(stream.row, keep_context=True, over_silence=True)
+    return lambda stream, **_: search.restart(stream.row, keep_context=True, over_silence=True)
 
 
 class Comparison:

@@ -4,9 +4,9 @@ What a stream remembers is explicit: a row of each encoder's state, a row of the
 frames that still wait for a pass; `modes` says what waits for what.
 
 With endpoints, the text is cut into segments. As in sherpa-onnx the encoders' states are kept and frame numbers
-restart, but the next segment's search begins without labels. The full pass sees its segment only. Without endpoints a
-stream is one segment, and its tokens are those of the whole utterance under the masks of streaming; memory then grows
-with it.
+restart, but behind a pause the next segment's search begins without labels. The full pass sees its segment only.
+Without endpoints a stream is one segment, and its tokens are those of the whole utterance under the masks of streaming;
+memory then grows with it.
 """
 
 from __future__ import annotations
@@ -181,7 +181,7 @@ class StreamBatch:
             stream.first_frame += stream.num_frames
             stream.num_frames = 0
             stream.best = stream.shown = NOTHING
-            self.mode.restart(stream)
+            self.mode.restart(stream, keep_labels=rule == "longest_segment")
 
     def _close(self, streams: Streams) -> None:
         self._show(self.mode.rest(streams))

@@ -141,9 +141,9 @@ class Streaming:
         """What these streams' segments say in the end, best hypotheses first."""
         return self.search.n_best([stream.row for stream in streams])
 
-    def restart(self, stream: Stream) -> None:
-        """The next segment begins, without labels, as utterances do in training."""
-        self.search.restart(stream.row, keep_context=False)
+    def restart(self, stream: Stream, keep_labels: bool = False) -> None:
+        """The next segment begins; without labels as utterances do in training, or in the middle of speech."""
+        self.search.restart(stream.row, keep_labels)
 
     def stable_tokens(self, stream: Stream) -> tuple[int, ...]:
         """The first tokens of the open segment, which no pass but the full one can take back."""
@@ -275,8 +275,8 @@ class TwoPass(LookAhead):
             self.search.leave(row)
         return hypotheses
 
-    def restart(self, stream: Stream) -> None:
-        super().restart(stream)
+    def restart(self, stream: Stream, keep_labels: bool = False) -> None:
+        super().restart(stream, keep_labels)
         self.search.copy(stream.row, stream.corrected)
 
     def stable_tokens(self, stream: Stream) -> tuple[int, ...]:

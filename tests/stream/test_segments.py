@@ -49,6 +49,16 @@ def test_every_segment_begins_without_labels(student, mode):  # noqa: F811
     assert not batch.mode.search.places.slots[rows].any()
 
 
+def test_a_segment_that_begins_inside_speech_keeps_the_labels(student):  # noqa: F811
+    batch = scripted(student, lambda frames: frames >= 0, EndpointOptions(longest_segment=1.0))
+    stream = batch.join()
+    batch.accept(stream, features_of(noise(1.2, 19), student[1]).numpy())
+    while not stream.segments:
+        batch.run()
+    assert [segment.rule for segment in stream.segments] == ["longest_segment"]
+    assert batch.mode.search.places.slots[stream.row].any()
+
+
 def test_a_stream_may_have_its_own_silence_that_ends_segments(student):  # noqa: F811
     features = features_of(noise(8.0, 19), student[1]).numpy()
     batch = scripted(student, lambda frames: frames < 10, EndpointOptions(silence_after_speech=1.2))

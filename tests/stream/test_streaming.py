@@ -275,22 +275,28 @@ def test_the_full_pass_sees_its_segment_and_nothing_else(student):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_an_endpoint_keeps_the_encoder_and_forgets_the_labels(loaded, method):
+def test_an_endpoint_keeps_the_encoder_and_inside_speech_the_labels(loaded, method):
     model, config, tokenizer = loaded
     options = DecodingOptions(mode="streaming", method=method, left_context_ms=640, chunk_ms=160)
     samples = noise(1.9, 18)
     features = features_of(samples, config)
     out, _ = model.encode(features[None], torch.tensor([len(features)]), "streaming", 4, 16)
     final = decode(loaded, samples, options, SHORT)
+    labels: list[int] = []
     ends = [segment.first_frame for segment in final.segments[1:]] + [final.num_frames]
     assert len(ends) > 2
     for segment, end in zip(final.segments, ends, strict=True):
         search = build_search(TorchEngine(model), options, tokenizer.unk_id)
-        row = search.join()
+        row, slot = search.join(), np.zeros(1, np.int64)
+        search.slots.reserve(len(labels), np.zeros(0, np.int64))
+        for label in labels:
+            slot = search.slots.after(slot, np.array([label]))
+        search.places.slots[row] = slot
         part = out[:, segment.first_frame : end]
         search.advance([row], part.detach().numpy(), np.array([part.shape[1]]))
         (expected,) = search.results([row])
         assert segment.hypotheses[0].tokens == expected.tokens
+        labels = labels + list(expected.tokens) if segment.rule == "longest_segment" else []
 
 
 @pytest.mark.parametrize("mode", STREAMING_MODES)
