@@ -190,7 +190,8 @@ class Search(ABC):
     ) -> None:  # fmt: skip
         self.beam, self.unk_id = beam, unk_id
         self.context_size = networks.predictor.context_size
-        self.weight, self.bias = networks.weight, networks.bias.copy()
+        # In this order products of a few rows take OpenBLAS half of the time.
+        self.weight, self.bias = np.asanyarray(networks.weight, order="F"), networks.bias.copy()
         self.bias[0] -= blank_penalty
         self.slots, self.entries = Slots(networks.predictor, len(self.weight)), Entries()
         self.num_frames = np.zeros(0, np.int64)  # (S,) encoder frames searched
