@@ -31,7 +31,7 @@ from cascade.stream.decoder import Final, Partial
 
 WEB = Path(__file__).parent / "web"
 PAGE = {"/": "index.html", "/page.js": "page.js", "/microphone.js": "microphone.js", "/page.css": "page.css"}
-MESSAGE_BYTES = 16 << 20  # OpenAI's clients may put 15 MiB into an event
+MESSAGE_BYTES = 4 << 20
 FIELD_BYTES = 16 << 10
 MOST_FIELDS = 32 + MOST_HOTWORDS
 SEND_SECONDS = 20.0
