@@ -25,16 +25,18 @@ MAY_IMPORT = {
     "files": set(),
     "log": set(),
     "nvidia": set(),
+    "product": set(),
+    "product_numba": set(),
     "provenance": set(),
     "threads": set(),
     "device": BASE | {"nvidia"},
     "processes": BASE | {"device"},
     "audio": BASE,
     "text": BASE,
-    "models": BASE,
+    "models": BASE | {"product"},
     "losses": BASE,
     "checkpoint": NETWORKS,
-    "search": FRONT,
+    "search": FRONT | {"product", "product_numba"},
     "stream": FRONT | {"models", "search"},
     "measure": RUNTIME,
     "report": RESULTS,
@@ -58,7 +60,8 @@ DOORS = {
     "sentencepiece": ("text.tokens",),
     "omegaconf": ("config.load",),
     "yaml": ("config.load",),
-    "numba": ("losses.recursion_numba", "search.beam_numba", "search.ngram_numba"),
+    "numba": ("losses.recursion_numba", "product_numba", "search.beam_numba", "search.ngram_numba"),
+    "llvmlite": ("product_numba",),
     "k2": ("losses.rnnt_k2",),
     "tensorboard": ("training",),
     "matplotlib": ("report.plots", "corpus.statistics_plot"),
@@ -72,7 +75,7 @@ DOORS = {
 }
 EVERYWHERE = {"cascade", "torch", "numpy"} | sys.stdlib_module_names
 NOWHERE = {"torchaudio"}  # it breaks lhotse
-WITHOUT_TORCH = {"search", "server", "stream", "text"}
+WITHOUT_TORCH = {"product", "product_numba", "search", "server", "stream", "text"}
 """Not even inside of functions."""
 
 

@@ -61,22 +61,12 @@ def clocked(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
     return call
 
 
-class ClockedMatrix(np.ndarray):
-    """The joiner's weight; products with it are the joiner's time."""
-
-    def __array_ufunc__(self, ufunc: np.ufunc, method: str, *inputs: Any, **named: Any) -> Any:
-        plain = [each.view(np.ndarray) if isinstance(each, ClockedMatrix) else each for each in inputs]
-        return clocked("joiner", getattr(ufunc, method))(*plain, **named)
-
-
 class ClockedEngine:
     """An engine whose networks note their time."""
 
     def __init__(self, engine: Any) -> None:
         self.num_mel_bins, self.whole_chunks, self.bias = engine.num_mel_bins, engine.whole_chunks, engine.bias
-        self.weight = engine.weight.view(ClockedMatrix)
-        self.predictor = engine.predictor
-        self.predictor.step = clocked("predictor", self.predictor.step)
+        self.weight, self.predictor = engine.weight, engine.predictor
         self.full, self.project = clocked("network", engine.full), clocked("joiner", engine.project)
         self._engine = engine
 
@@ -92,7 +82,9 @@ class ClockedEngine:
 
 
 def clock_search(search: Any) -> None:
-    """Beam search computes tanh in a kernel of its own."""
+    """Let a search note the time of predictor and joiner; beam search computes tanh in a kernel of its own."""
+    search.output_layer = clocked("joiner", search.output_layer)
+    search.slots._predictor.step = clocked("predictor", search.slots._predictor.step)
     if isinstance(search, ModifiedBeamSearch):
         kernels = vars(search._kernels)
         search._kernels = SimpleNamespace(**kernels | {"join_rows": clocked("joiner", search._kernels.join_rows)})

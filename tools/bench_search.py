@@ -34,7 +34,7 @@ from cascade.models.build import build_model  # noqa: E402
 from cascade.models.torch_engine import TorchEngine, encode_batch  # noqa: E402
 from cascade.provenance import command_line, git_commit, machine  # noqa: E402
 from cascade.search.beam import ModifiedBeamSearch  # noqa: E402
-from cascade.search.compiled import BACKENDS  # noqa: E402
+from cascade.search.compiled import BACKENDS, search_kernels  # noqa: E402
 from cascade.search.greedy import GreedySearch  # noqa: E402
 from cascade.search.methods import DecodingOptions  # noqa: E402
 from cascade.search.ngram import read_ngram  # noqa: E402
@@ -120,11 +120,12 @@ def time_searches(
             if abs(tokens - arguments.tokens) < 0.5 or high - low < 0.01:
                 penalties[place] = middle
     hidden = np.ones((num_utterances * max(beam, 1), engine.weight.shape[1]), engine.weight.dtype)
+    product = search_kernels(arguments.backend if beam else "numpy", hidden.dtype).Product(engine.weight, engine.bias)
     num_frames = sum(int(lens.sum()) for _, lens in heard.batches)
 
     def products() -> None:
         for _ in range(round(num_frames / num_utterances)):
-            hidden @ engine.weight.T
+            product(hidden)
 
     functions = [partial(decode, own, penalty) for own, penalty in zip(scorers, penalties, strict=True)]
     times = time_turns([products, *functions], arguments.repeats)

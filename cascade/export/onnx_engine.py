@@ -57,6 +57,10 @@ class OnnxPredictor:
         context = np.concatenate((state[0][:, 1:], labels[:, None]), axis=1)
         return run_session(self._session, context)[0], (context,)
 
+    def with_product(self, product: Any) -> OnnxPredictor:
+        """onnxruntime multiplies."""
+        return self
+
 
 def read_joiner(path: Path) -> list[np.ndarray]:
     """Weight and bias of joiner.onnx's encoder projection, then of its output: a search multiplies all its frames at

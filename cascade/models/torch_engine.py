@@ -16,6 +16,7 @@ from cascade.config.options import ENCODER_FRAME_MS
 from cascade.models.encoder_rows import EncoderRows
 from cascade.models.predictor import ContextPredictor, StatelessPredictor, TiedReducedPredictor
 from cascade.models.state import fill_state, state_tensors
+from cascade.product import Product
 
 State = tuple[np.ndarray, ...]
 
@@ -23,12 +24,12 @@ State = tuple[np.ndarray, ...]
 class TorchPredictor:
     """A predictor on the CPU that takes and gives arrays; a state that is labels stays an array."""
 
-    def __init__(self, predictor: Any) -> None:
+    def __init__(self, predictor: Any, product: type[Product] = Product) -> None:
         self._predictor = predictor
         self._state_type = type(predictor.initial_state(0))
         self.context_size = int(getattr(predictor, "context_size", None) or 1)
         self._by_context = isinstance(predictor, ContextPredictor)
-        self._context_vectors = _context_vectors(predictor)
+        self._context_vectors = _context_vectors(predictor, product)
 
     def initial(self, n: int) -> tuple[np.ndarray, State]:
         with torch.inference_mode():
@@ -44,8 +45,11 @@ class TorchPredictor:
             out, tensors = self._predictor.step(torch.from_numpy(labels), tensors)
             return out.numpy(), tuple(tensor.numpy() for tensor in tensors)
 
+    def with_product(self, product: type[Product]) -> TorchPredictor:
+        return TorchPredictor(self._predictor, product)
 
-def _context_vectors(predictor: Any) -> Callable[[np.ndarray], np.ndarray]:
+
+def _context_vectors(predictor: Any, product: type[Product]) -> Callable[[np.ndarray], np.ndarray]:
     """`forward_context` for arrays (n, K) of labels that are not negative.
 
     In numpy for the package's own predictors: some ten small torch operations per frame cost twice as much.
@@ -54,11 +58,11 @@ def _context_vectors(predictor: Any) -> Callable[[np.ndarray], np.ndarray]:
         embedding, position, weight, bias = _arrays(
             predictor.embedding.weight, predictor.position_weight, predictor.out.weight, predictor.out.bias
         )
-        embedding = _without_blank(embedding)
+        embedding, out = _without_blank(embedding), product(weight, bias)
 
         def stateless(context: np.ndarray) -> np.ndarray:
             x = np.einsum("nkd,kd->nd", embedding[context], position)
-            return np.maximum(x, 0.0, out=x) @ weight.T + bias
+            return out(np.maximum(x, 0.0, out=x))
 
         return stateless
     if isinstance(predictor, TiedReducedPredictor):
@@ -68,10 +72,11 @@ def _context_vectors(predictor: Any) -> Callable[[np.ndarray], np.ndarray]:
         )
         embedding = _without_blank(embedding)
         scores = embedding @ position.sum(axis=0)[::-1].T / math.prod(position.shape[:2])  # (V, K), oldest first
-        places = np.arange(scores.shape[1])
+        projected, places = embedding @ weight.T, np.arange(scores.shape[1])  # W sum s E = sum s W E
 
         def tied_reduced(context: np.ndarray) -> np.ndarray:
-            x = np.einsum("nk,nkd->nd", scores[context, places], embedding[context]) @ weight.T + bias
+            x = np.einsum("nk,nkd->nd", scores[context, places], projected[context])
+            x += bias
             x -= x.mean(axis=1, keepdims=True)
             x *= scale / np.sqrt(np.einsum("nd,nd->n", x, x)[:, None] / x.shape[1] + eps)
             x += shift

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cascade.search.compiled import search_kernels
 from cascade.search.rows import Networks, Search
 from cascade.search.scorer import Scorer
 
@@ -38,8 +37,7 @@ class ModifiedBeamSearch(Search):
     ) -> None:  # fmt: skip
         if beam < 1:
             raise ValueError(f"beam must be at least 1, got {beam}")
-        super().__init__(networks, beam, blank_penalty, unk_id, scorers)
-        self._kernels = search_kernels(backend, self.weight.dtype)
+        super().__init__(networks, beam, blank_penalty, unk_id, scorers, backend)
 
     def _advance(self, rows: np.ndarray, encoder_out: np.ndarray, lens: np.ndarray) -> None:
         order = np.argsort(-lens, kind="stable")  # the streams that still have frames are always the first
@@ -57,8 +55,8 @@ class ModifiedBeamSearch(Search):
         joined = work.joined[:num_streams]
         count = self._kernels.join_rows(frame, self.slots.out, rows, self.places, joined, work.hidden)
         logits, sums, label_sums = work.logits[:count], work.sums[:count], work.label_sums[:count]
-        np.matmul(work.hidden[:count], self.weight.T, out=logits)
-        self._kernels.add_bias(logits, self.bias, silent, sums, label_sums)
+        self.output_layer(work.hidden[:count], logits)
+        self._kernels.log_sums(logits, silent, sums, label_sums)
         values = (logits, sums, joined)
         if self.scorers:
             values = self._with_scores(rows, *values, label_sums, silent, work)
@@ -97,9 +95,9 @@ class _Work:
     """Arrays that a chunk of `num_streams` streams works in."""
 
     def __init__(self, num_streams: int, search: Search) -> None:
-        size, (vocab_size, dim) = num_streams * search.beam, search.weight.shape
-        self.hidden = np.empty((size, dim), search.weight.dtype)
-        self.logits, self.values = np.empty((2, size, vocab_size), search.weight.dtype)
+        size = num_streams * search.beam
+        self.hidden = np.empty((size, search.dim), search.dtype)
+        self.logits, self.values = np.empty((2, size, search.vocab_size), search.dtype)
         self.sums, self.label_sums, self.zeros = np.empty(size), np.empty(size), np.zeros(size)
         self.joined, self.value_rows, self.parents, self.symbols = np.zeros((4, num_streams, search.beam), np.int64)
         self.grows = np.zeros((num_streams, search.beam), bool)

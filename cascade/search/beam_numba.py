@@ -12,6 +12,7 @@ import numba
 import numpy as np
 from numba.extending import intrinsic, overload
 
+from cascade.product_numba import Product as Product
 from cascade.search.rows import Chains, Places
 
 _BLOCK = 16
@@ -100,15 +101,10 @@ def join_rows(frame, slot_out, rows, places, joined, hidden):
 
 
 @_vector_kernel
-def _add_bias_to_row(logits, bias):
-    """Returns the highest sum, that of the blank left out."""
-    logits[0] += bias[0]
-    logits[1] += bias[1]
-    highest = logits[1]
-    for k in range(2, len(logits)):
-        total = logits[k] + bias[k]
-        logits[k] = total
-        highest = max(highest, total)
+def _highest(values):
+    highest = values[0]
+    for k in range(1, len(values)):
+        highest = max(highest, values[k])
     return highest
 
 
@@ -128,15 +124,14 @@ def _log_add(first, second):
 
 
 @_kernel
-def add_bias(logits, bias, silent, sums, label_sums):
-    """See beam_numpy.add_bias."""
+def log_sums(logits, silent, sums, label_sums):
+    """See beam_numpy.log_sums."""
     for r in range(logits.shape[0]):
         row = logits[r]
-        highest = _add_bias_to_row(row, bias)
         if silent >= 0:
             said = row[silent]
             row[silent] = -np.inf
-            highest = row[1:].max()
+        highest = _highest(row[1:])
         label_sums[r] = highest + math.log(_sum_of_exp(row, highest))
         sums[r] = _log_add(label_sums[r], row[0])
         if silent >= 0:
@@ -184,14 +179,6 @@ def say(scores, blank_weight, logits, sums, said, silent, symbols, log_probs, to
             blank_prob += math.exp(logits[row, silent] - sums[row])
         symbols[row], log_probs[row] = label, logits[row, label] - sums[row]
         totals[row] = log_probs[row] + (blank_weight * math.log1p(-blank_prob) + scores[place, label])
-
-
-@_vector_kernel
-def _highest(values):
-    highest = values[0]
-    for k in range(1, len(values)):
-        highest = max(highest, values[k])
-    return highest
 
 
 @_kernel
@@ -301,7 +288,8 @@ def compile_kernels(dtype: np.dtype) -> None:
     places = Places(np.zeros((1, 1)), np.zeros((1, 1)), zero, zero.copy(), zero - 1, zero.copy())
     chains, grows = Chains(*(np.zeros(1, np.int64) for _ in range(3)), sums), np.zeros((1, 1), bool)
     join_rows(values, values, zero[0], places, zero.copy(), values.copy())
-    add_bias(values, values[0].copy(), -1, sums, sums.copy())
+    log_sums(values, -1, sums, sums.copy())
+    Product(values, values[0, :1])(values)
     weigh(values, 0.0, values, sums, sums, zero, grows, -1, values.copy(), zero.copy())
     say(values, 0.0, values, sums, zero[0], -1, zero[0].copy(), sums.copy(), sums.copy())
     choose(values, sums, zero, values, sums, zero, zero[0], places, chains, 0, zero[0], -1, 1, zero.copy(), zero.copy(),

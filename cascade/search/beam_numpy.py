@@ -9,6 +9,7 @@ import math
 
 import numpy as np
 
+from cascade.product import Product as Product
 from cascade.search.rows import Chains, Places
 
 
@@ -34,12 +35,11 @@ def join_rows(
     return len(keys)
 
 
-def add_bias(logits: np.ndarray, bias: np.ndarray, silent: int, sums: np.ndarray, label_sums: np.ndarray) -> None:
-    """Add the bias to (R, V) logits and write their log-sum-exp (R,): over all symbols, and over labels alone.
+def log_sums(logits: np.ndarray, silent: int, sums: np.ndarray, label_sums: np.ndarray) -> None:
+    """Write the log-sum-exp (R,) of (R, V) logits: over all symbols, and over labels alone.
 
     silent: a symbol that counts as blank, -1: none.
     """
-    logits += bias
     blanks = [0] if silent < 0 else [0, silent]
     label_sums[...] = sums[...] = label_log_sums(logits, blanks)
     for blank in blanks:
@@ -54,7 +54,7 @@ def weigh(
 
     Args:
       scores: (L, V) of the L live places. blank_weight: see `scorer`.
-      logits, sums, label_sums, joined: see `add_bias` and `choose`.
+      logits, sums, label_sums, joined: see `log_sums` and `choose`.
       live: (N, B) places with a hypothesis.
       values: (L, V), written; value_rows: (N, B), written: the row of each live place.
     """

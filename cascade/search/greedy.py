@@ -11,7 +11,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from cascade.search.beam_numpy import log_sum_exp
-from cascade.search.compiled import search_kernels
 from cascade.search.rows import Networks, Search
 from cascade.search.scorer import Scorer
 
@@ -31,9 +30,8 @@ class GreedySearch(Search):
         self, networks: Networks, blank_penalty: float = 0.0, unk_id: int | None = None,
         scorers: Sequence[Scorer] = (), backend: str = "auto",
     ) -> None:  # fmt: skip
-        super().__init__(networks, 1, blank_penalty, unk_id, scorers)
+        super().__init__(networks, 1, blank_penalty, unk_id, scorers, backend if scorers else "numpy")
         self._silent = 0 if unk_id is None else unk_id
-        self._kernels = search_kernels(backend if scorers else "numpy", self.weight.dtype)
 
     def choose(self, logits: np.ndarray, frames: np.ndarray) -> np.ndarray:
         """The symbols (R,) to say: logits (R, V) of frames (R,), which are counted from the segment's start."""
@@ -49,8 +47,7 @@ class GreedySearch(Search):
             hidden = encoder_out[live[streams], frames]
             hidden += self.slots.out[self.places.slots[own, 0]]
             np.tanh(hidden, out=hidden)
-            logits = hidden @ self.weight.T
-            logits += self.bias
+            logits = self.output_layer(hidden)
             symbols = self.choose(logits, self.num_frames[own] + frames)
             says = (symbols != 0) & (symbols != self._silent)
             # What was said so far holds up to the first frame that says more; the frames after it wait for it.

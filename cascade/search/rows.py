@@ -14,6 +14,8 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from cascade.product import Product
+from cascade.search.compiled import search_kernels
 from cascade.search.hypothesis import Hypothesis
 from cascade.search.scorer import Rescoring, Scorer
 
@@ -38,6 +40,9 @@ class Predictor(Protocol):
 
     def step(self, labels: np.ndarray, state: State) -> tuple[np.ndarray, State]:
         """(rows,) labels -> (rows, D) outputs and the states after them."""
+
+    def with_product(self, product: type[Product]) -> Predictor:
+        """The same, where it multiplies with matrices by such products; a predictor that cannot gives itself."""
 
 
 class Networks(Protocol):
@@ -182,18 +187,22 @@ class Search(ABC):
       blank_penalty: subtracted from the blank's logit; positive values give fewer deletions.
       unk_id: this token is treated as a blank (sherpa-onnx's rule for `<unk>`); None: no such token.
       scorers: scores from outside; those that are Rescoring are added where a segment ends.
+      backend: see `search_kernels`.
     """
 
     def __init__(
         self, networks: Networks, beam: int, blank_penalty: float = 0.0, unk_id: int | None = None,
-        scorers: Sequence[Scorer | Rescoring] = (),
+        scorers: Sequence[Scorer | Rescoring] = (), backend: str = "auto",
     ) -> None:  # fmt: skip
         self.beam, self.unk_id = beam, unk_id
-        self.context_size = networks.predictor.context_size
-        # In this order products of a few rows take OpenBLAS half of the time.
-        self.weight, self.bias = np.asanyarray(networks.weight, order="F"), networks.bias.copy()
-        self.bias[0] -= blank_penalty
-        self.slots, self.entries = Slots(networks.predictor, len(self.weight)), Entries()
+        self.context_size, self.dtype = networks.predictor.context_size, networks.weight.dtype
+        self.vocab_size, self.dim = networks.weight.shape
+        bias = networks.bias.copy()
+        bias[0] -= blank_penalty
+        self._kernels = search_kernels(backend, self.dtype)
+        self.output_layer = self._kernels.Product(networks.weight, bias)
+        self.slots = Slots(networks.predictor.with_product(self._kernels.Product), self.vocab_size)
+        self.entries = Entries()
         self.num_frames = np.zeros(0, np.int64)  # (S,) encoder frames searched
         floats, whole = np.zeros((0, beam)), np.zeros((0, beam), np.int64)
         self.places = Places(floats, floats, whole, whole, whole, whole)
@@ -297,7 +306,7 @@ class Search(ABC):
         assert lens.shape == rows.shape and (lens <= encoder_out.shape[1]).all(), (lens, encoder_out.shape)
         if lens.any():
             self.entries.reserve(int(lens.sum()) * self.beam, self.places.ends)
-            self._advance(rows, encoder_out.astype(self.weight.dtype, copy=False), lens)
+            self._advance(rows, encoder_out.astype(self.dtype, copy=False), lens)
             self.num_frames[rows] += lens
 
     @abstractmethod
