@@ -171,6 +171,7 @@ class Speech(NamedTuple):
     id: str
     text: str
     samples: np.ndarray
+    speaker: str | None = None
 
 
 def read_speech(manifest: Path, sampling_rate: int, at_most: int | None = None) -> list[Speech]:
@@ -184,10 +185,12 @@ def read_speech(manifest: Path, sampling_rate: int, at_most: int | None = None) 
         for line in islice(read_manifest(manifest), at_most):
             if not isinstance(line, Utterance):
                 raise ValueError(f"{manifest}: {line.id}: {line.reason}")
-            speech.append(Speech(line.id, line.text, read_audio(line.path, sampling_rate, line.start, line.end)[0]))
+            samples, _ = read_audio(line.path, sampling_rate, line.start, line.end)
+            speech.append(Speech(line.id, line.text, samples, line.speaker))
     else:
         for cut in islice(read_cuts(manifest), at_most):
-            speech.append(Speech(cut.id, transcript(cut), load_samples(cut, sampling_rate)))
+            speaker = next((supervision.speaker for supervision in cut.supervisions), None)
+            speech.append(Speech(cut.id, transcript(cut), load_samples(cut, sampling_rate), speaker))
     if not speech:
         raise ValueError(f"{manifest} holds no recording")
     return speech

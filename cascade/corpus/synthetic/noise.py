@@ -43,14 +43,18 @@ def make_noise(kind: str, num_samples: int, sampling_rate: int, generator: np.ra
 
 
 def add_noise(samples: np.ndarray, kind: str, snr_db: float, sampling_rate: int, seed: int) -> np.ndarray:
+    """`mix_noise` with noise of this kind."""
+    return mix_noise(samples, make_noise(kind, len(samples), sampling_rate, np.random.default_rng(seed)), snr_db)
+
+
+def mix_noise(samples: np.ndarray, noise: np.ndarray, snr_db: float) -> np.ndarray:
     """Add noise `snr_db` below the speech, whose power is measured where there is any (the silence around it is not).
 
     Args:
-      samples: (num_samples,) float32.
+      samples: (num_samples,) float32; noise: as many, of mean power 1.
     Returns:
       (num_samples,) float32; it may leave [-1, 1].
     """
-    noise = make_noise(kind, len(samples), sampling_rate, np.random.default_rng(seed))
     spoken = samples[np.abs(samples) > 0.01 * np.abs(samples).max()]
     power = float(np.mean(spoken.astype(np.float64) ** 2)) if spoken.size else 0.0
     return samples + np.float32(np.sqrt(power * 10 ** (-snr_db / 10))) * noise
