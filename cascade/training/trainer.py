@@ -101,6 +101,7 @@ class Trainer:
         self.problem = ""
         self.newest_is_good = True
         self.clock = Clock()
+        self.commit = git_commit()  # of the code that runs: another may be checked out while it does
 
     def resume(self) -> bool:
         """Go on from the newest good checkpoint of the first process, if there is one; False = a fresh start."""
@@ -330,7 +331,7 @@ class Trainer:
             "num_params_training": count_params(self.model) - parts["total"], "epochs": training.num_epochs,
             "steps": self.state.step, "set_aside": sorted(self.set_aside), "processes": self.processes.world_size,
             "device": self.device.type, "threads": torch.get_num_threads() * self.processes.world_size,
-            "commit": git_commit(), "command": command_line(), "machine": machine(self.device),
+            "commit": self.commit, "command": command_line(), "machine": machine(self.device),
         }
         (self.exp_dir / "train_summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
         save_file(average, self.exp_dir / "averaged.pt")  # last: with it the run counts as finished

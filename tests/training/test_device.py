@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import cascade.device
+from cascade.training import trainer
 from cascade.training.trainer import Trainer
 from tests.training.conftest import OPTIONS, run
 
@@ -67,6 +68,13 @@ def test_log_begins_with_the_device_and_the_summary_names_it(train, tmp_path):
     assert json.loads((tmp_path / "train_summary.json").read_text())["device"] == "cpu"
     done = train(tmp_path / "dry", "--device", "cpu", "--dry-run")
     assert " INFO device: cpu, " in done.stderr.splitlines()[0]
+
+
+def test_the_summary_has_the_commit_that_was_there_when_training_began(train, tmp_path, monkeypatch):
+    trained = tmp_path / "epoch-1.pt"
+    monkeypatch.setattr(trainer, "git_commit", lambda: "later" if trained.is_file() else "first")
+    train(tmp_path, "training.num_epochs=1")
+    assert trained.is_file() and json.loads((tmp_path / "train_summary.json").read_text())["commit"] == "first"
 
 
 def test_the_largest_batch_is_that_of_the_device_asked_for(corpus, monkeypatch, no_gpu):
