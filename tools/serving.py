@@ -15,7 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 TICKS = os.sysconf("SC_CLK_TCK")
-START_SECONDS = 300
+START_SECONDS, END_SECONDS = 300, 5
 
 
 @dataclass(frozen=True)
@@ -64,4 +64,8 @@ def serving(*options: object, core: int | None = None) -> Iterator[Serving]:
             yield Serving(process, match[0], log)
         finally:
             process.terminate()
-            process.wait()
+            try:
+                process.wait(END_SECONDS)
+            except subprocess.TimeoutExpired:  # it waits for streams that our own clients hold open
+                process.kill()
+                process.wait()
