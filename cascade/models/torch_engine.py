@@ -46,7 +46,8 @@ class TorchPredictor:
             return out.numpy(), tuple(tensor.numpy() for tensor in tensors)
 
     def with_product(self, product: type[Product]) -> TorchPredictor:
-        return TorchPredictor(self._predictor, product)
+        multiplies = isinstance(self._predictor, StatelessPredictor)  # the others' matrices are not used row by row
+        return TorchPredictor(self._predictor, product) if multiplies else self
 
 
 def _context_vectors(predictor: Any, product: type[Product]) -> Callable[[np.ndarray], np.ndarray]:
