@@ -1,7 +1,7 @@
 """`product` compiled: a library of matrix products copies the whole matrix at every call, this one when it is built.
 
-Panels of the matrix, one vector wide, lie as they are read; sums of a block of rows with a panel stay in registers. A
-row's result does not depend by one bit on the rows beside it.
+Panels of the matrix, one vector wide, lie as they are read; sums of a block of rows with a panel stay in registers, and
+a block that is not full costs as much. A row's result does not depend by one bit on the rows beside it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import numba
 import numpy as np
 from llvmlite import ir
 from numba.core import cgutils
-from numba.core.types import intp, void
+from numba.core.types import Array, intp, void
 from numba.extending import intrinsic
 
 _ROWS = 4
@@ -24,6 +24,9 @@ def _multiply_block(typing_context, x, start, end, panels, panel, biases, out, c
 
     The block is the `_ROWS` rows from `start` on; in place of those from `end` on it has row end - 1.
     """
+    if not all(isinstance(array, Array) and array.layout == "C" and array.dtype is x.dtype for array in
+               (x, panels, biases, out)):
+        return None  # numba says that there is no such function
 
     def generate(context, builder, signature, arguments):
         x, panels, biases, out = (
@@ -97,8 +100,9 @@ class Product:
         self._panels, self._biases = np.ascontiguousarray(panels[:, :dim]), np.ascontiguousarray(panels[:, dim])
 
     def __call__(self, x: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
-        """See `product.Product`."""
+        """See `product.Product`; C-contiguous arrays of the weight's dtype, or numba raises a TypingError."""
         if out is None:
             out = np.empty((len(x), self._width), x.dtype)
+        assert x.shape[1] == self._panels.shape[1] and out.shape == (len(x), self._width), (x.shape, out.shape)
         _multiply(x, self._panels, self._biases, out)
         return out

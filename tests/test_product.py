@@ -45,3 +45,17 @@ def test_a_compiled_row_has_the_same_bits_whatever_rows_stand_beside_it(compiled
     for row in range(len(x)):
         assert np.array_equal(product(x[row : row + 1])[0], together[row])
         assert np.array_equal(product(x[row:])[0], together[row])
+
+
+def test_what_a_compiled_product_cannot_read_is_refused(compiled_product):
+    x, weight, bias = arrays(np.float32, (6, 8), (5, 8), (5,))
+    product, good = compiled_product(weight, bias), np.empty((6, 5), np.float32)
+    for wrong in (np.asfortranarray(x), np.repeat(x, 2, axis=1)[:, ::2], x[::-1], x.astype(np.float64)):
+        with pytest.raises(Exception, match="_multiply_block"):
+            product(wrong, good)
+    for out in (np.asfortranarray(good), good.astype(np.float64), np.empty((6, 10), np.float32)[:, ::2]):
+        with pytest.raises(Exception, match="_multiply_block"):
+            product(x, out)
+    for wrong, out in ((x[:, :4].copy(), good), (x, good[:5]), (x, np.empty((6, 6), np.float32))):
+        with pytest.raises(AssertionError):
+            product(wrong, out)

@@ -66,7 +66,7 @@ class ClockedEngine:
 
     def __init__(self, engine: Any) -> None:
         self.num_mel_bins, self.whole_chunks, self.bias = engine.num_mel_bins, engine.whole_chunks, engine.bias
-        self.weight, self.predictor = engine.weight, engine.predictor
+        self.weight, self.predictor = engine.weight, clocked_predictor(engine.predictor)
         self.full, self.project = clocked("network", engine.full), clocked("joiner", engine.project)
         self._engine = engine
 
@@ -81,10 +81,17 @@ class ClockedEngine:
         return rows
 
 
+def clocked_predictor(predictor: Any) -> Any:
+    """A predictor that notes its time, and whose copies do."""
+    return SimpleNamespace(
+        context_size=predictor.context_size, initial=predictor.initial, step=clocked("predictor", predictor.step),
+        with_product=lambda product: clocked_predictor(predictor.with_product(product)),
+    )
+
+
 def clock_search(search: Any) -> None:
-    """Let a search note the time of predictor and joiner; beam search computes tanh in a kernel of its own."""
+    """Let a search note the joiner's time; beam search computes tanh in a kernel of its own."""
     search.output_layer = clocked("joiner", search.output_layer)
-    search.slots._predictor.step = clocked("predictor", search.slots._predictor.step)
     if isinstance(search, ModifiedBeamSearch):
         kernels = vars(search._kernels)
         search._kernels = SimpleNamespace(**kernels | {"join_rows": clocked("joiner", search._kernels.join_rows)})

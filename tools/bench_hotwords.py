@@ -40,7 +40,7 @@ from cascade.models.torch_engine import TorchEngine, encode_batch  # noqa: E402
 from cascade.models.transducer import MODES  # noqa: E402
 from cascade.provenance import command_line, git_commit, machine  # noqa: E402
 from cascade.search.hotwords import Hotwords  # noqa: E402
-from cascade.search.methods import DecodingOptions, build_search  # noqa: E402
+from cascade.search.methods import METHODS, DecodingOptions, build_search  # noqa: E402
 from cascade.text.normal import split_words  # noqa: E402
 from cascade.text.tokens import Tokenizer  # noqa: E402
 from cascade.threads import limit_threads  # noqa: E402
@@ -147,7 +147,7 @@ def main() -> None:
     parser.add_argument("--text", type=Path, nargs="+", required=True, metavar="FILE", help="says which words are rare")
     parser.add_argument("--common", type=int, default=5000, metavar="K", help="this many words are not rare (5000)")
     parser.add_argument("--modes", nargs="+", choices=MODES, default=["streaming", "full"])
-    parser.add_argument("--methods", nargs="+", default=["greedy_search", "modified_beam_search"], metavar="METHOD")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--distractors", type=int, nargs="+", default=[0, 100, 1000], metavar="N")
     parser.add_argument("--scales", type=float, nargs="+", default=[1.0, 2.0, 3.0, 4.0], metavar="S")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of distractors")

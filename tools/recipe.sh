@@ -194,7 +194,8 @@ latency() {
 
 # export_onnx MODEL TEST-SET WORD...
 export_onnx() {
-    step export --after fbank "$1" "calibrate-$1" --outputs "$exp/$1/export/export.json" -- \
+    step export --after fbank "$1" "calibrate-$1" --inputs "$exp/$1/decoding.yaml" \
+        --outputs "$exp/$1/export/export.json" -- \
         python -m cascade.bin.export_onnx --exp-dir "$exp/$1" --manifest "$exp/fbank/$2_cuts.jsonl.gz" \
         --int8 --out "$exp/$1/export" "${@:3}"
 }

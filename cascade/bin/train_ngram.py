@@ -54,6 +54,9 @@ def main() -> None:
             raise FileNotFoundError(f"{path} not found")
     if arguments.held_out is not None and (pipes := [path for path in arguments.text if not path.is_file()]):
         raise ConfigError(f"--held-out reads the text twice, and {pipes[0]} is no file: write it to one first")
+    if arguments.out.suffix not in (".arpa", ".gz", ".npz") or arguments.out.is_dir():
+        raise ConfigError(f"--out must be a file that ends in .arpa, .arpa.gz or .npz, got {arguments.out}")
+    held_out = [] if arguments.held_out is None else read_transcripts(arguments.held_out)
     tokenizer = Tokenizer.load(arguments.tokens)
     with tempfile.TemporaryDirectory() as folder:
         texts = []
@@ -71,7 +74,6 @@ def main() -> None:
         else:
             write_arpa(orders, tokenizer, arguments.out)
         if arguments.held_out is not None:
-            held_out = read_transcripts(arguments.held_out)
             num_shared, total = shared_sequences(held_out, texts, tokenizer.normalize, HELD_OUT_LENGTH)
             print(f"{100 * num_shared / max(total, 1):.2f} % of {arguments.held_out} is in the text: {num_shared} of "
                   f"{total} different sequences of {HELD_OUT_LENGTH} words")

@@ -1,9 +1,10 @@
 """Find the weights of a language model and of LODR on a dev set, and keep them in decoding.yaml beside the model.
 
-The set is encoded once and searched many times: with every --lm-scales without LODR, then from the best on to better
-neighbours in both scales. A table of what was tried goes to standard output. decode, transcribe, serve and export_onnx
-then take the files and scales from decoding.yaml, unless options replace them. A set that is reported on must not be
-tuned on: give dev, never test. What is best for one pass and search is near the best for others, not equal to it.
+The set is encoded once and searched many times: without a language model, with every --lm-scales without LODR, then
+from the best on to better neighbours in both scales. A table of what was tried goes to standard output. decode,
+transcribe, serve and export_onnx then take the files and scales from decoding.yaml, unless options replace them. A set
+that is reported on must not be tuned on: give dev, never test. What is best for one pass and search is near the best
+for others, not equal to it.
 """
 
 from __future__ import annotations
@@ -62,13 +63,15 @@ def parse_arguments(words: Sequence[str] | None) -> argparse.Namespace:
         values = sorted(set(getattr(arguments, name)))
         if not 0 <= values[0] <= values[-1] < float("inf"):
             raise ConfigError(f"--{name.replace('_', '-')} must be numbers of at least 0, got {values}")
-        setattr(arguments, name, values)
+        setattr(arguments, name, sorted({0.0, *values}))
+    if arguments.lm_scales[1:] and arguments.lodr_scales[-1] >= 1 + arguments.lm_scales[1]:
+        raise ConfigError("--lodr-scales must be less than 1 + the smallest of --lm-scales")
     return arguments
 
 
 def climb(errors: Callable[[Point], int], num_lm: int, num_lodr: int) -> Point:
-    """The place with the fewest errors: of all scales of the language model without LODR, then of the neighbours'
-    neighbours while they are better; of equal ones the one with the smaller scales."""
+    """The place with the fewest errors: the best scale of the language model without LODR, then step by step the best
+    of the eight places around it, as long as that has fewer errors; of equal ones the one with the smaller scales."""
     best = min(((place, 0) for place in range(num_lm)), key=errors)
     while True:
         near = [(best[0] + lm, best[1] + lodr) for lm in (-1, 0, 1) for lodr in (-1, 0, 1)]
@@ -86,7 +89,8 @@ def main(words: Sequence[str] | None = None) -> None:
     model, config, tokenizer, options = load_for_decoding(
         arguments, ngram=arguments.ngram, lm_scale=1.0, lodr=arguments.lodr, lodr_scale=0.0, **search
     )
-    engine, encoded = TorchEngine(model), []
+    engine, encoded, read = TorchEngine(model), [], cache(read_ngram)
+    build_scorers(replace(options, lodr_scale=0.0 if arguments.lodr is None else 0.1), tokenizer, read)  # both files
     batches = decode_batches(arguments.manifest, config, arguments.max_seconds)
     for batch in progress(batches, "encode"):
         frames, lens = encode_batch(model, batch.features, batch.feature_lens, options)
@@ -95,7 +99,7 @@ def main(words: Sequence[str] | None = None) -> None:
     if not encoded:
         raise ValueError(f"{arguments.manifest} holds no utterance that can be decoded")
     lodr_scales = arguments.lodr_scales if arguments.lodr is not None else [0.0]
-    read, rows = cache(read_ngram), []
+    rows = []
 
     @cache
     def measure(point: Point) -> Score:

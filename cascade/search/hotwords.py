@@ -113,7 +113,8 @@ class Hotwords:
       phrases: each may end with its own boost, `new york :2.5`; they take the form of transcripts.
       scale: the boost of the others.
     Raises:
-      ValueError: a phrase that the model's tokens cannot say, or a boost that is no positive number.
+      ValueError: a phrase that the model's tokens cannot say, a boost that is no positive number, a text instead of a
+        list.
     """
 
     blank_weight = 0.0
@@ -123,10 +124,9 @@ class Hotwords:
         self._edges = WordEdges([tokenizer.id_to_symbol(token) for token in range(tokenizer.vocab_size)])
         self._sizes: dict[int, int] = {}  # nodes of each list by its root
         self._nodes = Nodes(*(np.zeros(0, np.int64) for _ in range(3)), *(np.zeros(0) for _ in range(3)))
-        self._phrases: list[Phrase] = []
-        self.start = self.hold(phrases)
-        """State of a stream without a list of its own."""
         self._phrases = encode_phrases(tokenizer, phrases, scale)
+        self.start = self.hold(())
+        """State of a stream without a list of its own."""
 
     def hold(self, phrases: Sequence[str]) -> int:
         """The state in which a stream starts that has these phrases too, until `release` forgets the list."""
@@ -220,6 +220,8 @@ def encode_phrases(tokenizer: Tokenizer, phrases: Iterable[str], scale: float) -
     Raises:
       ValueError: as `Hotwords`.
     """
+    if isinstance(phrases, str):
+        raise ValueError(f"hotwords are a list of phrases, got one text: {phrases!r}")
     encoded = []
     for line in phrases:
         text, boost = _own_boost(line, scale)

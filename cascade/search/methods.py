@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -112,7 +113,8 @@ def build_scorers(
     Args:
       read: as `read_ngram`; one that remembers saves time where only scales change.
     Raises:
-      ConfigError: a file without a scale or a scale without its file; LODR or rescoring without a language model.
+      ConfigError: a file without a scale or a scale without its file; LODR or rescoring without a language model; LODR
+        of a scale that makes blanks likely the less likely they are.
       FileNotFoundError, ValueError: a file that is missing, no n-gram model, or of other tokens; a phrase that the
         model's tokens cannot say.
     """
@@ -121,6 +123,10 @@ def build_scorers(
             raise ConfigError(f"--{scale.replace('_', '-')} {getattr(options, scale):g} needs --{name} FILE")
     if options.lodr_scale and not options.lm_scale:
         raise ConfigError(f"--lodr-scale {options.lodr_scale:g} needs --lm-scale: LODR corrects a language model")
+    if options.lodr_scale >= 1 + options.lm_scale:  # the blank's factor is 1 + a - b
+        raise ConfigError(
+            f"--lodr-scale must be less than 1 + --lm-scale ({1 + options.lm_scale:g}), got {options.lodr_scale:g}"
+        )
     if options.rescore and not options.lm_scale:
         raise ConfigError("--rescore needs --ngram FILE and --lm-scale: it ranks the hypotheses by them")
     symbols = tuple(tokenizer.id_to_symbol(token) for token in range(tokenizer.vocab_size))
@@ -137,7 +143,10 @@ def build_scorers(
         if not Path(options.hotwords).is_file():
             raise FileNotFoundError(f"--hotwords {options.hotwords} not found")
         try:
-            scorers.append(Hotwords(tokenizer, read_hotwords(options.hotwords), options.hotword_scale))
+            phrases = read_hotwords(options.hotwords)
+            if not phrases:
+                logging.getLogger(__name__).warning("--hotwords %s holds no phrase", options.hotwords)
+            scorers.append(Hotwords(tokenizer, phrases, options.hotword_scale))
         except ValueError as error:
             raise ValueError(f"{options.hotwords}: {error}") from error
     return scorers

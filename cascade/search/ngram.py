@@ -33,6 +33,7 @@ LOWEST = -99.0
 MISSING = -7.0
 """log10 probability of a token that the file lacks, where it has no <unk> either."""
 ROWS_PER_BLOCK = 20_000
+_TWICE = "an n-gram for the second time"
 ARRAYS = ("keys", "log_probs", "backoffs", "next", "links")
 """What an .npz file holds of a model, beside the tokens' symbols."""
 
@@ -72,7 +73,7 @@ class NgramModel:
             keys = keys[ascending]
             twice = lines[ascending][1:][keys[1:] == keys[:-1]]
             if len(twice):
-                raise ValueError(f"line {twice[0]}: an n-gram for the second time")
+                raise ValueError(f"line {twice[0]}: {_TWICE}")
             self._keys = np.append(self._keys, keys)
             log_probs.append(log10_probs[ascending])
             backoffs.append(log10_backoffs[ascending])
@@ -126,12 +127,13 @@ class NgramModel:
         try:
             with np.load(path, allow_pickle=False) as file:
                 known = file["symbols"].tolist()
-                for name in ARRAYS:
-                    setattr(model, f"_{name}", file[name])
-        except (ValueError, KeyError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+                arrays = {name: file[name] for name in ARRAYS}
+            _check_sizes(**arrays)
+        except (ValueError, KeyError, EOFError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error) as error:
             raise ValueError(f"{path} is damaged or no n-gram model ({error}): make it again") from error
         if known != list(symbols):
             raise ValueError(f"{path} is of other tokens than the model's: train the n-gram with its tokenizer")
+        vars(model).update({f"_{name}": array for name, array in arrays.items()})
         model.vocab_size, model._base = len(symbols), len(symbols) + 2
         model._index()
         model._compile()
@@ -192,6 +194,21 @@ class NgramModel:
         scores[np.repeat(np.arange(len(states)), lens), self._tokens[arcs]] = self._log_probs[arcs]
         scores[:, 0] = 0.0
         return scores
+
+
+def _check_sizes(
+    keys: np.ndarray, log_probs: np.ndarray, backoffs: np.ndarray, next: np.ndarray, links: np.ndarray
+) -> None:
+    """
+    Raises:
+      ValueError: arrays of a file that do not belong together.
+    """
+    states = np.concatenate((next, links))
+    if (
+        not keys.shape == log_probs.shape == next.shape or backoffs.shape != links.shape
+        or states.min() < 0 or states.max() >= len(links)
+    ):
+        raise ValueError("its arrays do not belong together")
 
 
 def read_ngram(path: str | Path, symbols: Sequence[str]) -> NgramModel:
@@ -293,6 +310,9 @@ class _ArpaFile:
     def complete(self, unigrams: ArpaSection, symbols: Sequence[str]) -> ArpaSection:
         """Order 1 with a row for each of 1 .. V + 1."""
         tokens = unigrams.tokens[:, 0]
+        ascending = np.argsort(tokens, kind="stable")
+        for place in ascending[1:][np.diff(tokens[ascending]) == 0][:1]:
+            self._fail(_TWICE, unigrams.lines[place])
         rows = np.full((3, self._vocab_size + 1), [[math.nan], [0.0], [0.0]])
         rows[:, tokens - 1] = unigrams.log10_probs, unigrams.log10_backoffs, unigrams.lines
         missing = np.isnan(rows[0])

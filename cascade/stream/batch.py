@@ -85,11 +85,11 @@ class StreamBatch:
         if not hotwords and not stream.starts:
             return
         search = self.mode.text_search
-        scorer = next((scorer for scorer in search.scorers if isinstance(scorer, Hotwords)), None)
-        if scorer is None:
-            scorer = Hotwords(self.tokenizer, scale=self.options.hotword_scale)
-            search.add(scorer)
+        known = next((scorer for scorer in search.scorers if isinstance(scorer, Hotwords)), None)
+        scorer = known or Hotwords(self.tokenizer, scale=self.options.hotword_scale)
         earlier, stream.starts = stream.starts, {scorer: scorer.hold(hotwords)}
+        if known is None:
+            search.add(scorer)
         self.mode.begin_with(stream)
         _release(earlier)
 

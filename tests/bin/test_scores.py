@@ -133,6 +133,8 @@ def test_decode_rescores_the_n_best_of_an_acoustic_search(run_dir, tmp_path, cal
     (["--lodr-scale", "nan"], ConfigError, "--lodr-scale must be a finite number of at least 0, got nan"),
     (["--lodr", "LM/low.arpa", "--lodr-scale", "0.2"], ConfigError, "--lodr-scale 0.2 needs --lm-scale"),
     (["--ngram", "LM/lm.arpa.gz", "--lm-scale", "0.3", "--lodr-scale", "1"], ConfigError, "--lodr-scale 1 needs"),
+    (["--ngram", "LM/lm.arpa.gz", "--lm-scale", "0.3", "--lodr", "LM/low.arpa", "--lodr-scale", "1.3"], ConfigError,
+     r"--lodr-scale must be less than 1 \+ --lm-scale \(1.3\), got 1.3"),
     (["--rescore"], ConfigError, "--rescore needs --method modified_beam_search: greedy search has one hypothesis"),
     (["--rescore", "--method", "modified_beam_search"], ConfigError, "--rescore needs --ngram FILE and --lm-scale"),
     (["--ngram", "LM/no.arpa", "--lm-scale", "0.3"], FileNotFoundError, "--ngram .*no.arpa not found"),
@@ -187,11 +189,14 @@ def test_hotwords_from_a_file_are_those_of_the_models_section_and_of_a_stream(ru
         assert stream.finish().text == json.loads(line)["text"]
 
 
-def test_a_wrong_hotword_is_named_with_its_file(run_dir, tmp_path, call):
+def test_a_wrong_hotword_is_named_with_its_file(run_dir, tmp_path, call, caplog):
     (tmp_path / "hotwords.txt").write_text("one\nsix\n")
     arguments = ["--exp-dir", run_dir / "plain", run_dir / "0.wav"]
     with pytest.raises(ValueError, match=r"hotwords.txt: hotword 'six' has what the model's tokens cannot say: six"):
         call(transcribe, *arguments, "--hotwords", tmp_path / "hotwords.txt")
+    (tmp_path / "empty.txt").write_text("\n")
+    assert call(transcribe, *arguments, "--hotwords", tmp_path / "empty.txt") == call(transcribe, *arguments)
+    assert "empty.txt holds no phrase" in caplog.text
     with pytest.raises(FileNotFoundError, match="--hotwords .*none not found"):
         call(transcribe, *arguments, "--hotwords", tmp_path / "none")
     with pytest.raises(ConfigError, match="--hotword-scale must be a finite number above 0, got -1"):

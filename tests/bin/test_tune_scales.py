@@ -61,5 +61,16 @@ def test_wrong_scales_are_one_sentence(run_dir, monkeypatch):
     words = ["--exp-dir", run_dir / "model", "--manifest", run_dir / "test.jsonl", "--ngram", run_dir / "lm/low.arpa"]
     with pytest.raises(ConfigError, match=r"--lm-scales must be numbers of at least 0, got \[-1.0, 0.5\]"):
         tiny_run.call(monkeypatch, tune_scales, *words, "--lm-scales", 0.5, -1)
+    with pytest.raises(ConfigError, match=r"--lodr-scales must be less than 1 \+ the smallest of --lm-scales"):
+        tiny_run.call(monkeypatch, tune_scales, *words, "--lm-scales", 0.1, "--lodr-scales", 1.2)
     with pytest.raises(ConfigError, match="--rescore needs --method modified_beam_search"):
         tiny_run.call(monkeypatch, tune_scales, *words, "--rescore", "--method", "greedy_search")
+
+
+def test_no_model_is_tried_whatever_the_lists_are_and_lodr_beside_the_only_scale(run_dir, monkeypatch, capsys):
+    tiny_run.call(monkeypatch, tune_scales, "--exp-dir", run_dir / "model", "--manifest", run_dir / "test.jsonl",
+                  "--ngram", run_dir / "lm/lm.npz", "--lodr", run_dir / "lm/low.arpa", "--lm-scales", 3,
+                  "--lodr-scales", 0.5, 1, "--mode", "full", "--method", "greedy_search")  # fmt: skip
+    rows = [line.split("|")[1:3] for line in capsys.readouterr().out.splitlines()[2:] if line.startswith("|")]
+    tried = {tuple(map(float, row)) for row in rows}
+    assert {(0, 0), (3, 0), (3, 0.5)} <= tried and all(lm or not lodr for lm, lodr in tried)

@@ -215,6 +215,11 @@ def test_a_phrase_that_cannot_be_said_is_named(line, message):
         Hotwords(Pieces(), ["A", line])
 
 
+def test_a_text_is_no_list_of_its_letters():
+    with pytest.raises(ValueError, match="hotwords are a list of phrases, got one text: 'AB'"):
+        Hotwords(Pieces(), "AB")
+
+
 def test_phrases_take_the_form_of_transcripts(tmp_path):
     from cascade.config.options import TokenConfig
     from cascade.text.tokens import train_tokenizer

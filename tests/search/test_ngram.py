@@ -2,6 +2,7 @@
 
 import gzip
 import math
+from io import BytesIO
 
 import numpy as np
 import pytest
@@ -203,6 +204,7 @@ DAMAGE = {
     "cut": (lambda text: text[: text.index("-0.05\ta b c")], "line 27: the file ends after 1 of 3 n-grams of order 3"),
     "no end": (lambda text: text.replace("\\end\\", ""), "line 31: expected \\end\\ after 3 n-grams of order 3"),
     "twice": (lambda text: text.replace("b a\n", "a b\n"), "line 22: an n-gram for the second time"),
+    "unigram twice": (lambda text: text.replace("-0.8\tb", "-0.8\ta"), "line 12: an n-gram for the second time"),
     "context": (lambda text: text.replace("a b c", "c b a"), "line 28: the context of this n-gram is no n-gram"),
     "other tokens": (lambda text: text.replace("\ta", "\tA"), "line 11: 'A' is no token of the model: train"),
     "another token": (lambda text: text.replace("a b c", "a B c"), "line 28: 'B' is no token of the model"),
@@ -235,8 +237,15 @@ def test_arrays_are_the_model_of_the_arpa_file_and_know_their_tokens(write, tmp_
         states = after[0]
     with pytest.raises(ValueError, match=r"lm\.npz is of other tokens than the model's: train the n-gram"):
         read_ngram(path, [*SYMBOLS[:-1], "y"])
-    whole = path.read_bytes()
-    for damaged in (whole[:-40], b"nothing", b""):
+    whole, single = path.read_bytes(), BytesIO()
+    np.save(single, np.zeros(3))
+    with np.load(path) as file:
+        arrays = dict(file)
+    changed = [{"keys": arrays["keys"][:-1]}, {"links": arrays["links"][:-1]}, {"next": arrays["next"] + 1000}]
+    packed = [BytesIO() for _ in changed]
+    for change, file in zip(changed, packed, strict=True):
+        np.savez(file, **arrays | change)
+    for damaged in (whole[:-40], b"nothing", b"", single.getvalue(), *(file.getvalue() for file in packed)):
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match=r"lm\.npz is damaged or no n-gram model .*: make it again"):
             read_ngram(path, SYMBOLS)

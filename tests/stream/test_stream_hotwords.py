@@ -120,3 +120,11 @@ def test_a_list_outlives_a_reset_and_a_wrong_one_changes_nothing(student):
     with pytest.raises(ValueError, match="hotword 'six'"):
         StreamingDecoder(None, config, tokenizer, batch=decoder.batch, hotwords=["six"])
     assert len(decoder.batch) == 1
+
+
+def test_a_first_list_that_is_wrong_leaves_no_scorer_to_all_streams(student):
+    model, config, tokenizer = student
+    decoder = StreamingDecoder(TorchEngine(model), config, tokenizer, DecodingOptions(mode="streaming", **TIMES))
+    with pytest.raises(ValueError, match="hotword 'six'"):
+        decoder.prefer(["six"])
+    assert not decoder.batch.mode.text_search.scorers

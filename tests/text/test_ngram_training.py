@@ -275,6 +275,20 @@ def test_program_names_the_text_that_it_cannot_read_and_writes_nothing(tmp_path,
         assert not out.exists()
 
 
+def test_program_checks_what_it_reads_and_writes_last_before_it_counts(tmp_path):
+    tokens, text = tmp_path / "tokens", write_text(tmp_path, ["w1 w2"])
+    train_tokenizer([" ".join(VOCABULARY)], TokenConfig(kind="word"), tokens)
+    (tmp_path / "folder.arpa").mkdir()
+    for out, held_out, code, message in (
+        ("lm.arpa.xz", [], 2, "--out must be a file that ends in .arpa, .arpa.gz or .npz, got"),
+        ("folder.arpa", [], 2, "--out must be a file"), ("lm.arpa", ["--held-out", text], 1, "text.txt"),
+    ):
+        process = run_program("--text", text, "--tokens", tokens, "--order", 2, "--out", tmp_path / out, *held_out)
+        _, errors = process.communicate(timeout=100)
+        assert process.returncode == code and message in errors and "Traceback" not in errors, errors
+        assert "sentences" not in errors and not (tmp_path / out).is_file()
+
+
 def test_program_that_is_stopped_leaves_nothing_behind(tmp_path):
     train_tokenizer([" ".join(VOCABULARY)], TokenConfig(kind="word"), tmp_path / "tokens")
     os.mkfifo(tmp_path / "text")
