@@ -110,8 +110,8 @@ class TorchRows(EncoderRows):
 class TorchEngine:
     """A model as searches and streams see it (`stream.engine.Engine`): arrays in, arrays out.
 
-    Encoders run where the model is; predictor and joiner run on the CPU: of a model there they share the memory, of one
-    on a GPU they are copies.
+    Encoders run where the model is; predictor and joiner run on the CPU, partly on copies of their weights: when the
+    model's change, make another engine.
     """
 
     whole_chunks = False

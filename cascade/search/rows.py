@@ -278,9 +278,11 @@ class Search(ABC):
         search. A segment that said nothing leaves nothing to remember, but with over_silence, as in sherpa-onnx, what
         the segment before it left.
         """
-        best = int(self._external_and_score(np.array([row]), True)[1][0].argmax())
-        remembers = keep_context and (over_silence or self.places.num_tokens[row, best])
-        slot = self.places.slots[row, best] if remembers else 0
+        slot = 0
+        if keep_context:
+            best = int(self._external_and_score(np.array([row]), True)[1][0].argmax())
+            if over_silence or self.places.num_tokens[row, best]:
+                slot = self.places.slots[row, best]
         self._clear(row)
         self.places.slots[row] = slot
 
