@@ -68,18 +68,17 @@ def _mean_and_range(values: Sequence[float]) -> str:
 def _comparisons_table(comparisons: Sequence[dict]) -> str:
     rows = [
         [
-            f"{row['b']} against {row['a']}", f"{row['wer_a']:.2f}", f"{row['wer_b']:.2f}",
+            f"{row['b']} against {row['a']}", str(len(row["seeds"])), f"{row['wer_a']:.2f}", f"{row['wer_b']:.2f}",
             _interval(row["difference"], row["over_utterances"], "", "+.2f"),
             _interval(row["difference"], row["over_speakers"], "", "+.2f"),
             _interval(row["relative"], row["over_utterances"], "relative_", "+.1f"),
         ]
         for row in comparisons
     ]  # fmt: skip
-    seeds = ", ".join(sorted({str(len(row["seeds"])) for row in comparisons}))
-    header = ["", "WER before", "WER after", "points [over utterances]", "points [over speakers]", "relative %"]
+    header = ["", "seeds", "WER before", "WER after", "points [over utterances]", "points [over speakers]", "relative %"]
     return (
-        f"Differences, all passes and seeds ({seeds}) pooled, with 95 % intervals of the paired "
-        "bootstrap, which vary the test set and not the training.\n\n"
+        "Differences, all passes and seeds pooled, with 95 % intervals of the paired bootstrap, which vary the test set "
+        "and not the training.\n\n"
         + table(header, rows)
     )
 

@@ -42,7 +42,7 @@ def test_intervals_name_both_arms(tmp_path):
     row = {"a": "b", "b": "g", "seeds": [1, 2], "wer_a": 6.0, "wer_b": 5.4, "difference": -0.6, "relative": -10.0}
     (tmp_path / "comparisons.json").write_text(json.dumps([row | {"over_utterances": interval, "over_speakers": None}]))
     cells = [cell.strip() for cell in seeds_section(tmp_path).splitlines()[-1].split("|")[1:-1]]
-    assert cells == ["g against b", "6.00", "5.40", "-0.60 [-1.50, +0.25]", "-", "-10.0 [-20.0, +3.0]"]
+    assert cells == ["g against b", "2", "6.00", "5.40", "-0.60 [-1.50, +0.25]", "-", "-10.0 [-20.0, +3.0]"]
 
 
 def test_a_folder_without_these_files_has_no_section(tmp_path):
