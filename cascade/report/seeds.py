@@ -75,10 +75,11 @@ def _comparisons_table(comparisons: Sequence[dict]) -> str:
         ]
         for row in comparisons
     ]  # fmt: skip
-    header = ["", "seeds", "WER before", "WER after", "points [over utterances]", "points [over speakers]", "relative %"]
+    points = ("points [over utterances]", "points [over speakers]")
+    header = ["", "seeds", "WER before", "WER after", *points, "relative %"]
     return (
-        "Differences, all passes and seeds pooled, with 95 % intervals of the paired bootstrap, which vary the test set "
-        "and not the training.\n\n"
+        "Differences, all passes and seeds pooled, with 95 % intervals of the paired bootstrap, which vary the test "
+        "set and not the training.\n\n"
         + table(header, rows)
     )
 
