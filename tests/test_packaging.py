@@ -12,7 +12,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-MODULES_OF = {"kaldi_native_fbank": "kaldi-native-fbank", "sherpa_onnx": "sherpa-onnx"}
+MODULES_OF = {"llvmlite": "numba", "kaldi_native_fbank": "kaldi-native-fbank", "sherpa_onnx": "sherpa-onnx"}
 """Packages whose modules are called otherwise."""
 BY_HAND = {"k2", "kaldifeat"}
 """What cascade imports only where someone has built it."""

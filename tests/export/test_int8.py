@@ -83,8 +83,13 @@ def test_products_of_layers_are_integers_and_the_rest_is_float32(exported, tmp_p
         assert len(behind_silu) == (0 if name == JOINER else 3 * count // 8)
 
 
+SATURATES = {"AVX2", "VNNI"} & {*instruction_sets()} == {"AVX2"}
+"""Products of 8-bit weights overflow 16 bits in this processor; those of 7-bit ones do not."""
+
+
 def test_encoder_output_stays_near_float32(exported, tmp_path):
-    quantise(exported.folder / STREAMING, tmp_path / STREAMING, float32_weights(exported.model))
+    bits = 7 if SATURATES else 8
+    quantise(exported.folder / STREAMING, tmp_path / STREAMING, float32_weights(exported.model), bits)
     features = [frames.numpy() for frames in random_features(exported.model, [80], seed=1)]
     outs = []
     for path in (exported.folder, tmp_path):
@@ -99,6 +104,8 @@ def test_encoder_output_stays_near_float32(exported, tmp_path):
 
 @pytest.mark.parametrize("bits", [7, 8])
 def test_a_joiner_in_8_bits_stays_near_its_float32_logits(exported, tmp_path, bits):
+    if bits == 8 and SATURATES:
+        pytest.skip("this processor has AVX2 without VNNI: 8-bit weights overflow")
     quantise(exported.folder / JOINER, tmp_path / JOINER, float32_weights(exported.model), bits)
     rng = np.random.default_rng(1)
     joiner = exported.model.joiner
