@@ -64,7 +64,7 @@ def parse_arguments(words: Sequence[str] | None) -> argparse.Namespace:
         if not 0 <= values[0] <= values[-1] < float("inf"):
             raise ConfigError(f"--{name.replace('_', '-')} must be numbers of at least 0, got {values}")
         setattr(arguments, name, sorted({0.0, *values}))
-    if arguments.lm_scales[1:] and arguments.lodr_scales[-1] >= 1 + arguments.lm_scales[1]:
+    if not arguments.rescore and arguments.lm_scales[1:] and arguments.lodr_scales[-1] >= 1 + arguments.lm_scales[1]:
         raise ConfigError("--lodr-scales must be less than 1 + the smallest of --lm-scales")
     return arguments
 

@@ -123,7 +123,7 @@ def build_scorers(
             raise ConfigError(f"--{scale.replace('_', '-')} {getattr(options, scale):g} needs --{name} FILE")
     if options.lodr_scale and not options.lm_scale:
         raise ConfigError(f"--lodr-scale {options.lodr_scale:g} needs --lm-scale: LODR corrects a language model")
-    if options.lodr_scale >= 1 + options.lm_scale:  # the blank's factor is 1 + a - b
+    if not options.rescore and options.lodr_scale >= 1 + options.lm_scale:  # the blank's factor is 1 + a - b
         raise ConfigError(
             f"--lodr-scale must be less than 1 + --lm-scale ({1 + options.lm_scale:g}), got {options.lodr_scale:g}"
         )

@@ -63,6 +63,7 @@ def test_wrong_scales_are_one_sentence(run_dir, monkeypatch):
         tiny_run.call(monkeypatch, tune_scales, *words, "--lm-scales", 0.5, -1)
     with pytest.raises(ConfigError, match=r"--lodr-scales must be less than 1 \+ the smallest of --lm-scales"):
         tiny_run.call(monkeypatch, tune_scales, *words, "--lm-scales", 0.1, "--lodr-scales", 1.2)
+    tune_scales.parse_arguments([*map(str, words), "--rescore", "--lm-scales", "0.1", "--lodr-scales", "1.2"])
     with pytest.raises(ConfigError, match="--rescore needs --method modified_beam_search"):
         tiny_run.call(monkeypatch, tune_scales, *words, "--rescore", "--method", "greedy_search")
 
