@@ -4,11 +4,12 @@
 Rare words of the references, those outside of the --common most frequent words of --text, are the listed words. A list
 holds them and so many distractors, rare words of the text that no reference has; an unused list is distractors alone.
 Utterances are encoded once and searched with every list and scale. Rows of --json: {mode, method, beam, list (none |
-listed | unused), phrases, distractors, scale, wer, wer_listed and wer_others (a deletion or substitution counts where
-the reference's word belongs, an insertion where its own does), false_alarms (words of the list that were not said, and
-base_false_alarms: the same without the list), listed and others: the differences to the search without a list, in
-points and with 95 % intervals over utterances and speakers (`cascade.bin.compare`), cpu_ratio: the search's processor
-time over that without a list}.
+listed | unused), phrases, distractors, scale; all, listed and others: error rates in all words, in the listed ones and
+in the others (a deletion or substitution counts where the reference's word belongs, an insertion where its own does);
+alarms: false alarms, words of the list that were not said, of 100 reference words; each of the four without a list
+(wer_a) and with it (wer_b), the difference in points and its 95 % intervals over utterances and speakers
+(`cascade.bin.compare`); false_alarms and base_false_alarms: their numbers with and without the list; cpu_ratio: the
+search's processor time over that without a list}.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -92,50 +93,45 @@ def errors_of(alignment: Alignment, words: set[str], inside: bool) -> tuple[int,
     return sum(ref != hyp for ref, hyp in own), sum(ref is not None for ref, _ in own)
 
 
-def part_of(decoded: Decoded, speakers: dict[str, str], words: set[str], inside: bool) -> Hypotheses:
-    """One side's counts as `measure.compare` takes them."""
-    counts = {name: errors_of(alignment, words, inside) for name, alignment in decoded.alignments.items()}
-    return Hypotheses(
-        {name: errors for name, (errors, _) in counts.items()},
-        {name: "" for name in counts},
-        {name: number for name, (_, number) in counts.items()},
-        speakers,
-    )
-
-
-def false_alarms(decoded: Decoded, phrases: set[str]) -> int:
-    """Words of the list that were recognised where something else, or nothing, was said."""
-    pairs = (pair for alignment in decoded.alignments.values() for pair in alignment)
-    return sum(hyp in phrases and ref != hyp for ref, hyp in pairs)
+def false_alarms(alignment: Alignment, phrases: set[str]) -> tuple[int, int]:
+    """Words of the list that were recognised where something else, or nothing, was said; and all reference words."""
+    alarms = sum(hyp in phrases and ref != hyp for ref, hyp in alignment)
+    return alarms, sum(ref is not None for ref, _ in alignment)
 
 
 def measure(decoded: Decoded, base: Decoded, speakers: dict[str, str], listed: set[str], phrases: set[str]) -> dict:
+    def of(side: Decoded, count: Callable[[Alignment], tuple[int, int]]) -> Hypotheses:
+        counts = {name: count(alignment) for name, alignment in side.alignments.items()}
+        errors, words = ({name: pair[place] for name, pair in counts.items()} for place in (0, 1))
+        return Hypotheses(errors, dict.fromkeys(counts, ""), words, speakers)
+
     row: dict[str, Any] = {}
-    pairs = [pair for alignment in decoded.alignments.values() for pair in alignment]
-    row["wer"] = round(100 * sum(a != b for a, b in pairs) / sum(a is not None for a, _ in pairs), 3)
-    for name, inside in (("listed", True), ("others", False)):
-        sides = [part_of(side, speakers, listed, inside) for side in (base, decoded)]
-        comparison = compare([(sides[0], sides[1])])
-        row[f"wer_{name}"] = round(comparison.wer_b, 3)
-        row[f"words_{name}"] = comparison.num_words
+    for name, count in {
+        "all": lambda alignment: errors_of(alignment, set(), False),
+        "listed": lambda alignment: errors_of(alignment, listed, True),
+        "others": lambda alignment: errors_of(alignment, listed, False),
+        "alarms": lambda alignment: false_alarms(alignment, phrases),
+    }.items():
+        comparison = compare([(of(base, count), of(decoded, count))])
         row[name] = asdict(comparison) | {"difference": comparison.difference, "relative": comparison.relative}
-    row["false_alarms"], row["base_false_alarms"] = false_alarms(decoded, phrases), false_alarms(base, phrases)
+    row["false_alarms"], row["base_false_alarms"] = (
+        sum(false_alarms(alignment, phrases)[0] for alignment in side.alignments.values()) for side in (decoded, base)
+    )
     row["cpu_ratio"] = round(decoded.cpu_seconds / base.cpu_seconds, 3)
     return row
 
 
 def show(row: dict[str, Any]) -> None:
-    listed, others = row["listed"], row["others"]
-
-    def interval(part: dict[str, Any]) -> str:
-        bounds = part["over_utterances"]
-        return f"{part['difference']:+.2f} [{bounds['low']:+.2f}, {bounds['high']:+.2f}]"
+    def interval(name: str) -> str:
+        bounds = row[name]["over_utterances"]
+        return f"{row[name]['difference']:+.2f} [{bounds['low']:+.2f}, {bounds['high']:+.2f}]"
 
     logging.info(
-        "%s %s: %s list of %d, scale %g: WER %.2f, listed %.2f %s, others %.2f %s, false alarms %d (%d), cpu x %.2f",
-        row["mode"], row["method"], row["list"], row["phrases"], row["scale"], row["wer"], row["wer_listed"],
-        interval(listed), row["wer_others"], interval(others), row["false_alarms"], row["base_false_alarms"],
-        row["cpu_ratio"],
+        "%s %s: %s list of %d, scale %g: WER %.2f %s, listed %.2f %s, others %.2f %s, false alarms %d (%d), "
+        "of 100 words %s, cpu x %.2f",
+        row["mode"], row["method"], row["list"], row["phrases"], row["scale"], row["all"]["wer_b"], interval("all"),
+        row["listed"]["wer_b"], interval("listed"), row["others"]["wer_b"], interval("others"), row["false_alarms"],
+        row["base_false_alarms"], interval("alarms"), row["cpu_ratio"],
     )  # fmt: skip
 
 

@@ -1,5 +1,7 @@
 import gzip
 
+import numpy as np
+
 from cascade.measure.wer import align
 from cascade.text.tokens import Tokenizer
 from tools.bench_hotwords import Decoded, errors_of, false_alarms, measure, words_by_frequency
@@ -23,10 +25,11 @@ def test_an_error_belongs_to_the_word_of_the_reference_and_an_insertion_to_its_o
 def test_both_parts_add_up_and_false_alarms_are_words_of_the_list_that_nobody_said():
     base, now = decoded(a="see the howl and the elk", b=REFERENCE), decoded(a=REFERENCE, b="see a owl and the yak elk")
     row = measure(now, base, {}, WORDS, WORDS | {"yak", "gnu"})
-    errors = row["wer_listed"] * row["words_listed"] + row["wer_others"] * row["words_others"]
-    assert abs(errors / 12 - row["wer"]) < 1e-3 and row["listed"]["difference"] == -25.0
+    errors = [row[name]["wer_b"] * row[name]["num_words"] / 100 for name in ("all", "listed", "others")]
+    assert np.allclose(errors, [2, 0, 2]) and row["listed"]["difference"] == -25.0
     assert (row["false_alarms"], row["base_false_alarms"]) == (1, 0)
-    assert false_alarms(now, {"a", "elk"}) == 1
+    assert row["alarms"]["difference"] == 100 / 12 and row["alarms"]["over_utterances"]["low"] == 0
+    assert false_alarms(now.alignments["b"], {"a", "elk"}) == (1, 6)
 
 
 def test_words_are_counted_in_the_form_of_transcripts(tmp_path):
