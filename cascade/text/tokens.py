@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from cascade.config.options import ConfigError, TokenConfig
 from cascade.text.normal import INVISIBLE, WORD_MARK, drop_idle_spaces, normalize_text, normalizer
@@ -30,12 +30,8 @@ BLANK_ID, UNKNOWN_ID = 0, 1
 UNKNOWN_SURFACE = "\u2047"  # what <unk> decodes to
 
 
-class Character(NamedTuple):
-    """One decoded character, and the places in the ids of the first and the last token that it is made of."""
-
-    character: str
-    first: int
-    last: int
+Character = tuple[str, int, int]
+"""One decoded character, and the places in the ids of the first and the last token that it is made of."""
 
 
 class Tokenizer:
@@ -137,7 +133,7 @@ class Tokenizer:
         Args:
           complete: False while more ids may come: the bytes of a last character that is not whole yet are left out.
         """
-        text = "".join(piece.character for piece in self.characters(ids, complete)).replace(WORD_MARK, " ")
+        text = "".join([piece[0] for piece in self.characters(ids, complete)]).replace(WORD_MARK, " ")
         text = " ".join(text.split())
         return text if self.kind == "word" else drop_idle_spaces(text)
 
@@ -152,7 +148,7 @@ class Tokenizer:
             started = place if started is None else started
             text = decoder.decode(data, final)
             shown = (character for character in text if ord(character) not in INVISIBLE)
-            characters.extend(Character(character, started, place) for character in shown)
+            characters.extend((character, started, place) for character in shown)
             if not decoder.getstate()[0]:
                 started = None
             elif text:
@@ -171,7 +167,7 @@ class Tokenizer:
             symbol = self._symbols[index]
             if index == UNKNOWN_ID:
                 symbol = f"{WORD_MARK}{UNKNOWN_SURFACE}" if self._model_file is None else UNKNOWN_SURFACE
-            characters.extend(Character(character, place, place) for character in symbol)
+            characters += [(character, place, place) for character in symbol]
         if started is not None and complete:
             take(b"", last, True)
         return characters
