@@ -2,8 +2,8 @@
 
     python -m tests.recorded.record NAME      # makes tests/recorded/NAME; recorded folders are never made anew
 
-A folder has a model directory of random weights for each kind of predictor, the exported files of one of them and
-said.json: the words and times that each says in each mode and search.
+A folder has two model directories of random weights, the exported files of one of them and said.json: the words and
+their times that each says in each mode and search.
 """
 
 from __future__ import annotations
