@@ -33,6 +33,10 @@ class GreedySearch(Search):
         super().__init__(networks, 1, blank_penalty, unk_id, scorers, backend if scorers else "numpy")
         self._silent = 0 if unk_id is None else unk_id
 
+    def logits_of(self, hidden: np.ndarray) -> np.ndarray:
+        """Logits (R, V) of the sums (R, D) of projected encoder and predictor output, which are overwritten."""
+        return self.output_layer(np.tanh(hidden, out=hidden))
+
     def choose(self, logits: np.ndarray, frames: np.ndarray) -> np.ndarray:
         """The symbols (R,) to say: logits (R, V) of frames (R,), which are counted from the segment's start."""
         return logits.argmax(axis=1)
@@ -46,8 +50,7 @@ class GreedySearch(Search):
             own = rows[live][streams]
             hidden = encoder_out[live[streams], frames]
             hidden += self.slots.out[self.places.slots[own, 0]]
-            np.tanh(hidden, out=hidden)
-            logits = self.output_layer(hidden)
+            logits = self.logits_of(hidden)
             symbols = self.choose(logits, self.num_frames[own] + frames)
             says = (symbols != 0) & (symbols != self._silent)
             # What was said so far holds up to the first frame that says more; the frames after it wait for it.

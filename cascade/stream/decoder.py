@@ -161,9 +161,10 @@ class StreamingDecoder:
                 stream.shown, self._tokenizer, stream.first_frame, self._audio.duration, complete=False,
                 calibration=self.batch.options.calibration,
             )
-            stable = self._tokenizer.decode(self.batch.stable_tokens(stream), complete=False) if words else ""
+            text, stable = join_words(words), self.batch.stable_tokens(stream)
+            stable_text = text if stable == stream.shown.tokens else self._tokenizer.decode(stable, complete=False)
             decoded = frame_seconds(stream.first_frame + stream.num_frames)
-            self._open = Partial((), join_words(words), stable, words, decoded)
+            self._open = Partial((), text, stable_text, words, decoded)
         return replace(self._open, segments=new) if new else self._open
 
     def final(self) -> Final:

@@ -15,7 +15,7 @@ from tools import bench_chunk
 def clock(monkeypatch):
     """Time passes in the predictor alone."""
     now = [0]
-    monkeypatch.setattr(bench_chunk.time, "thread_time_ns", lambda: now[0])
+    monkeypatch.setattr(bench_chunk.time, "perf_counter_ns", lambda: now[0])
     step = TorchPredictor.step
 
     def slow_step(*arguments):
