@@ -59,6 +59,16 @@ def _why_not() -> str:
     )
 
 
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the device has instructions for products of bfloat16, which others imitate slowly."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    has = torch.cpu.get_capabilities()
+    return any(has.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
+
+
 def describe_device(device: torch.device) -> str:
     """The device in words, for logs: the GPU's name, or the processor's and the number of threads."""
     import torch

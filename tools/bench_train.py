@@ -1,11 +1,12 @@
 #!/usr/bin/env python
 """Measure training steps of a conf: python tools/bench_train.py --config A.yaml --data DIR --tokens DIR --json FILE.
 
-Optimizers take turns on the same batches, spread over all lengths, in one process and in as many as --num-processes
-says, each with --threads. A row of --json holds seconds of speech, padding not counted, per second and per second of
-processor time, and the share of the matrix product's peak: the floating-point operations of the products of a step, per
-second, against those of a product of two 1024 x 1024 float32 matrices measured between the steps. On a busy machine the
-rows of one call can be compared with each other, not with those of another day.
+Both optimizers, each with products in float32 and in bfloat16, take turns on the same batches, spread over all lengths,
+in one process and in as many as --num-processes says, each with --threads. A row of --json holds seconds of speech,
+padding not counted, per second and per second of processor time, and the share of the matrix product's peak: the
+floating-point operations of the products of a step, per second, against those of a product of two 1024 x 1024 float32
+matrices measured between the steps. On a busy machine the rows of one call can be compared with each other, not with
+those of another day.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from cascade.threads import limit_threads  # noqa: E402
 from cascade.training.run_inputs import RunPaths, build_trainer, check_options, read_inputs  # noqa: E402
 from cascade.training.trainer import Trainer  # noqa: E402
 
-OPTIMIZERS = ("adamw", "muon")
+ARMS = [(optimizer, precision) for precision in ("float32", "bfloat16") for optimizer in ("adamw", "muon")]
 SIDE = 1024
 
 
@@ -58,43 +59,43 @@ def spread_batches(trainer: Trainer, count: int) -> list[np.ndarray]:
 
 
 def measure(config: Config, paths: RunPaths, num_steps: int, processes: Processes) -> list[dict[str, Any]]:
-    """One row per optimizer, for all processes together."""
+    """One row per optimizer and precision, for all processes together."""
     inputs, trainers = read_inputs(paths, config), {}
-    for name in OPTIMIZERS:
-        chosen = dataclasses.replace(config, training=dataclasses.replace(config.training, optimizer=name))
-        trainers[name] = build_trainer(chosen, paths, inputs, {}, processes)
-        trainers[name].model.train()
-    first = trainers[OPTIMIZERS[0]]
+    for arm in ARMS:
+        training = dataclasses.replace(config.training, optimizer=arm[0], precision=arm[1])
+        trainers[arm] = build_trainer(dataclasses.replace(config, training=training), paths, inputs, {}, processes)
+        trainers[arm].model.train()
+    first = trainers[ARMS[0]]
     first.train_batches.set_epoch(config.data.sorted_epochs + 1)
     plan = spread_batches(first, num_steps + 1)
     left, right = torch.randn(2, SIDE, SIDE)
-    spent = {name: np.zeros(2) for name in (*OPTIMIZERS, "product")}
-    flops, frames = dict.fromkeys(OPTIMIZERS, 0), 0
+    spent = {arm: np.zeros(2) for arm in (*ARMS, "product")}
+    flops, frames = dict.fromkeys(ARMS, 0), 0
     for step, indices in enumerate([plan[-1], *plan[:-1]]):  # the first compiles and allocates: it does not count
         batch = first.train_batches.load(indices)
-        for name in OPTIMIZERS if step % 2 else OPTIMIZERS[::-1]:
+        for arm in ARMS if step % 2 else ARMS[::-1]:
             processes.barrier()
-            used = seconds_of(partial(trainers[name].take_step.attempt, batch, step, 0.01, num_parts=1))
+            used = seconds_of(partial(trainers[arm].take_step.attempt, batch, step, 0.01, num_parts=1))
             if step:
-                spent[name] += used
+                spent[arm] += used
         if step:
             spent["product"] += seconds_of(partial(torch.mm, left, right))
             frames += int(batch.feature_lens.sum())
         if step == num_steps // 2 + 1:  # of a batch of middle size, in proportion to its frames
-            for name in OPTIMIZERS:
+            for arm in ARMS:
                 with FlopCounterMode(display=False) as counter:
-                    trainers[name].take_step.attempt(batch, step, 0.01, num_parts=1)
-                flops[name] = counter.get_total_flops() / int(batch.feature_lens.sum())
+                    trainers[arm].take_step.attempt(batch, step, 0.01, num_parts=1)
+                flops[arm] = counter.get_total_flops() / int(batch.feature_lens.sum())
     peak = 2 * SIDE**3 * num_steps / spent["product"][1]
     speech = processes.sum([frames / FRAMES_PER_SECOND])[0]
     rows = []
-    for name in OPTIMIZERS:
-        wall, cpu = processes.max(spent[name][0]), processes.sum([spent[name][1]])[0]
+    for arm in ARMS:
+        wall, cpu = processes.max(spent[arm][0]), processes.sum([spent[arm][1]])[0]
         rows.append({
-            "optimizer": name, "processes": processes.world_size, "threads": torch.get_num_threads(),
-            "steps": num_steps, "speech_per_second": round(speech / wall, 2),
+            "optimizer": arm[0], "precision": arm[1], "processes": processes.world_size,
+            "threads": torch.get_num_threads(), "steps": num_steps, "speech_per_second": round(speech / wall, 2),
             "speech_per_cpu_second": round(speech / cpu, 2),
-            "share_of_peak": round(flops[name] * speech * FRAMES_PER_SECOND / cpu / peak, 3),
+            "share_of_peak": round(flops[arm] * speech * FRAMES_PER_SECOND / cpu / peak, 3),
             "peak_gflops": round(peak / 1e9, 1), "commit": git_commit(), "command": command_line(),
             "machine": machine(processes.device),
         })
@@ -107,7 +108,7 @@ def main() -> None:
     add_input_arguments(parser)
     parser.add_argument("--num-processes", type=int, default=2, metavar="N", help="besides one process (default 2)")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="CPU threads of each process (default 1)")
-    parser.add_argument("--num-steps", type=int, default=20, metavar="N", help="of each optimizer (default 20)")
+    parser.add_argument("--num-steps", type=int, default=20, metavar="N", help="of each kind (default 20)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows here")
     arguments = parser.parse_intermixed_args()
     config = config_from_arguments(arguments)
@@ -122,9 +123,9 @@ def main() -> None:
         processes.close()
         return
     for row in rows:
-        logging.info("%(optimizer)s, %(processes)d process(es) of %(threads)d thread(s): %(speech_per_second)g s of "
-                     "speech per second, %(speech_per_cpu_second)g per second of processor time, %(share_of_peak)g of "
-                     "the peak", row)
+        logging.info("%(optimizer)s, %(precision)s, %(processes)d process(es) of %(threads)d thread(s): "
+                     "%(speech_per_second)g s of speech per second, %(speech_per_cpu_second)g per second of processor "
+                     "time, %(share_of_peak)g of the peak", row)
     if arguments.json is not None:
         before = json.loads(arguments.json.read_text()) if is_worker() and arguments.json.is_file() else []
         arguments.json.write_text(json.dumps(before + rows, indent=2) + "\n")

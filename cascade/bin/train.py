@@ -25,7 +25,7 @@ from cascade.bin.device_arguments import add_device_argument
 from cascade.bin.model_arguments import check_values
 from cascade.config.load import save_config
 from cascade.config.options import Config, ConfigError
-from cascade.device import choose_device, describe_device
+from cascade.device import choose_device, describe_device, has_bfloat16
 from cascade.files import writing_to
 from cascade.log import setup_logging
 from cascade.losses.backends import set_backend
@@ -36,14 +36,18 @@ from cascade.processes.launch import check_count, is_worker, run_workers
 from cascade.threads import limit_threads
 from cascade.training.dry_run import dry_run
 from cascade.training.earlier_run import carry_on, make_room, plan_run
+from cascade.training.objective import takes_bfloat16
 from cascade.training.run_inputs import RunInputs, RunPaths, build_trainer, check_options, describe_inputs, read_inputs
 from cascade.training.run_lock import only_training_in
 
 
-def log_device(processes: Processes) -> None:
+def log_device(config: Config, processes: Processes) -> None:
     """Log the device; the first line of train.log."""
     others = f", {processes.world_size} processes" if processes.world_size > 1 else ""
-    logging.info("device: %s%s", describe_device(processes.device), others)
+    low = takes_bfloat16(config.training.precision, processes.device)
+    logging.info("device: %s%s%s", describe_device(processes.device), others, ", products in bfloat16" if low else "")
+    if low and not has_bfloat16(processes.device):
+        logging.warning("this device has no instructions for bfloat16: training.precision=float32 is faster here")
 
 
 def train(config: Config, paths: RunPaths, inputs: RunInputs, processes: Processes, force: bool) -> bool:
@@ -55,7 +59,7 @@ def train(config: Config, paths: RunPaths, inputs: RunInputs, processes: Process
         make_room(plan, paths.exp_dir)
         paths.exp_dir.mkdir(parents=True, exist_ok=True)
         setup_logging(paths.exp_dir / "train.log")
-        log_device(processes)
+        log_device(config, processes)
         for line in (plan.summary, *plan.lines):
             logging.log(logging.WARNING if plan.action == "start over" else logging.INFO, "%s: %s", paths.exp_dir, line)
         carry_on(plan, paths.exp_dir)
@@ -104,7 +108,7 @@ def main() -> None:
     if not processes.is_first:
         logging.getLogger().setLevel(logging.WARNING)
     if arguments.dry_run:
-        log_device(processes)
+        log_device(config, processes)
         dry_run(config, paths, processes, arguments.force)
         processes.close()
         return

@@ -274,6 +274,9 @@ class TrainingConfig:
     """Decoupled weight decay of matrices; vectors have none."""
     beta2: float = option(0.98, at_least=0, below=1)
     """AdamW's second-moment decay."""
+    precision: Literal["float32", "bfloat16", "auto"] = option("float32", goes_on=True)
+    """Of the networks' products in training; weights, their gradients, losses and dev losses are float32. bfloat16 is
+    faster on GPUs from Ampere on and CPUs with AVX512-BF16 or AMX, slower on others; auto: where it is faster."""
     max_grad_norm: float = option(5.0, at_least=0, may_be_infinite=True)
     """Gradients are clipped to this norm."""
     max_bad_steps: int = option(20, at_least=1, goes_on=True)

@@ -54,4 +54,5 @@ class ConvSubsampling(nn.Module):
         x = torch.nn.functional.silu(self.conv1(x.unsqueeze(1)))  # (N, C, T', F')
         x = torch.nn.functional.silu(self.conv2(x))
         x = x.transpose(1, 2).flatten(2)  # (N, C, T'', F'') -> (N, T'', C * F'')
-        return self.dropout(self.norm(self.out(x))), past
+        x = self.norm(self.out(x)).to(features.dtype)  # what layers add up is float32 in bfloat16 training too
+        return self.dropout(x), past

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from cascade.config.options import Config, ContextConfig
 from cascade.data.batches import Batch
+from cascade.device import has_bfloat16
 from cascade.losses.joiner_cells import JoinerInputs
 from cascade.losses.transducer import has_alignment
 from cascade.models.transducer import CascadedTransducer
@@ -32,6 +33,11 @@ class Context(NamedTuple):
 
 VALIDATION_CONTEXT = Context(chunk=8, left=128, block=None)
 """Dev losses are comparable between epochs because the geometry is fixed: 320 ms chunks, full second pass."""
+
+
+def takes_bfloat16(precision: str, device: torch.device) -> bool:
+    """Whether training.precision means products in bfloat16 on this device."""
+    return precision == "bfloat16" or (precision == "auto" and has_bfloat16(device))
 
 
 def draw_context(config: ContextConfig, rng: random.Random) -> Context:
@@ -129,11 +135,14 @@ class Objective:
         """
         config = self.config.loss
         middle = config.intermediate_ctc_scale > 0
-        student, boundary = run_passes(self.model, batch, context, passes, middle, batch.carried)
-        teacher = {}
-        if self.teacher is not None:
-            with torch.no_grad():
-                teacher, _ = run_passes(self.teacher, batch, context, passes)
+        device = batch.features.device
+        low = self.model.training and takes_bfloat16(self.config.training.precision, device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=low):
+            student, boundary = run_passes(self.model, batch, context, passes, middle, batch.carried)
+            teacher = {}
+            if self.teacher is not None:
+                with torch.no_grad():
+                    teacher, _ = run_passes(self.teacher, batch, context, passes)
         outputs = Outputs(student, teacher, boundary, {}, {}, self._n_best(batch, context, passes))
         terms: dict[str, Term] = {}
         aligns = has_alignment(boundary, config.rnnt_type, config.prune_range)
