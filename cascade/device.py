@@ -69,6 +69,11 @@ def has_bfloat16(device: torch.device) -> bool:
     return any(has.get(name, False) for name in ("avx512_bf16", "amx_bf16"))
 
 
+def takes_bfloat16(precision: str, device: torch.device) -> bool:
+    """Whether training.precision means products in bfloat16 on this device."""
+    return precision == "bfloat16" or (precision == "auto" and has_bfloat16(device))
+
+
 def describe_device(device: torch.device) -> str:
     """The device in words, for logs: the GPU's name, or the processor's and the number of threads."""
     import torch

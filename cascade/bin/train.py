@@ -25,7 +25,7 @@ from cascade.bin.device_arguments import add_device_argument
 from cascade.bin.model_arguments import check_values
 from cascade.config.load import save_config
 from cascade.config.options import Config, ConfigError
-from cascade.device import choose_device, describe_device, has_bfloat16
+from cascade.device import choose_device, describe_device, has_bfloat16, takes_bfloat16
 from cascade.files import writing_to
 from cascade.log import setup_logging
 from cascade.losses.backends import set_backend
@@ -36,7 +36,6 @@ from cascade.processes.launch import check_count, is_worker, run_workers
 from cascade.threads import limit_threads
 from cascade.training.dry_run import dry_run
 from cascade.training.earlier_run import carry_on, make_room, plan_run
-from cascade.training.objective import takes_bfloat16
 from cascade.training.run_inputs import RunInputs, RunPaths, build_trainer, check_options, describe_inputs, read_inputs
 from cascade.training.run_lock import only_training_in
 

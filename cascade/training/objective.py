@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from cascade.config.options import Config, ContextConfig
 from cascade.data.batches import Batch
-from cascade.device import has_bfloat16
+from cascade.device import takes_bfloat16
 from cascade.losses.joiner_cells import JoinerInputs
 from cascade.losses.transducer import has_alignment
 from cascade.models.transducer import CascadedTransducer
@@ -33,11 +33,6 @@ class Context(NamedTuple):
 
 VALIDATION_CONTEXT = Context(chunk=8, left=128, block=None)
 """Dev losses are comparable between epochs because the geometry is fixed: 320 ms chunks, full second pass."""
-
-
-def takes_bfloat16(precision: str, device: torch.device) -> bool:
-    """Whether training.precision means products in bfloat16 on this device."""
-    return precision == "bfloat16" or (precision == "auto" and has_bfloat16(device))
 
 
 def draw_context(config: ContextConfig, rng: random.Random) -> Context:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from cascade.config.options import TrainingConfig
+from cascade.device import takes_bfloat16
 
 NEWTON_SCHULZ = (3.4445, -4.775, 2.0315)
 """Coefficients of the quintic iteration: fast to near 1 from small singular values, not exact (Jordan et al. 2024)."""
@@ -20,7 +21,9 @@ def orthogonalise(matrices: Tensor, num_rounds: int = 5) -> Tensor:
     """The nearest orthogonal matrices, roughly: singular values between about 0.7 and 1.2, directions kept.
 
     X <- Q X, Q = a I + b A + c A A with A = X X^T, from X = M / (|M| + 1e-7). Every Q is a polynomial of the first A:
-    wide matrices are multiplied once, by the product of all Q, and A <- Q A Q follows X from round to round.
+    wide matrices are multiplied once, by the product of all Q, and A <- Q A Q follows X from round to round. In
+    bfloat16 A drifts away from X, and the smallest values from 0 up, within four such rounds: X is multiplied and A
+    computed again after three.
 
     Args:
       matrices: (M, rows, columns) with rows <= columns, so that A is the smaller product.
@@ -32,13 +35,16 @@ def orthogonalise(matrices: Tensor, num_rounds: int = 5) -> Tensor:
             gram = x @ x.transpose(1, 2)
             x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
         return x
-    gram, product = x @ x.transpose(1, 2), None
-    for last in [False] * (num_rounds - 1) + [True]:
-        factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
-        factor.diagonal(dim1=1, dim2=2).add_(a)
-        product = factor if product is None else factor @ product
-        gram = gram if last else factor @ gram @ factor
-    return product @ x
+    at_once = 3 if x.dtype == torch.bfloat16 else num_rounds
+    for done in range(0, num_rounds, at_once):
+        gram, product = x @ x.transpose(1, 2), None
+        for left in reversed(range(min(at_once, num_rounds - done))):
+            factor = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)
+            factor.diagonal(dim1=1, dim2=2).add_(a)
+            product = factor if product is None else factor @ product
+            gram = factor @ gram @ factor if left else gram
+        x = product @ x
+    return x
 
 
 class Muon(torch.optim.Optimizer):
@@ -46,23 +52,25 @@ class Muon(torch.optim.Optimizer):
 
         m = lerp(m, g, 1 - mu);  u = lerp(g, m, mu);  W -= lr sqrt(max(1, rows / columns)) orthogonalise(u)
 
-    Weight decay is decoupled. A parameter without a gradient is left alone. torch.optim.Muon computes in bfloat16,
-    which is slow on CPUs without it, and one matrix at a time; here all matrices of one shape go together, in their
-    own type.
+    Weight decay is decoupled. A parameter without a gradient is left alone. torch.optim.Muon orthogonalises in
+    bfloat16, which is slow on CPUs without it, and one matrix at a time; here all matrices of one shape go together.
     """
 
     def __init__(
         self, parameters: list[nn.Parameter], lr: float, weight_decay: float, momentum: float = 0.95,
         rank: int = 0, world_size: int = 1, add_up: Callable[[Tensor], None] | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         """
         Args:
           parameters: matrices (rows, columns).
           rank, world_size, add_up: several processes with equal gradients orthogonalise a part each; `add_up` sums a
             tensor over them in place.
+          dtype: in which they orthogonalise; None = in that of the parameters.
         """
         super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
         self._rank, self._world_size, self._add_up = rank, world_size, add_up
+        self._dtype = dtype
 
     @torch.no_grad()
     def step(self) -> None:
@@ -95,10 +103,10 @@ class Muon(torch.optim.Optimizer):
                 shared = torch.zeros_like(updates)
                 mine = slice(self._rank, None, self._world_size)
                 if len(updates[mine]):
-                    shared[mine] = orthogonalise(updates[mine])
+                    shared[mine] = orthogonalise(updates[mine].to(self._dtype)).to(updates)
                 results.append(shared)
             else:
-                results.append(orthogonalise(updates))
+                results.append(orthogonalise(updates.to(self._dtype)).to(updates))
         if self._world_size > 1 and results:
             flat = torch.cat([result.flatten() for result in results])
             self._add_up(flat)
@@ -155,8 +163,10 @@ def build_optimizer(
         torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, config.beta2), eps=1e-8, fused=True)
     ]
     if muon:
+        dtype = torch.bfloat16 if takes_bfloat16(config.precision, muon[0].device) else None
         parts.append(Muon(
-            muon, config.muon_learning_rate, config.weight_decay, rank=rank, world_size=world_size, add_up=add_up
+            muon, config.muon_learning_rate, config.weight_decay, rank=rank, world_size=world_size, add_up=add_up,
+            dtype=dtype,
         ))
     return Optimizer(parts)
 

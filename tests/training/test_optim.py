@@ -36,6 +36,31 @@ def add_all(shares, flat):
 SHAPES = [(6, 4), (4, 6), (4, 6), (5, 5), (3, 9)]
 
 
+@pytest.mark.parametrize("shape", [(144, 576), (144, 288), (144, 144)])
+@pytest.mark.parametrize("smallest", [1e-1, 1e-3, 1e-6])
+def test_bfloat16_orthogonalises_nearly_as_float64_whatever_the_scales(shape, smallest):
+    torch.manual_seed(1)
+    u, _, v = torch.linalg.svd(torch.randn(2, *shape), full_matrices=False)
+    scales = torch.logspace(0, torch.log10(torch.tensor(smallest)), shape[0]) * 1e-3
+    matrix = u * scales @ v
+    exact, low = orthogonalise(matrix.double()), orthogonalise(matrix.bfloat16()).double()
+    assert torch.linalg.svdvals(low).max() < 1.25
+    assert torch.cosine_similarity(exact.flatten(), low.flatten(), dim=0) > 0.98
+
+
+def test_muon_in_bfloat16_leaves_weights_and_momentum_in_float32():
+    torch.manual_seed(2)
+    updates = []
+    for dtype in (None, torch.bfloat16):
+        weight = torch.nn.Parameter(torch.zeros(16, 48))
+        weight.grad = torch.randn(16, 48, generator=torch.Generator().manual_seed(0))
+        optimizer = Muon([weight], 1.0, 0.0, dtype=dtype)
+        optimizer.step()
+        assert weight.dtype == optimizer.state[weight]["momentum"].dtype == torch.float32
+        updates.append(weight.detach())
+    assert not torch.equal(*updates) and torch.allclose(*updates, atol=0.02)
+
+
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_matrices_of_all_shapes_follow_the_formula_however_many_processes_share_them(world_size):
     torch.manual_seed(3)
