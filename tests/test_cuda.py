@@ -16,6 +16,7 @@ from cascade.search.greedy import GreedySearch
 from cascade.training.objective import PASSES, Context, Objective
 from tests.models.test_encoder import largest_difference, random_batch, run_blocks, run_chunks, small_model
 from tests.training.test_objective import TOKENIZER, make, make_batch
+from tests.training.test_step import NO_DROPOUT
 
 DEVICE = torch.device("cuda")
 BOUNDARY = torch.tensor([[0, 0, 9, 40], [0, 0, 4, 31], [0, 0, 0, 3], [0, 0, 9, 4]])
@@ -166,3 +167,15 @@ def test_search_with_a_model_on_a_gpu_finds_what_it_finds_on_the_cpu(kind, predi
         assert (one.tokens, one.timestamps) == (other.tokens, other.timestamps)
         assert other.log_prob == pytest.approx(one.log_prob, abs=1e-9)
         assert other.token_log_probs == pytest.approx(one.token_log_probs, abs=1e-9)
+
+
+@pytest.mark.parametrize("predictor", ["lstm", "tied_reduced"])
+def test_products_in_bfloat16_on_a_gpu_change_losses_by_rounding_only(predictor):
+    found = {}
+    for precision in ("float32", "bfloat16"):
+        model, config = make(*NO_DROPOUT, f"model.predictor.kind={predictor}", f"training.precision={precision}")
+        terms = Objective(model.to(DEVICE).train(), config)(make_batch().to(DEVICE), 100, Context(4, 8, None)).terms
+        sum(term.total for term in terms.values()).backward()
+        assert all(p.grad is None or p.grad.dtype == torch.float32 for p in model.parameters())
+        found[precision] = {name: term.total.item() for name, term in terms.items()}
+    assert found["bfloat16"] == pytest.approx(found["float32"], rel=0.05, abs=0.2)
