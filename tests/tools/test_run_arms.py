@@ -90,7 +90,7 @@ def test_a_wrong_file_is_said_before_anything_is_trained(text, words, message, a
         arms(text, *words)
 
 
-@pytest.mark.parametrize("recipe", ["an4", "commands"])
+@pytest.mark.parametrize("recipe", ["an4", "commands", "librispeech"])
 def test_the_arms_of_a_recipe_have_options_that_exist(recipe):
     experiment = run_arms.Experiment(Namespace(arms=ROOT / "egs" / recipe / "arms.yaml", text=ROOT))
     for name in experiment.arms:
