@@ -40,8 +40,9 @@ def lines_of(manifest: Path, split: str, corpus: int) -> list[str]:
         if {"\t", "\n", "\r"} & set(path):
             raise ValueError(f"{manifest}: a table cannot hold a path with tabs or line ends, {path!r}")
         speaker = each.speaker and " ".join(f"{corpus}-{each.speaker}".split())
-        cells = (path, text, split, speaker, each.start, each.end)
-        lines.append("\t".join("" if cell is None else str(cell) for cell in cells))
+        cells = ("" if cell is None else str(cell) for cell in (path, text, split, speaker, each.start, each.end))
+        quoted = ('"' + cell.replace('"', '""') + '"' if cell.startswith('"') else cell for cell in cells)
+        lines.append("\t".join(quoted))
     if not lines:
         raise ValueError(f"{manifest} has no utterances")
     return lines

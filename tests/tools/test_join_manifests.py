@@ -29,7 +29,7 @@ def write(folder, name, *lines):
 def corpora(tmp_path):
     one = write(tmp_path / "one", "train.jsonl",
                 {"id": "a", "path": "audio  dir/a.wav", "text": " ONE\tTWO ", "speaker": "s"},
-                {"id": "b", "path": "audio  dir/b.wav", "text": "THREE"})
+                {"id": "b", "path": "audio  dir/b.wav", "text": '"THREE" "'})
     two = write(tmp_path / "two", "train.jsonl",
                 {"id": "a", "path": "a.wav", "text": "FOUR", "speaker": "s", "start": 0.5, "end": 2})
     dev = write(tmp_path / "one", "dev.jsonl", {"id": "c", "path": "c.wav", "text": "FIVE", "speaker": "s"})
@@ -42,7 +42,7 @@ def test_a_table_has_every_utterance_of_the_manifests(corpora, tmp_path):
     assert done.returncode == 0 and "4 utterances of 3 manifests" in done.stderr
     rows = read_table(tmp_path / "all.tsv")
     assert [(row.path.name, row.text, row.split, row.speaker, row.start, row.end) for row in rows] == [
-        ("a.wav", "ONE TWO", "train", "1-s", None, None), ("b.wav", "THREE", "train", None, None, None),
+        ("a.wav", "ONE TWO", "train", "1-s", None, None), ("b.wav", '"THREE" "', "train", None, None, None),
         ("a.wav", "FOUR", "train", "2-s", 0.5, 2.0), ("c.wav", "FIVE", "dev", "1-s", None, None),
     ]
     assert all(row.path.is_file() for row in rows)
