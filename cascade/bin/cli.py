@@ -28,7 +28,12 @@ def run_program(main: Callable[[], None]) -> None:
     setup_logging()
     try:
         with catching(interrupt, (signal.SIGTERM, signal.SIGHUP)):
-            main()
+            try:
+                main()
+            except ImportError as error:  # a compiled module that is being loaded makes this of any other
+                if _was_interrupted(error):
+                    raise KeyboardInterrupt from error
+                raise
     except Interrupted as error:
         print(f"interrupted: {error}", file=sys.stderr)
         sys.exit(EXIT_INTERRUPTED)
@@ -44,6 +49,13 @@ def run_program(main: Callable[[], None]) -> None:
             raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(EXIT_USAGE if isinstance(error, ConfigError) else EXIT_FAILED)
+
+
+def _was_interrupted(error: BaseException | None) -> bool:
+    """Whether an error began as an interruption."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
 
 
 def add_config_arguments(parser: argparse.ArgumentParser) -> None:
