@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from cascade.audio.containers import check_is_whole, check_mp3_length
 from cascade.audio.resample import resample
 
 MARGIN_SECONDS = 0.01  # a declared end may overshoot the file by a rounding error
@@ -18,8 +19,6 @@ LARGEST_SAMPLE = 1e12
 """Energies of larger samples overflow in float32."""
 _BLOCK_SECONDS = 60.0  # a header may claim more samples than memory holds: never ask for all of them at once
 _UNKNOWN_FRAMES = 1 << 40  # libsndfile reports a huge count where a header leaves the length open
-_LARGEST_OGG_PAGE = 65307
-_UNKNOWN_WAV_BYTES = 0x7FFF0000  # pipes write sizes from here on (or 0) for "unknown"
 
 
 def read_audio(
@@ -78,7 +77,7 @@ def _decode(
         raise FileNotFoundError(f"audio file not found: {path}")
     if not path.is_file():
         raise ValueError(f"{path}: a directory or a device, not an audio file")
-    _check_container_is_whole(path)
+    check_is_whole(path)
     try:
         with soundfile.SoundFile(os.fsencode(path)) as file:
             rate, length = file.samplerate, file.frames
@@ -91,6 +90,8 @@ def _decode(
                     f"{path}: its header says a sampling rate of {rate} Hz, recordings have {LOWEST_RATE} to "
                     f"{HIGHEST_RATE} Hz"
                 )
+            if file.format in ("MPEG", "MP3"):
+                check_mp3_length(path, length)
             position, last = _sample_range(path, rate, length, start, end)
             if position:
                 file.seek(position)
@@ -123,30 +124,3 @@ def _sample_range(path: Path, rate: int, length: int, start: float | None, end: 
     if start >= duration or end > duration + MARGIN_SECONDS:
         raise ValueError(f"{path}: start {start:g} s to end {end:g} s lies outside the file of {duration:.3f} s")
     return round(start * rate), min(round(end * rate), length)
-
-
-def _check_container_is_whole(path: Path) -> None:
-    """libsndfile takes a WAV or Ogg file cut short as a shorter one.
-
-    A WAV's data chunk says how long it was meant to be; the last page of an Ogg file has the end-of-stream flag.
-    """
-    with open(path, "rb") as file:
-        head = file.read(12)
-        if head[:4] == b"OggS":
-            file.seek(max(0, path.stat().st_size - _LARGEST_OGG_PAGE))
-            tail = file.read()
-            page = tail[max(0, tail.rfind(b"OggS")) :]  # 27 bytes, the number of segments last; their sizes; they
-            is_last = len(page) > 27 and page[5] & 4 and len(page) >= 27 + page[26] + sum(page[27 : 27 + page[26]])
-            if not is_last:
-                raise ValueError(f"{path}: truncated audio, the Ogg stream has no whole last page")
-            return
-        if head[:4] != b"RIFF" or head[8:] != b"WAVE":
-            return
-        while len(chunk := file.read(8)) == 8:
-            size = int.from_bytes(chunk[4:], "little")
-            if chunk[:4] == b"data":
-                available = path.stat().st_size - file.tell()
-                if available < size < _UNKNOWN_WAV_BYTES:
-                    raise ValueError(f"{path}: truncated audio, {available} of the {size} bytes its header declares")
-                return
-            file.seek(size + size % 2, 1)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from math import gcd
+from fractions import Fraction
+from functools import lru_cache
 
 import numpy as np
 
@@ -10,6 +11,7 @@ _FILTER_REACH = 10  # as scipy.signal.resample_poly: input or output samples on 
 _KAISER_BETA = 5.0
 _PACKET_SECONDS = 0.01
 _BLOCK = 1 << 13  # outputs that are computed at once
+_LARGEST_TERM = 6000  # the filter has twenty times as many taps
 
 
 def resample(samples: np.ndarray, rate: int, new_rate: int) -> np.ndarray:
@@ -23,24 +25,18 @@ class StreamingResampler:
 
     With h a windowed sinc, a low-pass filter around its centre, y[m] = sum_n h[m * down - n * up] x[n]. A sample comes
     out as soon as the last input it needs is in; `finish` gives those that reach beyond the end, where x is 0.
+
+    A ratio with a term above 6000 (44099 Hz) becomes the nearest one that has none: 0.3 s in an hour at most, and a
+    filter of less than a megabyte. Without that one sample at 767999 Hz would cost seconds.
     """
 
     def __init__(self, rate: int, new_rate: int) -> None:
-        divisor = gcd(rate, new_rate)
-        self._up, self._down = new_rate // divisor, rate // divisor
+        self._up, self._down = _ratio(new_rate, rate)
         if self._up == self._down:
             return
-        widest = max(self._up, self._down)
-        self._reach = _FILTER_REACH * widest
-        places = np.arange(-self._reach, self._reach + 1)
-        taps = np.sinc(places / widest) * np.kaiser(places.size, _KAISER_BETA)
-        taps *= self._up / taps.sum()
-        # Row k has, for each m modulo up, the tap of the k-th input that y[m] needs; 0 where it needs one less.
-        num_inputs = 2 * self._reach // self._up + 1
-        phases = np.arange(self._up)
-        place = phases * self._down - self._first_input(phases) * self._up + self._reach
-        padded = np.concatenate((np.zeros(self._up), taps)).astype(np.float32)
-        self._taps = padded[place - np.arange(num_inputs)[:, None] * self._up + self._up]
+        self._reach = _FILTER_REACH * max(self._up, self._down)
+        self._taps = _taps(self._up, self._down)
+        num_inputs = len(self._taps)
         self._least = max(1, round(rate * _PACKET_SECONDS))
         self._waiting: list[np.ndarray] = []
         self._kept = np.zeros(num_inputs, np.float32)
@@ -65,8 +61,7 @@ class StreamingResampler:
         return self._emit(-(-self._num_in * self._up // self._down))
 
     def _first_input(self, outputs: np.ndarray) -> np.ndarray:
-        """The oldest n that y[m] needs, for each m."""
-        return -((self._reach - outputs * self._down) // self._up)
+        return _first_input(outputs, self._up, self._down)
 
     def _emit(self, end: int) -> np.ndarray:
         """Outputs up to `end`; inputs that no later one needs are dropped."""
@@ -91,3 +86,32 @@ class StreamingResampler:
             self._kept = self._kept[num_unneeded:].copy()
             self._num_dropped += num_unneeded
         return out
+
+
+def _ratio(new_rate: int, rate: int) -> tuple[int, int]:
+    """The ratio of two rates, or the nearest one whose terms are at most `_LARGEST_TERM`."""
+    least = Fraction(min(new_rate, rate), max(new_rate, rate)).limit_denominator(_LARGEST_TERM)
+    terms = least.numerator, least.denominator
+    return terms if new_rate <= rate else terms[::-1]
+
+
+def _first_input(outputs: np.ndarray, up: int, down: int) -> np.ndarray:
+    """The oldest n that y[m] needs, for each m."""
+    return -((_FILTER_REACH * max(up, down) - outputs * down) // up)
+
+
+@lru_cache(maxsize=16)
+def _taps(up: int, down: int) -> np.ndarray:
+    """(inputs of an output, up): row k has, for each m modulo up, the tap of the k-th input that y[m] needs; 0 where it
+    needs one less."""
+    widest = max(up, down)
+    reach = _FILTER_REACH * widest
+    places = np.arange(-reach, reach + 1)
+    taps = np.sinc(places / widest) * np.kaiser(places.size, _KAISER_BETA)
+    taps *= up / taps.sum()
+    phases = np.arange(up)
+    place = phases * down - _first_input(phases, up, down) * up + reach
+    padded = np.concatenate((np.zeros(up), taps)).astype(np.float32)
+    table = padded[place - np.arange(2 * reach // up + 1)[:, None] * up + up]
+    table.flags.writeable = False  # all streams share it
+    return table

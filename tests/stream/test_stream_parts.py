@@ -2,6 +2,7 @@
 
 import math
 import random
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -37,6 +38,20 @@ def test_streamed_resampling_equals_whole_resampling_and_scipys(rate):
         divisor = math.gcd(rate, RATE)
         np.testing.assert_allclose(whole, resample_poly(samples, RATE // divisor, rate // divisor), atol=1e-6)
         assert len(np.concatenate(parts)) >= len(whole) - RATE * (10 * max(1, rate / RATE) / rate + 0.011) - 1
+
+
+@pytest.mark.parametrize("rate", [1009, 15999, 44099, 192001, 767999])
+def test_rates_without_a_small_ratio_cost_little_and_keep_a_tone(rate):
+    wave = 0.5 * np.sin(2 * np.pi * 300 * np.arange(rate) / rate).astype(np.float32)
+    tracemalloc.start()
+    try:
+        resampled = resample(wave, rate, RATE)
+        assert tracemalloc.get_traced_memory()[1] < 50e6
+    finally:
+        tracemalloc.stop()
+    assert abs(len(resampled) - RATE) <= 2
+    expected = 0.5 * np.sin(2 * np.pi * 300 * np.arange(len(resampled)) / RATE)
+    assert np.abs(resampled - expected)[200:-200].max() < 0.07  # the nearest ratio: a sample of delay
 
 
 @pytest.mark.parametrize(("num_frames", "last_token", "rule"), [
