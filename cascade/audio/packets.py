@@ -44,11 +44,13 @@ class AudioInput:
                 "samples must be one-dimensional, int16 or floating-point numbers in [-1, 1] (mix channels down), got "
                 f"{samples.dtype} of shape {samples.shape}"
             )
+        with np.errstate(over="ignore"):  # then it is inf, which is said below
+            samples = samples.astype(np.float32, copy=True)
         if not (np.abs(samples) <= LARGEST_SAMPLE).all():
             raise ValueError(f"samples must be numbers of a size up to {LARGEST_SAMPLE:g}, got others, nan or inf")
         self._check_rate(sampling_rate)
         self._num_samples += samples.size
-        return self._fbank.accept(self._resampler.accept(samples.astype(np.float32, copy=True)))
+        return self._fbank.accept(self._resampler.accept(samples))
 
     def finish(self, silence: float = 0.0) -> np.ndarray:
         """The last (t, F) frames, as if `silence` seconds of zeros, which `duration` does not count, came last."""

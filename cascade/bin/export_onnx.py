@@ -34,10 +34,11 @@ from cascade.bin.cli import run_program
 from cascade.bin.model_arguments import add_model_arguments, check_values, load_for_decoding
 from cascade.config.options import DECODING_FILES, Config, ConfigError, DecodingConfig
 from cascade.corpus.cuts import read_speech
-from cascade.export.card import describe_export
+from cascade.export.card import FILES, describe_export
 from cascade.export.int8 import quantise_files, weight_bits
 from cascade.export.int8_loss import LIMIT_PERCENT, LossMeter, measure_loss
-from cascade.export.onnx import DECODER, FULL, JOINER, OPSET, build_graphs, write_files
+from cascade.export.onnx import DECODER, FULL, JOINER, OPSET, TOKEN_FILES, build_graphs, write_files
+from cascade.export.onnx_engine import ABOUT
 from cascade.export.parity import graph_differences
 from cascade.export.sessions import int8_name
 from cascade.export.sherpa import compare_with_sherpa, synthetic_recordings
@@ -167,7 +168,6 @@ def main() -> None:
     recordings = {} if arguments.no_check else read_recordings(arguments.manifest, config)
     graphs = build_graphs(model, geometry, penalty)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    metadata_file = arguments.out / "export.json"
     # Nothing appears under its name before all of it is written and checked; export.json comes last.
     with tempfile.TemporaryDirectory(prefix=".export-", dir=arguments.out) as temporary:
         folder = Path(temporary)
@@ -179,14 +179,32 @@ def main() -> None:
             checks["int8"] = write_int8(folder, model, config, tokenizer, geometry, penalty, arguments)
         decoding = copy_scores(options, folder)
         sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
-        for earlier in (metadata_file, *arguments.out.glob("*.int8.onnx"), *arguments.out.glob("*.arpa*"),
-                        arguments.out / "hotwords.txt"):  # fmt: skip
-            earlier.unlink(missing_ok=True)
-        for name in sizes:
+        metadata = describe(arguments, model, config, tokenizer, times, decoding, sizes, checks)
+        card = describe_export(metadata, arguments.exp_dir, config, arguments.license)
+        (folder / "README.md").write_text(card, encoding="utf-8")
+        (folder / ABOUT).write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
+        remove_earlier_export(arguments.out)
+        for name in (*sizes, "README.md", ABOUT):
             (folder / name).replace(arguments.out / name)
+    log_sizes(sizes, metadata["bytes_stored_twice"])
+
+
+def remove_earlier_export(out: Path) -> None:
+    """Remove what an export may have written here, export.json first."""
+    names = (ABOUT, "README.md", *FILES, *TOKEN_FILES, "hotwords.txt")
+    patterns = ("*.int8.onnx", "ngram.*", "lodr.*")
+    for earlier in (*(out / name for name in names), *(path for pattern in patterns for path in out.glob(pattern))):
+        earlier.unlink(missing_ok=True)
+
+
+def describe(
+    arguments: argparse.Namespace, model: CascadedTransducer, config: Config, tokenizer: Tokenizer,
+    times: dict[str, int], decoding: dict[str, Any], sizes: dict[str, int], checks: dict[str, Any],
+) -> dict[str, Any]:
+    """What export.json says."""
     tied = model.joiner.output_weight if config.model.predictor.kind == "tied_reduced" else torch.empty(0)
     tied_bytes = tied.numel() * tied.element_size()
-    metadata = {
+    return {
         "model": arguments.exp_dir.resolve().name, **times, "decoding": decoding,
         "sampling_rate": config.features.sampling_rate,
         "num_mel_bins": config.features.num_mel_bins, "vocab_size": tokenizer.vocab_size, "opset": OPSET,
@@ -194,10 +212,6 @@ def main() -> None:
         "stored_twice": f"the tied matrix, in {DECODER} and {JOINER}" if tied_bytes else None,
         **checks, "commit": git_commit(), "command": command_line(), "machine": machine(),
     }
-    card = describe_export(metadata, arguments.exp_dir, config, arguments.license)
-    (arguments.out / "README.md").write_text(card, encoding="utf-8")
-    metadata_file.write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
-    log_sizes(sizes, tied_bytes)
 
 
 if __name__ == "__main__":

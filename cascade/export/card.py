@@ -8,7 +8,7 @@ from typing import Any
 
 from cascade.config.options import FRAME_SHIFT_MS, Config
 from cascade.export.onnx import DECODER, FULL, JOINER, LOOK_AHEAD, NONCAUSAL, STREAMING
-from cascade.report.markdown import int8_table
+from cascade.report.markdown import int8_table, number
 
 FILES = {
     STREAMING: "causal encoder, a chunk at a time: the first pass",
@@ -164,5 +164,5 @@ def _card(metadata: dict[str, Any], exp_dir: Path, config: Config, license_name:
     lines += ["| test set | mode | search | WER % | commit |", "|---|---|---|---:|---|"]
     return lines + [
         f"| {row['test_set']} | {row['mode']} | {row['method']}{' with ' + row['ngram'] if row.get('ngram') else ''} "
-        f"| {row['wer']:.2f} | {row['commit']} |" for row in rows
+        f"| {number(row['wer'])} | {row['commit']} |" for row in rows
     ]

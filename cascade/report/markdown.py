@@ -52,12 +52,12 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -
     return "\n".join([line(rows[0]), line(rule), *map(line, rows[1:])])
 
 
-def _number(value: float | None, digits: int = 2) -> str:
+def number(value: float | None, digits: int = 2) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
 def _percent(share: float | None) -> str:
-    return _number(None if share is None else 100 * share)
+    return number(None if share is None else 100 * share)
 
 
 def _bullets(sentences: Iterable[str]) -> str:
@@ -75,7 +75,7 @@ def _first_rows(experiment: Experiment) -> dict[str, Row]:
 def _pair(experiment: Experiment, key: str, mode: str, digits: int, scale: float = 1.0) -> tuple[str, str]:
     rows = (experiment.find(name, mode, "greedy_search") for name in ("teacher", "student"))
     values = [None if row is None else row.get(key) for row in rows]
-    return tuple(_number(None if value is None else value * scale, digits) for value in values)
+    return tuple(number(None if value is None else value * scale, digits) for value in values)
 
 
 def _against_the_paper(experiment: Experiment) -> str:
@@ -92,7 +92,7 @@ def _against_the_paper(experiment: Experiment) -> str:
     rows = []
     for name, paper, key, mode, digits, scale in lines:
         teacher, student = _pair(experiment, key, mode, digits, scale)
-        rows.append([name, paper, teacher, student, _number(ratio(experiment, key, mode, "greedy_search"), 3)])
+        rows.append([name, paper, teacher, student, number(ratio(experiment, key, mode, "greedy_search"), 3)])
     text = (
         "## Against the paper\n\n"
         "arXiv 2312.09842 reports a student of half the size, no noticeable loss of WER and 30 % less latency. Corpus, "
@@ -125,8 +125,8 @@ def _rate_table(experiment: Experiment, test_set: str, rate: str) -> str:
     rows = []
     for name, first in _first_rows(experiment).items():
         decoded = [experiment.find(name, mode, method, test_set) for mode in MODES for method in METHODS]
-        cells = [_number(None if row is None else row[rate]) for row in decoded]
-        rows.append([name, _number(first["num_params"] / 1e6, 3), *cells])
+        cells = [number(None if row is None else row[rate]) for row in decoded]
+        rows.append([name, number(first["num_params"] / 1e6, 3), *cells])
     any_row = next(row for row in experiment.rows if row["test_set"] == test_set)
     unit, count = ("words", any_row["num_words"]) if rate == "wer" else ("characters", any_row.get("num_characters"))
     note = f", {count} {unit}, one error is {100 / count:.2f} points" if count else ""
@@ -150,11 +150,11 @@ def _aided_table(experiment: Experiment) -> str:
     rows = []
     for row in aided:
         alone = experiment.find(row["model"], row["mode"], row["method"], row["test_set"])
-        scales = [_number(row.get(key)) for key in ("lm_scale", "lodr_scale")]
+        scales = [number(row.get(key)) for key in ("lm_scale", "lodr_scale")]
         rows.append([
             row["test_set"], row["model"], row["mode"], f"{row['method']}{', rescoring' * bool(row.get('rescore'))}",
             row.get("ngram") or "-", row.get("hotwords") or "-", *scales, str(row["beam"] or "-"),
-            _number(alone and alone["wer"]), _number(row["wer"]),
+            number(alone and alone["wer"]), number(row["wer"]),
         ])  # fmt: skip
     header = ["test set", "model", "mode", "search", "language model", "hotwords", "LM scale", "LODR scale", "beam"]
     return (
@@ -177,7 +177,7 @@ def _parts_table(experiment: Experiment) -> str:
         counts = [row["params_by_part"].get(part) for row in models.values()]
         rows.append([part, *("-" if count is None else f"{count:,}" for count in counts), *_share(models, counts)])
     sizes = [row["size_bytes"] for row in models.values()]
-    rows.append(["float32 file, MB", *(_number(size / 1e6, 2) for size in sizes), *_share(models, sizes)])
+    rows.append(["float32 file, MB", *(number(size / 1e6, 2) for size in sizes), *_share(models, sizes)])
     heads = [row["num_params_training"] for row in models.values()]
     rows.append(["training-only heads", *(f"{count:,}" for count in heads), *_share(models, heads)])
     header = ["part", *models, *(["student / teacher"] if {"student", "teacher"} <= set(models) else [])]
@@ -192,7 +192,7 @@ def _share(models: dict[str, Row], counts: Sequence[int | None]) -> list[str]:
         return []
     by_name = dict(zip(models, counts, strict=True))
     teacher, student = by_name["teacher"], by_name["student"]
-    return [_number(student / teacher, 3) if teacher and student is not None else "-"]
+    return [number(student / teacher, 3) if teacher and student is not None else "-"]
 
 
 def _latency_table(experiment: Experiment) -> str:
@@ -213,10 +213,10 @@ def compute_table(rows: Sequence[Row], title: str) -> str:
     first = rows[0]
     cells = [
         [
-            row["model"], _number(row["num_params"] / 1e6, 2),
-            *(_number(row[f"chunk_compute_ms_p{percent}"]) for percent in (50, 95, 99)), _number(row["rtf"], 4),
-            _number(row["chunk_compute_ms_p50"] / first["chunk_compute_ms_p50"], 3),
-            _number(row.get("peak_memory_mb"), 0),
+            row["model"], number(row["num_params"] / 1e6, 2),
+            *(number(row[f"chunk_compute_ms_p{percent}"]) for percent in (50, 95, 99)), number(row["rtf"], 4),
+            number(row["chunk_compute_ms_p50"] / first["chunk_compute_ms_p50"], 3),
+            number(row.get("peak_memory_mb"), 0),
         ]
         for row in rows
     ]
@@ -249,9 +249,9 @@ def int8_table(int8: Row) -> str:
         return "What they cost in words was not measured."
     rows = [
         [
-            row["part"], row["mode"], _number(row["wer_float32"]), _number(row["wer"]),
+            row["part"], row["mode"], number(row["wer_float32"]), number(row["wer"]),
             str(row["errors"] - row["errors_float32"]), str(row["del_float32"]), str(row["del"]),
-            _number(row["equal_tokens_percent"]), "yes" if row["within_limit"] else "NO",
+            number(row["equal_tokens_percent"]), "yes" if row["within_limit"] else "NO",
         ]
         for row in int8["rows"]
     ]
@@ -275,18 +275,18 @@ def delay_table(timed: Sequence[Row]) -> str:
             wait = "the utterance"
             if values["algorithmic_delay_ms_max"] is not None:
                 ends = (values[f"algorithmic_delay_ms_{key}"] for key in ("mean", "max"))
-                wait = " / ".join(_number(value, 0) for value in ends)
+                wait = " / ".join(number(value, 0) for value in ends)
             cells = (
-                " / ".join(_number(values[f"{kind}_delay_ms_{key}"], 0) for key in ("mean", "p50", "p90"))
+                " / ".join(number(values[f"{kind}_delay_ms_{key}"], 0) for key in ("mean", "p50", "p90"))
                 for kind in ("emission", "word", "final", "endpoint")
             )
-            rows.append([name, mode, wait, *cells, _number(values["final_compute_ms_p50"], 1)])
+            rows.append([name, mode, wait, *cells, number(values["final_compute_ms_p50"], 1)])
         notes.append(
             f"{name}: {delays['num_utterances']} utterances ({delays['num_left_out']} left out), "
             f"{delays['modes']['streaming']['num_correct_words']} of {delays['num_reference_words']} words correct in "
             f"the first pass; in two_pass, later ones change {delays['num_changed_words']} of {delays['num_words']} "
-            f"({_number(delays['changed_words_percent'])} %; {delays['changed_by_look_ahead']} by the look-ahead pass, "
-            f"{delays['changed_by_full']} by the full one), {_number(delays['flicker_per_minute'])} a minute"
+            f"({number(delays['changed_words_percent'])} %; {delays['changed_by_look_ahead']} by the look-ahead pass, "
+            f"{delays['changed_by_full']} by the full one), {number(delays['flicker_per_minute'])} a minute"
         )
     references = sorted({delays["reference"] for _, delays in measured})
     truth = {
@@ -302,7 +302,7 @@ def delay_table(timed: Sequence[Row]) -> str:
         + ". *Waits*: what a moment of audio waits for its chunk or block. *Emission*: the frame that says a correct "
         "word. *Word on screen*: the audio that had come in when the word stood there to stay. *Final text*: of the "
         "whole utterance, after its last word; the full pass has it when the stream is closed, here at the end of "
-        f"the recording, {_number(delays['silence_at_end_ms_mean'], 0)} ms later on average. *At an endpoint*: "
+        f"the recording, {number(delays['silence_at_end_ms_mean'], 0)} ms later on average. *At an endpoint*: "
         "when nobody closes the stream and the silence rule ends the segment. *Compute* comes on top: median of the "
         "last step, one thread.\n\n"
         + table([*header, "compute"], rows, left=2) + "\n\n" + _bullets(notes)
@@ -314,7 +314,7 @@ def _detail_table(experiment: Experiment) -> str:
     header += ["language model", "errors", "ins", "del", "sub", "words", "set aside", "ECE %", "uncalibrated"]
     rows = [
         [
-            row["model"], row["mode"], row["method"], row["test_set"], _number(row["wer"]), _number(row["cer"]),
+            row["model"], row["mode"], row["method"], row["test_set"], number(row["wer"]), number(row["cer"]),
             row.get("ngram") or "-",
             *(str(row.get(key, "-")) for key in ("errors", "ins", "del", "sub", "num_words", "num_set_aside")),
             *(_percent(row.get(name)) for name in ("ece", "ece_uncalibrated")),

@@ -20,6 +20,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -68,7 +69,8 @@ class WordEdges:
         """(V,) the row of `begins` after this token."""
 
 
-def build_automaton(phrases: Iterable[Phrase], edges: WordEdges) -> Nodes:
+@lru_cache(maxsize=8)
+def build_automaton(phrases: tuple[Phrase, ...], edges: WordEdges) -> Nodes:
     """The automaton of a list, node 0 its root; of equal phrases the highest boost counts."""
     children: list[dict[int, int]] = [{}]
     parents, tokens, depths, boosts, whole = [0], [0], [0], [0.0], [0.0]
@@ -93,11 +95,11 @@ def build_automaton(phrases: Iterable[Phrase], edges: WordEdges) -> Nodes:
             links[node] = children[link].get(token, 0)
         begins = edges.begins[edges.unspaced[tokens[parent]], token]
         opened[node] = ended[node] = granted[node] = (ended if begins else opened)[parent]
-        end = node
+        path, end = [node], node
+        while path[-1]:
+            path.append(parents[path[-1]])
         while end:  # the phrases that end here, whole or not, each after the best that can stand before it
-            first = node
-            for _ in range(depths[end] - 1):
-                first = parents[first]
+            first = path[depths[end] - 1]
             ended[node] = max(ended[node], opened[first] + whole[end] * worth[depths[end]])
             granted[node] = max(granted[node], opened[first] + boosts[end] * worth[depths[end]])
             end = links[end]
@@ -130,7 +132,7 @@ class Hotwords:
 
     def hold(self, phrases: Sequence[str]) -> int:
         """The state in which a stream starts that has these phrases too, until `release` forgets the list."""
-        added = build_automaton([*self._phrases, *encode_phrases(self._tokenizer, phrases, self._scale)], self._edges)
+        added = build_automaton((*self._phrases, *encode_phrases(self._tokenizer, phrases, self._scale)), self._edges)
         root, size = 0, len(added.parents)
         for other in sorted(self._sizes):
             if other - root >= size:

@@ -219,7 +219,8 @@ def _new_id(kind: str) -> str:
 
 
 def _event(kind: str, **fields: Any) -> str:
-    return json.dumps({"type": kind, "event_id": _new_id("event"), **fields}, ensure_ascii=False)
+    text = json.dumps({"type": kind, "event_id": _new_id("event"), **fields}, ensure_ascii=False)
+    return text.encode("utf-8", "replace").decode()  # half of a surrogate pair, which a client sent, is no text
 
 
 def _error(message: str, kind: str, code: str, param: str | None, event_id: str | None) -> str:

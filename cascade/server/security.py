@@ -85,7 +85,7 @@ def guard(keys: list[bytes], public_paths: set[str]) -> Callable[[web.Request, H
     async def check(request: web.Request, handler: Handler) -> web.StreamResponse:
         upgrade = request.headers.get("Upgrade", "").lower() == "websocket"
         origin = request.headers.get("Origin")
-        if origin is not None and (upgrade or request.method == "POST") and urlsplit(origin).netloc != request.host:
+        if origin is not None and (upgrade or request.method == "POST") and _host(origin) != request.host:
             return error_response(403, "pages of other origins may not connect", "forbidden_origin")
         is_public = request.method in ("GET", "HEAD") and request.path in OPEN_PATHS | public_paths and not upgrade
         if keys and not is_public and not _knows_key(request, keys):
@@ -94,6 +94,13 @@ def guard(keys: list[bytes], public_paths: set[str]) -> Callable[[web.Request, H
         return await handler(request)
 
     return check
+
+
+def _host(origin: str) -> str | None:
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:  # an IPv6 address without its end
+        return None
 
 
 def _knows_key(request: web.Request, keys: list[bytes]) -> bool:

@@ -96,13 +96,18 @@ class StreamBatch:
     def end_segments_after(self, stream: Stream, silence: float | None) -> None:
         """Give a stream its own silence_after_speech, in seconds; None: that of all streams.
 
+        Its late_pause is no shorter, so that this silence is what ends long segments too, up to half of the longest.
+
         Raises:
           ValueError: streams here are one segment each.
           ConfigError: no such silence.
         """
         if self._endpoint is None:
             raise ValueError("streams without endpoints are one segment each: no silence ends it")
-        stream.endpoint = self._endpoint if silence is None else replace(self._endpoint, silence_after_speech=silence)
+        stream.endpoint = options = self._endpoint
+        if silence is not None:
+            late = max(options.late_pause, min(silence, options.longest_segment / 2))
+            stream.endpoint = replace(options, silence_after_speech=silence, late_pause=late)
 
     def accept(self, stream: Stream, features: np.ndarray) -> None:
         """Let a stream hear (t, F) feature frames, not normalised; `step` decodes them."""

@@ -18,10 +18,11 @@ WORD_MARK = "\u2581"
 """Stands before the first character of a word in a token."""
 INVISIBLE = {
     code: None
-    for code in (*range(0x00A0), 0x00AD, 0x200B, 0x2060, 0xFEFF)
+    for code in (*range(0xA0), 0xAD, 0x61C, 0x200B, 0x200E, 0x200F, *range(0x202A, 0x2070), 0xFEFF)
     if unicodedata.category(chr(code)) in ("Cc", "Cf") and not chr(code).isspace()
 }
-"""Control characters, soft hyphen, zero width space, word joiner, byte order mark: nobody hears them. For translate."""
+"""Control characters, soft hyphen, zero width space, marks of direction, word joiner, byte order mark: nobody hears
+them. For translate. The two joiners inside words of Persian and Indian scripts are spelling and stay."""
 _SPOKEN = frozenset("%‰&@#§")
 """Punctuation by its Unicode category, but read aloud."""
 _IN_WORDS = {"'": "'", "\u2019": "'", "\u02bc": "'", "\u00b7": "\u00b7", "\u05f3": "\u05f3", "\u05f4": "\u05f4"}

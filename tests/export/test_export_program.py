@@ -47,6 +47,9 @@ def test_program_writes_checked_files_and_says_what_they_weigh(student, tmp_path
     (tmp_path / "some.jsonl").write_text(json.dumps({"id": "a", "path": "a.wav", "text": "one"}) + "\n")
     results, statistics = student / "decode" / "full" / "result.json", student.parent / "data" / "statistics.json"
     row = {"test_set": "test", "mode": "full", "method": "greedy_search", "wer": 12.5, "commit": "abc"}
+    silent = student / "decode" / "silence" / "result.json"  # a set without words
+    silent.parent.mkdir(parents=True)
+    silent.write_text(json.dumps(row | {"test_set": "silence", "wer": None}))
     about = student.parent / "manifests" / "about.json"
     contents = (row, {"splits": {"train": {"hours": 0.5}}}, {"data": "noise", "license": "none"})
     for path, content in zip((results, statistics, about), contents, strict=True):
@@ -65,6 +68,7 @@ def test_program_writes_checked_files_and_says_what_they_weigh(student, tmp_path
         assert about["sherpa_onnx"]["num_recordings"] == 1
     card = (out / "README.md").read_text()
     assert "Append 0.09 s of zeros for encoder-streaming.onnx, 0.17 s for encoder-look-ahead.onnx" in card
+    assert "| silence | full | greedy_search | - | abc |" in card
     assert "| test | full | greedy_search | 12.50 | abc |" in card and "Licence of the weights: CC0." in card
     assert "Training data: noise; 0.5 hours" in card and "these are char" in card
     assert "| bpe.vocab |" not in card and "| encoder-noncausal.onnx | non-causal encoder" in card
@@ -222,7 +226,12 @@ def test_whole_recordings_of_files_and_model_are_compared(student, tmp_path, mon
 def test_files_with_a_recurrent_predictor_say_what_pytorch_says(tmp_path, monkeypatch, method):
     teacher = make_model_dir(tmp_path / "teacher", "lstm")
     export(monkeypatch, "--exp-dir", teacher, "--out", tmp_path / "onnx", *SMALL)
+    (tmp_path / "onnx" / "encoder-full.onnx").write_text("of another model")
+    (tmp_path / "onnx" / "ngram.npz").write_text("of another model")
+    (tmp_path / "onnx" / "notes.txt").write_text("the user's")
+    export(monkeypatch, "--exp-dir", teacher, "--out", tmp_path / "onnx", *SMALL, "--no-check")
     names = {path.name for path in (tmp_path / "onnx").iterdir()}
+    assert "ngram.npz" not in names and "notes.txt" in names
     assert names >= FILES_OF_OUR_RUNTIME and "encoder-full.onnx" not in names
     samples = synthetic_recordings((2.0,), 16000, seed=5).popitem()[1]
     samples[-2560:] = 0.0

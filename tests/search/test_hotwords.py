@@ -7,7 +7,7 @@ import pytest
 from cascade.models.torch_engine import TorchEngine
 from cascade.search.beam import ModifiedBeamSearch
 from cascade.search.greedy import GreedySearch
-from cascade.search.hotwords import Hotwords, encode_phrases, read_hotwords
+from cascade.search.hotwords import Hotwords, build_automaton, encode_phrases, read_hotwords
 from tests.search.toy_models import ToyTransducer, random_encoder_out
 
 SYMBOLS = ["<blk>", "<unk>", "▁a", "▁b", "▁c", "a", "b", "字"]
@@ -179,6 +179,17 @@ def test_lists_of_single_streams_are_told_apart_and_forgotten():
             assert path_of(scorer, text, start)[0] == pytest.approx(brute_force(text, boosts)[0], abs=1e-4)
     assert len(scorer._nodes.parents) < 400  # room is used again
     assert path_of(scorer, "AB")[0] == pytest.approx(3 * worth(2))
+
+
+def test_a_list_that_comes_again_is_not_built_again_nor_changed_by_what_stands_before_it():
+    tokenizer, lists = Pieces(), (["AbbbbbA", "bB"], ["Cx"], ["AbbbbbA", "bB"])
+    built = build_automaton.cache_info().misses
+    hotwords = Hotwords(tokenizer, ["AB"])
+    first, _, again = (hotwords.hold(phrases) for phrases in lists)
+    assert build_automaton.cache_info().misses == built + 3  # with the list of all streams
+    for name in ("ended", "open", "granted"):
+        values = getattr(hotwords._nodes, name)
+        np.testing.assert_array_equal(values[first:][:10], values[again:][:10])
 
 
 def test_a_phrase_in_a_script_without_spaces_needs_none_before_it(tmp_path):

@@ -166,6 +166,7 @@ def test_partials_come_to_those_who_ask_and_say_which_words_are_stable():
         ("[1]", "invalid_value", "type"),
         ('{"type": 3}', "invalid_value", "type"),
         ('{"type": "response.create", "event_id": "mine"}', "unknown_event", "type"),
+        ('{"type": "odd \\ud800"}', "unknown_event", "type"),
         ('{"type": "input_audio_buffer.append"}', "invalid_value", "audio"),
         ('{"type": "input_audio_buffer.append", "audio": "?"}', "invalid_value", "audio"),
         ('{"type": "input_audio_buffer.append", "audio": "AAAA"}', "invalid_value", "audio"),

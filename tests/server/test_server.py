@@ -284,7 +284,7 @@ def test_pages_of_other_origins_are_refused():
         own = f"http://{client.host}:{client.port}"
         for path in ("/", "/v1/realtime"):
             await (await client.ws_connect(path, headers={"Origin": own})).close()
-            for origin in ("http://evil.example", "null", f"http://{client.host}:1"):
+            for origin in ("http://evil.example", "null", f"http://{client.host}:1", "http://["):
                 with pytest.raises(WSServerHandshakeError) as refused:
                     await client.ws_connect(path, headers={"Origin": origin})
                 assert refused.value.status == 403

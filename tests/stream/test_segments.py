@@ -72,6 +72,10 @@ def test_a_stream_may_have_its_own_silence_that_ends_segments(student):  # noqa:
     batch.run()
     counts = [[segment.num_frames for segment in stream.segments][:5] for stream in streams]
     assert counts == [[40] * 5, [24] * 5, [40] * 5]
+    batch.end_segments_after(streams[1], 3.0)  # nor does a shorter pause end its long segments
+    assert streams[1].endpoint.late_pause == 3.0 and streams[2].endpoint.late_pause == 0.4
+    batch.end_segments_after(streams[1], 60.0)
+    assert streams[1].endpoint.late_pause == EndpointOptions().longest_segment / 2
     with pytest.raises(ConfigError, match="silence_after_speech"):
         batch.end_segments_after(batch.join(), -1.0)
 

@@ -318,6 +318,7 @@ def test_wrong_audio_is_named(student):
     for samples, message in (
         (np.zeros((2, 100), np.float32), r"mix channels down.*got float32 of shape \(2, 100\)"),
         (np.zeros(100, np.int32), "int16 or floating-point numbers.*got int32"),
+        (np.array([0.0, np.inf], np.float16), "samples must be numbers of a size up to 1e"),
         (np.array([0.0, np.nan]), "samples must be numbers of a size up to 1e"),
     ):
         with pytest.raises(ValueError, match=message):

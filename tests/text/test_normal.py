@@ -24,6 +24,12 @@ def test_nothing_but_space_and_what_is_invisible_is_lost_by_default():
     assert normalize_text(f"\ufeff {text}\u00ad\x07\n") == text.replace("\u00a0", " ")
 
 
+@pytest.mark.parametrize("mark", [0x061C, 0x200E, 0x200F, 0x202A, 0x202E, 0x2061, 0x2066, 0x2069])
+def test_marks_of_direction_are_no_part_of_words_and_joiners_inside_words_are(mark):
+    assert normalize_text(f"{chr(mark)}שלום עולם{chr(mark)}") == "שלום עולם"
+    assert normalize_text("می\u200cخواهم") == "می\u200cخواهم"
+
+
 def test_nfkc_makes_full_width_letters_and_digits_plain():
     assert normalize_text("ＡＢＣ １２３ ﬁx", normal_form="nfkc", case="lower") == "abc 123 fix"
     assert normalize_text("ＡＢＣ") == "ＡＢＣ"
