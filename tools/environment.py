@@ -217,6 +217,8 @@ def main():
         print("\n".join(problems), end="\n" if problems else "")
         sys.exit(1 if problems else 0)
     try:
+        if sys.argv[1:]:
+            raise SetUpError(f"tools/setup.sh takes no arguments, got '{sys.argv[1]}': see its first lines.")
         if os.environ.get("SETUP_DEVICE", "") not in ("", "cpu", "cuda"):
             raise SetUpError(f"SETUP_DEVICE must be cpu or cuda, got '{os.environ['SETUP_DEVICE']}'.")
         python = choose_environment()

@@ -26,6 +26,7 @@ help=         # show this
 #   recipe, conf    the recipe's folder and its conf    exp, results    where the run's outputs and its report go
 #   corpus          what prepare.py is told of the corpus: --corpus-dir or --download-dir
 #   quick_conf      the YAML file of --quick, or nothing; it comes after the other files
+# A function check_options, if run.sh has one, is called before anything is set up.
 set -euo pipefail
 
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -67,7 +68,8 @@ while [ $# -gt 0 ]; do
     [ -n "$value" ] || usage_error "$option needs a value, --help shows all options"
     case "$name:$kind:$value" in
         *:N:*[!0-9]* | *:N:??????????*) usage_error "$option must be a whole number, got '$value'" ;;
-        *:N:*) value=$((10#$value)) ;;
+        *stage:N:*) value=$((10#$value)) ;;
+        *:N:*) value=$((10#$value)) && [ "$value" -ge 1 ] || usage_error "$option must be at least 1, got '$value'" ;;
         device:*:auto | device:*:cpu | device:*:cuda | exp_dir:*) ;;
         device:*) usage_error "--device must be auto, cpu or cuda, got '$value'" ;;
         *:DIR:*) [ -d "$value" ] && [ -x "$value" ] || usage_error "$option must be an existing folder, got '$value'" ;;
@@ -78,6 +80,7 @@ while [ $# -gt 0 ]; do
 done
 [ "$stage" -le "$stop_stage" ] && [ "$stop_stage" -le 9 ] ||
     usage_error "stages go from 0 to 9 in this order, got --stage $stage --stop-stage $stop_stage"
+if declare -F check_options >/dev/null && [ -z "$help" ]; then check_options; fi
 
 # stage N TITLE: true when stage N is to be run; prints its banner, or its line of --help.
 stage() {

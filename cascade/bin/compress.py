@@ -41,6 +41,7 @@ def main() -> None:
     print("changed: " + ", ".join(f"{name} {old} -> {new}" for name, (old, new) in changes.items()))
     if arguments.out:
         options = changed_options(Config(), dataclasses.replace(student, distillation=DistillationConfig()))
+        arguments.out.parent.mkdir(parents=True, exist_ok=True)
         save_options({name: new for name, (_, new) in options.items()}, arguments.out)
         print(f"wrote {arguments.out}")
 

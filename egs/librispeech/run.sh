@@ -13,11 +13,14 @@ lm_order=4      # N tokens in its longest n-grams
 epochs=         # N train so many epochs instead of as many as the confs say
 device=auto     # NAME train and decode on cpu, cuda (a GPU) or auto (a GPU where there is one)
 num_processes=  # N train with so many processes on this machine, one for each GPU or CPU core
+check_options() {
+    case "$full$clean_100$mini" in 11*) usage_error "choose one of --full, --clean-100 and --mini" ;; esac
+    case "$musan$noise_dir" in 1/*) usage_error "choose one of --musan and --noise-dir" ;; esac
+    case "$lm$lm_text" in 1?*) usage_error "choose one of --lm and --lm-text" ;; esac
+    [ "$lm_order" -le 7 ] || usage_error "--lm-order goes up to 7 (with 500 tokens), got '$lm_order'"
+}
 . "$(dirname "${BASH_SOURCE[0]}")/../../tools/recipe.sh"
 
-case "$full$clean_100$mini" in 11*) usage_error "choose one of --full, --clean-100 and --mini" ;; esac
-case "$musan$noise_dir" in 1/*) usage_error "choose one of --musan and --noise-dir" ;; esac
-case "$lm$lm_text" in 1?*) usage_error "choose one of --lm and --lm-text" ;; esac
 lm_text="${lm_text:-${lm:+$recipe/download/librispeech-lm-norm.txt.gz}}"
 noise_dir="${noise_dir:-${musan:+$recipe/download/musan/noise}}"
 corpus+=(${full:+--set full} ${clean_100:+--set clean-100} ${mini:+--set mini})

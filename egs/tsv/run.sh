@@ -6,6 +6,10 @@ tsv=            # FILE path text [split] [speaker] [start] [end], tab-separated;
 large=          # models of 41 and 21 M parameters, for hundreds of hours and GPUs, instead of 5.0 and 2.4 M
 device=auto     # NAME train and decode on cpu, cuda (a GPU) or auto (a GPU where there is one)
 num_processes=  # N train with so many processes on this machine, one for each GPU or CPU core
+check_options() {
+    [ "$stage" -gt 0 ] || [ -n "$tsv" ] ||
+        usage_error "stage 0 needs --tsv FILE, the table of recordings; --help shows all options"
+}
 . "$(dirname "${BASH_SOURCE[0]}")/../../tools/recipe.sh"
 
 models="${large:+egs/librispeech/conf}"
@@ -16,7 +20,6 @@ student=("${data[@]}" "$models/teacher.yaml" "$models/student.yaml" "${quick_con
 data+=("${quick_conf[@]}")
 
 if stage 0 "data: the table, manifests, validation"; then
-    [ -n "$tsv" ] || usage_error "stage 0 needs --tsv FILE, the table of recordings; --help shows all options"
     step manifests --outputs "$exp/manifests" -- \
         python "$recipe/local/prepare.py" --tsv "$tsv" ${corpus_dir:+--audio-dir "$corpus_dir"} --out "$exp/manifests"
     prepare_data ${quick:+--max-utterances 60} --config "${data[@]}"

@@ -86,6 +86,7 @@ def log(recipe: Path, exp: str = "exp") -> list[str]:
         ("--quick=1", "--quick takes no value"), ("--stag 1", "'--stag'"),
         ("--voice-dir", "--voice-dir"), ("--voice-dir no/folder", "'no/folder'"), ("--voice-dir=", "--voice-dir"),
         ("--table my\0recipe", "'my recipe'"), ("--table=no.tsv", "'no.tsv'"), ("--mini=yes", "--mini takes no value"),
+        ("--num-parts 00", "at least 1"),
         ("--num-parts 1.5", "'1.5'"), ("--device gpu", "'gpu'"), ("--device", "--device"), ("--word=", "--word"),
     ],
 )

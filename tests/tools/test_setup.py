@@ -60,7 +60,7 @@ def setup(tmp_path):
         (fakes / name).write_text(text)
         (fakes / name).chmod(0o755)
 
-    def call(gpu=False, free_mb=9000, index=True, pip="cuda", **variables):
+    def call(*arguments, gpu=False, free_mb=9000, index=True, pip="cuda", **variables):
         environment = {
             **CLEAN, "PATH": f"{fakes}{os.pathsep}{CLEAN['PATH']}", "PYTHONPATH": str(tmp_path / "packages"),
             "NOTES": str(tmp_path / "notes"), "FREE_MB": str(free_mb), "GPU": "1" if gpu else "",
@@ -68,7 +68,8 @@ def setup(tmp_path):
         }  # fmt: skip
         (tmp_path / "notes").write_text("")
         done = subprocess.run(
-            ["bash", str(root / "tools" / "setup.sh")], capture_output=True, text=True, timeout=60, env=environment
+            ["bash", str(root / "tools" / "setup.sh"), *arguments], capture_output=True, text=True, timeout=60,
+            env=environment,
         )
         done.pip = (tmp_path / "notes").read_text().splitlines()
         version = tmp_path / "packages" / "torch" / "version.py"
@@ -129,6 +130,8 @@ def test_a_login_node_can_ask_for_the_cuda_build_and_keeps_it(setup):
     assert setup().pip == [] and setup(gpu=True).pip == []
     wrong = setup(SETUP_DEVICE="gpu")
     assert wrong.returncode == 1 and wrong.stderr == "setup failed: SETUP_DEVICE must be cpu or cuda, got 'gpu'.\n"
+    wrong = setup("cuda")
+    assert wrong.returncode == 1 and "tools/setup.sh takes no arguments, got 'cuda'" in wrong.stderr and wrong.pip == []
 
 
 def test_gpus_that_are_hidden_want_no_cuda_build(setup):
