@@ -121,6 +121,18 @@ def parser_of(module: str, monkeypatch: pytest.MonkeyPatch) -> argparse.Argument
 
 
 @each_recipe
+def test_own_values_come_after_those_of_the_recipe(recipe, tmp_path):
+    own = tmp_path / "own.yaml"
+    own.write_text("training: {num_epochs: 1}\n")
+    table = ["--tsv", str(own)] if recipe.name == "tsv" else []
+    lines = commands_of(recipe, tmp_path / "run", *table, "--extra-conf", str(own), "--stop-stage", "5")
+    configured = [line.split(" --config ", 1)[1].split() for line in lines if " --config " in line]
+    assert len(configured) >= 6
+    for words in configured:
+        assert [word for word in words if word.endswith(".yaml")][-1] == str(own)
+
+
+@each_recipe
 def test_programs_exist_and_know_the_words_that_recipes_give_them(recipe, commands, monkeypatch):
     programs = {}
     for words in commands(recipe.name):

@@ -18,6 +18,7 @@ corpus_dir=   # DIR take the corpus from here instead of downloading it
 exp_dir=      # DIR put everything this run makes here, results included (otherwise: exp/, results beside run.sh)
 noise_dir=    # DIR mix the recordings of this folder into training (augment.noise_share, augment.noise_snr_db)
 rir_dir=      # DIR put training copies into the rooms of this folder of impulse responses (augment.rir_share)
+extra_conf=   # FILE a YAML file of your own values, which comes after those of conf/
 quick=        # few utterances, tiny models, few epochs: a check that all works (otherwise into exp/quick/)
 force=        # run the chosen stages again, also with other options; earlier trainings are kept (DIR.previous-1, ...)
 help=         # show this
@@ -25,7 +26,7 @@ help=         # show this
 # Sourcing it reads the options, sets the environment up and changes into the repository's root. It also sets
 #   recipe, conf    the recipe's folder and its conf    exp, results    where the run's outputs and its report go
 #   corpus          what prepare.py is told of the corpus: --corpus-dir or --download-dir
-#   quick_conf      the YAML file of --quick, or nothing; it comes after the other files
+#   quick_conf      the YAML files of --quick and --extra-conf, or nothing; they come after the other files
 # A function check_options, if run.sh has one, is called before anything is set up.
 set -euo pipefail
 
@@ -214,7 +215,7 @@ child="" signalled="" signalled_at=0 pending="" current_stage=""
 exp="${exp_dir:-$recipe/exp${quick:+/quick}}" results="$recipe"
 corpus=(--download-dir "$recipe/download")
 if [ -n "$corpus_dir" ]; then corpus=(--corpus-dir "$corpus_dir"); fi
-quick_conf=(${quick:+egs/quick.yaml})
+quick_conf=(${quick:+egs/quick.yaml} ${extra_conf:+"$extra_conf"})
 if [ -n "$help" ]; then
     printf 'usage: %s [OPTION...]\n\n%s\n' "$0" "$option_lines"
     cat <<'HELP'

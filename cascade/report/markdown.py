@@ -258,7 +258,8 @@ def int8_table(int8: Row) -> str:
     header = ["in int8", "pass", "WER float32", "WER int8", "more errors", "del float32", "del int8"]
     return (
         f"Test set `{int8['test_set']}`, {int8['rows'][0]['num_words']} words, greedy search. A file that makes over "
-        f"{int8['limit_percent']:g} % more word errors in a pass (rounded up to a whole error) stays float32.\n\n"
+        f"{int8['limit_percent']:g} % more word errors in a pass (rounded up to a whole error) stays float32. Silence "
+        "follows each recording up to a whole block, so float32 may differ by a few words from the results above.\n\n"
         + table([*header, "equal tokens %", "within limit"], rows, left=2)
     )
 
