@@ -6,7 +6,8 @@
   end by rules, a greedy search of the chunks looks for them.
 - two_pass: every chunk is searched at once, going on from where the look-ahead pass ended; a complete block replaces
   that by the look-ahead pass (the chunk that completes it is searched by that pass alone); the full pass says the text.
-  Every segment is searched without labels of the one before.
+
+A full pass begins without labels of the segment before, the other searches too unless the segment begins inside speech.
 """
 
 from __future__ import annotations
