@@ -8,6 +8,7 @@ section that the checkpoints carry.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import logging
 import os
 import pickle
@@ -93,6 +94,7 @@ def load_resumable(
     repair: rename a damaged one, so that it never takes the place of a good one.
     Raises:
       ValueError: all that are there are damaged.
+      OSError: one cannot be read now.
     """
     paths = [path for path in (model_dir / CHECKPOINT, model_dir / PREVIOUS) if path.is_file()]
     good, problem = 0, None
@@ -123,6 +125,7 @@ def load_file(path: str | Path) -> dict[str, Any]:
 
     Raises:
       FileNotFoundError, ValueError: missing, damaged, or holding anything that is not plain data.
+      OSError: it cannot be read now, which says nothing of the file.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"checkpoint not found: {path}")
@@ -136,6 +139,8 @@ def load_file(path: str | Path) -> dict[str, Any]:
         zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, pickle.UnpicklingError, LookupError, ValueError,
         TypeError, OSError,
     ) as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # EINVAL: a place that no file has
+            raise OSError(error.errno, error.strerror, str(path)) from error
         raise ValueError(f"{path} is damaged or not a checkpoint of this project ({type(error).__name__})") from error
     if isinstance(values, dict) and values.get("format") == 1:
         values = _from_format_1(values)

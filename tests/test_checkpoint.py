@@ -1,3 +1,4 @@
+import errno
 import os
 
 import pytest
@@ -10,7 +11,9 @@ from cascade.checkpoint import (
     last_epochs,
     load_file,
     load_model,
+    load_resumable,
     save_file,
+    save_resumable,
 )
 from cascade.config.load import config_from_dict
 from cascade.training.earlier_run import carry_decoding
@@ -50,6 +53,20 @@ def test_damaged_foreign_and_malicious_files_are_refused(tmp_path, monkeypatch):
     assert not (tmp_path / "hacked").exists()
     with pytest.raises(FileNotFoundError, match=r"nothing\.pt"):
         load_file(tmp_path / "nothing.pt")
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EACCES])
+def test_a_checkpoint_that_cannot_be_read_now_is_not_taken_for_damaged(tmp_path, monkeypatch, number):
+    for _ in range(2):
+        save_resumable({"format": FORMAT, "x": torch.zeros(2)}, tmp_path)
+
+    def fail(path):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("zipfile.ZipFile", fail)
+    with pytest.raises(OSError, match=rf"{os.strerror(number)}: .*checkpoint\.pt"):
+        load_resumable(tmp_path, repair=True)
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint.pt", "checkpoint-previous.pt"}
 
 
 def test_the_tied_matrix_is_averaged_once_and_stays_tied(tmp_path):

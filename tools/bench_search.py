@@ -169,7 +169,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if (arguments.exp_dir is None) != (arguments.manifest is None):
         raise ConfigError("--exp-dir and --manifest belong together: a trained model and what it hears")
-    check_values(arguments)
+    check_values(arguments, repeats=1)
     limit_threads(arguments.threads)
     scorers: list[list[NgramScorer]] = [[]]
     if arguments.ngram is not None:

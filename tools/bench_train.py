@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -41,6 +41,14 @@ from cascade.training.trainer import Trainer  # noqa: E402
 
 ARMS = [(optimizer, precision) for precision in ("float32", "bfloat16") for optimizer in ("adamw", "muon")]
 SIDE = 1024
+NOT_COUNTED = {
+    torch.ops.aten.addmm_: lambda total, left, right, **more: 2 * left[0] * left[1] * right[1],
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu:
+        lambda query, key, value, *more, **options: sdpa_flop_count(query, key, value),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward:
+        lambda grad, query, key, value, *more, **options: sdpa_backward_flop_count(grad, query, key, value),
+}
+"""What torch's counter takes for 0: the joiner's sums of gradients, and attention on a CPU."""
 
 
 def seconds_of(work: Callable[[], object]) -> tuple[float, float]:
@@ -83,7 +91,7 @@ def measure(config: Config, paths: RunPaths, num_steps: int, processes: Processe
             frames += int(batch.feature_lens.sum())
         if step == num_steps // 2 + 1:  # of a batch of middle size, in proportion to its frames
             for arm in ARMS:
-                with FlopCounterMode(display=False) as counter:
+                with FlopCounterMode(display=False, custom_mapping=NOT_COUNTED) as counter:
                     trainers[arm].take_step.attempt(batch, step, 0.01, num_parts=1)
                 flops[arm] = counter.get_total_flops() / int(batch.feature_lens.sum())
     peak = 2 * SIDE**3 * num_steps / spent["product"][1]

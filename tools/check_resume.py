@@ -38,6 +38,12 @@ def step_of(folder: Path) -> int:
     return 0 if values is None else values["state"]["step"]
 
 
+def failure(code: int, log: str) -> ValueError:
+    """The last line of a training's log says why."""
+    last = (log.splitlines() or ["it said nothing"])[-1]
+    return ValueError(f"train ended with {code}: {last.removeprefix('error: ')}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="what compute_features wrote")
@@ -57,7 +63,9 @@ def main() -> None:
         "training.save_every_minutes=0.02", "--exp-dir",
     ]
     whole, killed = arguments.out / "whole", arguments.out / "killed"
-    subprocess.run([*command, str(whole)], check=True, stderr=subprocess.DEVNULL)
+    done = subprocess.run([*command, str(whole)], stderr=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise failure(done.returncode, done.stderr)
     seconds = 60 * json.loads((whole / "train_summary.json").read_text())["train_minutes"]
     kills = 0
     while True:
@@ -76,7 +84,7 @@ def main() -> None:
             print(f"kill {kills}: step {step_of(killed)}{', in the middle of ' + ', '.join(left) if left else ''}")
             continue
         if process.returncode:
-            raise ValueError(f"the training failed with exit code {process.returncode}: {' '.join(command)} {killed}")
+            raise failure(process.returncode, log.read_text())
         if not same_weights(whole / "averaged.pt", killed / "averaged.pt"):
             raise ValueError(f"{killed} came to other weights than {whole}")
         print(f"finished after {kills} kills: the same weights, bit for bit")

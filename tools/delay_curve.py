@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -37,12 +35,13 @@ from cascade.measure.latency import Alignments, delay_summary  # noqa: E402
 from cascade.provenance import command_line, git_commit, machine  # noqa: E402
 from cascade.report.markdown import table  # noqa: E402
 from cascade.search.methods import DEFAULT_CHUNK_MS, default_left_context_ms  # noqa: E402
+from tools.run_arms import call  # noqa: E402
 
 _FINE_TUNING = (
     "training.num_epochs=2", "training.average_last=1", "training.learning_rate=5e-4",
     "training.muon_learning_rate=4e-3", "training.warmup_steps=20",
     "loss.warmup_steps=0",  # the penalty begins after the warm-up of the losses, here at once
-    "data.sorted_epochs=0", "distillation=null",
+    "data.sorted_epochs=0", "distillation=null", "augment.recombine_share=0",
 )  # fmt: skip
 
 
@@ -61,13 +60,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="of the fine-tuning")
     return parser.parse_intermixed_args()
-
-
-def call(program: str, *arguments: str | Path) -> None:
-    """Run one program of the package; its failure is ours."""
-    words = [sys.executable, "-m", f"cascade.bin.{program}", *map(str, arguments)]
-    logging.info("%s", " ".join(words))
-    subprocess.run(words, check=True)
 
 
 def fine_tune(arguments: argparse.Namespace, penalty: float) -> Path:

@@ -1,11 +1,13 @@
 #!/usr/bin/env python
 """Join manifests of several corpora into the table that egs/tsv trains on:
 
-    python tools/join_manifests.py --train egs/an4/exp/manifests/train.jsonl egs/librispeech/exp/manifests/train.jsonl \
+    python tools/join_manifests.py \\
+        --train egs/an4/exp/manifests/train.jsonl egs/librispeech/exp/manifests/train.jsonl \\
         --dev egs/librispeech/exp/manifests/dev.jsonl --out all.tsv
 
 Each recipe writes its manifests in stage 0; what a line must hold stands in cascade/corpus/manifests.py. A split that
-is not named is cut out of train by egs/tsv. Speakers of different manifests are different, whatever their names.
+is not named is cut out of train by egs/tsv. Speakers of one name are one within a folder of manifests, and
+different ones in different folders.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A model directory with random weights, which has the size and the pace of a trained model and no sense.
 
-    python tools/random_model.py --config egs/librispeech/conf/data.yaml egs/librispeech/conf/teacher.yaml \
+    python tools/random_model.py --config egs/librispeech/conf/data.yaml egs/librispeech/conf/teacher.yaml \\
         egs/librispeech/conf/student.yaml --wav DIR --out exp/random
 
 Benchmarks of compute need no more. The tokens are of made-up words. The blank's bias is set so that the model says a

@@ -37,12 +37,15 @@ import yaml
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from cascade.bin.cli import run_program  # noqa: E402
-from cascade.config.load import load_config  # noqa: E402
-from cascade.config.options import MODES, ConfigError  # noqa: E402
+from cascade.checkpoint import load_file  # noqa: E402
+from cascade.config.load import changed_numbers, changed_options, config_from_dict, load_config  # noqa: E402
+from cascade.config.options import MODES, Config, ConfigError  # noqa: E402
 from cascade.processes.exits import EXIT_INTERRUPTED, Interrupted  # noqa: E402
 
 OTHER_ARMS = ("teacher", "init_from", "alignment")
 KEYS = {"config", "like", "options", "epoch", "model", "note", *OTHER_ARMS}
+COUNT_TOO = ("training.num_epochs", "training.average_last", "training.precision", "decoding.")
+"""Options of which `train` makes another model without starting over."""
 KEPT = ("id", "ref", "hyp", "speaker")
 METHODS = {"greedy": "greedy_search", "beam": "modified_beam_search"}
 COLUMNS = [
@@ -111,6 +114,10 @@ class Experiment:
         alone = [] if "teacher" in arm else ["distillation=null"]
         return ["--config", *files, *alone, *arm["options"], f"seed={seed}"]
 
+    def config(self, name: str, seed: int) -> Config:
+        words = self.words(name, seed)[1:]
+        return load_config([word for word in words if "=" not in word], [word for word in words if "=" in word])
+
     def has_own_tokens(self, name: str) -> bool:
         return any(option.startswith("tokens.") for option in self.arms[name]["options"])
 
@@ -119,8 +126,7 @@ class Experiment:
         Raises:
           ConfigError: options that are none, or no text for an arm's tokens.
         """
-        words = self.words(name, 1)[1:]
-        load_config([word for word in words if "=" not in word], [word for word in words if "=" in word])
+        self.config(name, 1)
         if self.has_own_tokens(name) and self.arguments.text is None:
             raise ConfigError(f"arm {name} has tokens of its own: name the folder of stage 0's data with --text")
 
@@ -145,6 +151,7 @@ class Experiment:
         """The folder of an arm's trained model; the arms that it needs are trained first."""
         arm, folder, arguments = self.arms[name], self.arguments.exp_dir / f"{name}-seed{seed}", self.arguments
         if (folder / "averaged.pt").is_file():
+            self.check_trained(name, seed, folder)
             return folder
         words: list[object] = []
         if "teacher" in arm:
@@ -158,6 +165,21 @@ class Experiment:
              arguments.device, "--num-processes", arguments.num_processes, "--threads", 1, *words,
              *self.words(name, seed))
         return folder
+
+    def check_trained(self, name: str, seed: int, folder: Path) -> None:
+        """
+        Raises:
+          ConfigError: the finished model in the arm's folder has other options or tokens than the arm.
+        """
+        old, new = config_from_dict(load_file(folder / "averaged.pt")["config"]), self.config(name, seed)
+        own = (*COUNT_TOO, "tokens.") if self.has_own_tokens(name) else COUNT_TOO
+        changed = {key: values for key, values in changed_options(old, new).items() if key.startswith(own)}
+        lines = [f"{key}: {before}, now {now}" for key, (before, now) in (changed_numbers(old, new) | changed).items()]
+        if (folder / "tokens" / "tokens.txt").read_bytes() != (self.tokens(name) / "tokens.txt").read_bytes():
+            lines.append("other tokens")
+        if lines:
+            raise ConfigError(f"{folder} holds a finished model that is not arm {name} ({'; '.join(lines)}): move the "
+                              "folder away to train the arm, or name another --exp-dir")
 
     def decode(self, folder: Path, split: str, manifest: Path) -> dict[tuple[str, str], dict[str, Any]]:
         """{(mode, method): result} of all modes."""

@@ -35,7 +35,7 @@ class Limits(NamedTuple):
     """Reason why a number has no lower bound."""
     goes_on: bool = False
     """A training in --exp-dir goes on with another value; without this it starts over. Only for what changes no number
-    of a training."""
+    of a training, and for training.precision: a run may go on where `auto` means another one, and the log says so."""
 
 
 def option(default: Any, **limits: Any) -> Any:
@@ -229,7 +229,7 @@ class LossConfig:
 @dataclass(frozen=True)
 class DistillationConfig:
     weight: float = option(1.0, at_least=0)
-    """Weight of the KL to the teacher, which is a mean over valid lattice cells per pass, times the batch's tokens."""
+    """Weight of the KL to the teacher, which is a mean per pass over the lattice cells (see cell_weight)."""
     kind: Literal["pruned", "collapsed", "one_best"] = "pruned"
     """pruned (all V) | collapsed (next label, blank, rest) | one_best (cells on the teacher's best path)."""
     ranges: Literal["teacher", "student"] = "teacher"

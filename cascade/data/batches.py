@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -205,12 +206,34 @@ class TrainBatches:
 
     def iterate(self, skip: int = 0) -> Iterator[Batch]:
         """Yield this rank's batches of the epoch, without the first `skip`, which are not even read."""
+        with self.loading(skip) as batches:
+            yield from batches
+
+    @contextmanager
+    def loading(self, skip: int = 0) -> Iterator[Iterator[Batch]]:
+        """The batches of `iterate` in a block with whose end, an error too, the loader processes end.
+
+        Raises:
+          ValueError, OSError: features cannot be read, or a loader process was lost, wherever the block is then.
+        """
         tasks = [(self._epoch, indices) for indices in self.plan()[skip:]]
         generator = torch.Generator()  # otherwise the loader draws from torch's own, which resuming must find unmoved
-        yield from DataLoader(
-            self._dataset, batch_size=None, sampler=tasks, num_workers=self._config.data.num_workers,
+        loader = iter(DataLoader(
+            _Caught(self._dataset), batch_size=None, sampler=tasks, num_workers=self._config.data.num_workers,
             generator=generator, worker_init_fn=lambda _: ignore_signals(),  # the training saves, then ends its loaders
-        )
+        ))
+        try:
+            yield map(_raise_errors, loader)
+        except RuntimeError as error:  # torch's, from a signal that comes at any moment
+            if not str(error).startswith("DataLoader worker"):
+                raise
+            raise OSError(
+                f"a process that loads batches was lost ({str(error).splitlines()[0].strip()}): if memory ran out, "
+                "lower data.num_workers"
+            ) from error
+        finally:
+            if self._config.data.num_workers:
+                loader._shutdown_workers()  # an error's traceback keeps the loader, and loaders ignore signals
 
     @property
     def utterances(self) -> list[TrainingUtterance]:
@@ -310,6 +333,25 @@ class _Dataset(Dataset):
         if index not in self._kept:
             self._kept[index] = read_features(self._utterances[index].features)
         return self._kept[index]
+
+
+class _Caught(Dataset):
+    """A dataset that returns errors in the data: raised in a loader process, they would come as its whole traceback."""
+
+    def __init__(self, dataset: _Dataset) -> None:
+        self._dataset = dataset
+
+    def __getitem__(self, task: tuple[int, np.ndarray]) -> Batch | Exception:
+        try:
+            return self._dataset[task]
+        except (ValueError, OSError) as error:
+            return error
+
+
+def _raise_errors(loaded: Batch | Exception) -> Batch:
+    if isinstance(loaded, Exception):
+        raise loaded
+    return loaded
 
 
 def dev_batches(

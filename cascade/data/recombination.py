@@ -17,6 +17,7 @@ import numpy as np
 from cascade.config.options import FRAME_SHIFT_MS, SUBSAMPLING, AugmentConfig
 from cascade.data.alignments import TimedWord, read_ctm
 from cascade.data.training_utterances import TrainingUtterance
+from cascade.text.normal import begins_word, split_words
 from cascade.text.tokens import Tokenizer
 
 REMEDY = "run align again, with --manifest EXP/fbank/train_cuts.jsonl.gz"
@@ -33,6 +34,7 @@ class Aligned(NamedTuple):
     """An utterance that can be cut."""
 
     words: list[str]
+    """Each with the space that stands before it in the text; the first one has one, too."""
     cuts: np.ndarray
     """(words + 1,) int64 feature frames: word k lies from cuts[k] to cuts[k + 1]."""
     level: float
@@ -80,13 +82,13 @@ class Recombination:
         for index, utterance in enumerate(utterances):
             if utterance.id not in timed:
                 continue
-            check_words(utterance, timed[utterance.id], tokenizer, alignment)
+            words = check_words(utterance, timed[utterance.id], tokenizer, alignment)
             features = read(index)
             cuts = word_cuts(timed[utterance.id], features)
             if not (np.diff(cuts) > 0).all():  # more words than the audio has room for
                 continue
             level = float(np.quantile(np.logaddexp.reduce(features[cuts[0] : cuts[-1]], axis=1), LOUD_SHARE))
-            self._aligned[index] = Aligned([word.word for word in timed[utterance.id]], cuts, level)
+            self._aligned[index] = Aligned(words, cuts, level)
             num_words = len(cuts) - 1
             pieces[self._voice(utterance)] += [
                 (int(cuts[end] - cuts[first]), index, first, end)
@@ -120,7 +122,7 @@ class Recombination:
             spare += length - len(part)
             first = end
         parts.append(features[cuts[-1] :])
-        text = self._tokenizer.normalize(" ".join(words))
+        text = self._tokenizer.normalize(join_words(words))
         tokens = tuple(self._tokenizer.encode(text))
         joined = join(parts)
         if len(tokens) > len(joined) // SUBSAMPLING:
@@ -130,19 +132,31 @@ class Recombination:
 
 def check_words(
     utterance: TrainingUtterance, words: Sequence[TimedWord], tokenizer: Tokenizer, alignment: Path
-) -> None:  # fmt: skip
-    """
+) -> list[str]:  # fmt: skip
+    """The words of the text, each with the space before it.
+
     Raises:
       ValueError: an alignment of another text or of other audio.
     """
+    split = str.split if tokenizer.kind == "word" else split_words
+    spaced = [" " * (place == 0) + word for part in utterance.text.split() for place, word in enumerate(split(part))]
     text = " ".join(word.word for word in words)
-    if tuple(tokenizer.encode(text)) != utterance.tokens:
+    if len(words) != len(spaced) or split(tokenizer.normalize(text)) != split(utterance.text):
         raise ValueError(f"--alignment {alignment}: {utterance.id} is {text!r} there and {utterance.text!r} in the "
                          f"training data: {REMEDY}")
     end, duration = words[-1].end, utterance.num_frames * FRAME_SHIFT_MS / 1000
     if end > duration + 0.05:
         raise ValueError(f"--alignment {alignment}: {utterance.id} ends at {end:.2f} s there, its features at "
                          f"{duration:.2f} s: {REMEDY}")
+    return spaced
+
+
+def join_words(words: Sequence[str]) -> str:
+    """The text of words with the space before each; there is one, too, where two words would become one without."""
+    text = ""
+    for word in words:
+        text += word if word.startswith(" ") or begins_word(text[-1:], word[0]) else f" {word}"
+    return text.lstrip()
 
 
 def word_cuts(words: Sequence[TimedWord], features: np.ndarray) -> np.ndarray:

@@ -27,21 +27,26 @@ class SymbolFrames(NamedTuple):
 
 
 @torch.no_grad()
-def one_best_cells(inputs: JoinerInputs, symbols: Tensor, boundary: Tensor) -> Cells:
-    """The T + U cells that the best path leaves, by a blank or a symbol, in the regular topology.
+def one_best_cells(
+    inputs: JoinerInputs, symbols: Tensor, boundary: Tensor, rnnt_type: str = "regular"
+) -> Cells:  # fmt: skip
+    """The cells that the best path leaves, by a blank or a symbol: T + U (regular), or one in each of the T frames.
 
     Two log-probs per cell of the whole lattice (N, T, U + 1) are kept, the logits of one slice.
 
     Args:
       inputs: the joiner, usually the teacher's; symbols: (N, U) int64; boundary: (N, 4) int64.
+      rnnt_type: as for `best_symbol_frames`.
     Returns:
       the cells of all utterances, in the order of the paths; none for an utterance without a path.
     """
+    check_common(symbols, BLANK_ID, inputs.weight.shape[0], rnnt_type)
     cells = []
-    for part, begin, _, positions, _ in _best_paths(inputs, symbols, boundary, "regular"):
+    for part, begin, _, positions, _ in _best_paths(inputs, symbols, boundary, rnnt_type):
         utts, k = (positions >= 0).nonzero(as_tuple=True)
         s = positions[utts, k]
-        cells.append(Cells(utts + part.start, k - s + begin[utts, 1], s + begin[utts, 0]))
+        t = k + begin[utts, 1] - (s if rnnt_type == "regular" else 0)
+        cells.append(Cells(utts + part.start, t, s + begin[utts, 0]))
     return Cells(*(torch.cat(columns) for columns in zip(*cells, strict=True)))
 
 

@@ -135,7 +135,7 @@ def _slice_kl(
 
 def distillation_loss(
     student: JoinerInputs, teacher: JoinerInputs, symbols: Tensor, boundary: Tensor, ranges: Tensor, *, kind: str,
-    temperature: float, cell_weights: Tensor | None = None, logits_budget_mb: float = 64.0,
+    temperature: float, cell_weights: Tensor | None = None, rnnt_type: str = "regular", logits_budget_mb: float = 64.0,
 ) -> tuple[Tensor, Tensor]:
     """Weighted sum of KL(teacher || student) over the valid cells of each utterance.
 
@@ -146,6 +146,7 @@ def distillation_loss(
       kind: pruned | collapsed | one_best.
       temperature: divides the logits of both.
       cell_weights: (N, T, R) weights of the band's cells, None for 1 each; one_best weighs all its cells with 1.
+      rnnt_type: regular | modified | constrained, the topology of one_best's path.
     Returns:
       (N,) sums of weight * KL and (N,) sums of the weights; divide one's total by the other's for a mean.
     Raises:
@@ -168,7 +169,7 @@ def distillation_loss(
     boundary = check_boundary(boundary, num_utts, symbols.shape[1], num_frames, symbols.device)
     with torch.autocast(symbols.device.type, enabled=False):
         if kind == "one_best":
-            cells = one_best_cells(teacher, symbols, boundary)
+            cells = one_best_cells(teacher, symbols, boundary, rnnt_type)
             weights = torch.ones(cells.utts.shape[0], device=symbols.device)
         else:
             check_ranges(ranges, num_utts, num_frames, symbols.shape[1])

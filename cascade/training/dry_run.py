@@ -25,6 +25,7 @@ from cascade.processes.group import Processes
 from cascade.text.tokens import Tokenizer
 from cascade.training.earlier_run import plan_run
 from cascade.training.run_inputs import RunInputs, RunPaths, build_trainer, describe_inputs, read_inputs
+from cascade.training.step import OutOfMemory
 from cascade.training.step_timing import NUM_STEPS, checkpoint_bytes, estimate_seconds, measure, padded_frames
 from cascade.training.trainer import Trainer
 
@@ -177,6 +178,9 @@ def _estimate(trainer: Trainer, report: Report) -> None:
     except MemoryError as error:
         report.problems.append(f"{error}: lower data.batch_duration (now {trainer.config.data.batch_duration:g}) or "
                                f"data.max_duration (now {trainer.config.data.max_duration:g})")
+        return
+    except OutOfMemory as error:
+        report.problems.append(str(error))
         return
     if measured.non_finite:
         report.notes.append(f"no finite loss, set aside in training: {', '.join(measured.non_finite[:5])}")

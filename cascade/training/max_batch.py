@@ -12,7 +12,7 @@ import torch
 
 from cascade.data.batches import FRAMES_PER_SECOND, plan_batches
 from cascade.training.step import OutOfMemory
-from cascade.training.step_timing import peak_bytes
+from cascade.training.step_timing import numbers_of_all_passes, peak_bytes
 from cascade.training.trainer import Trainer
 
 KEPT_FREE = 0.1
@@ -96,14 +96,15 @@ def trials(trainer: Trainer) -> Iterator[Trial]:
 
 
 def _try(trainer: Trainer, batch_duration: float, limit: float) -> Trial:
+    if trainer.device.type == "cuda":  # or the peak of a size that was too large would count for all after it
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(trainer.device)
     trainer.model.train()
     for indices in hardest_batches(trainer, batch_duration):
         batch = trainer.train_batches.load(indices)
-        for step in range(max(1, trainer.config.loss.pass_sampling * 4)):  # with one pass a step, both should come
+        for step in numbers_of_all_passes(trainer):
             if trainer.take_step.attempt(batch, step, 0.0, num_parts=1) is None:
                 trainer.model.zero_grad(set_to_none=True)
-                if trainer.device.type == "cuda":
-                    torch.cuda.empty_cache()
                 return Trial(batch_duration, False, float("nan"))
     peak = peak_bytes(trainer.device)
     return Trial(batch_duration, peak <= limit, peak)

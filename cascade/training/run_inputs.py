@@ -89,14 +89,17 @@ def check_options(config: Config, paths: RunPaths) -> None:
             "the CTM file that align made of EXP/fbank/train_cuts.jsonl.gz with --alignment FILE"
             if paths.alignment is None else "--alignment is of use only with augment.recombine_share above 0"
         )
-    if paths.alignment is not None and not paths.alignment.is_file():
-        raise ConfigError(f"--alignment {paths.alignment} does not exist: align writes it, as alignment.ctm")
     exp_dir = paths.exp_dir.resolve()
-    for flag, path in (("--teacher", paths.teacher), ("--init-from", paths.init_from)):
+    for flag, path in (  # starting over would take it along
+        ("--data", paths.data), ("--tokens", paths.tokens), ("--teacher", paths.teacher),
+        ("--init-from", paths.init_from), ("--alignment", paths.alignment),
+    ):
         if path is not None and exp_dir in (path.resolve(), *path.resolve().parents):
             raise ConfigError(f"{flag} {path} lies in --exp-dir {paths.exp_dir}: choose another --exp-dir")
     if paths.teacher is not None and paths.teacher.resolve() in exp_dir.parents:  # a new teacher would take it along
         raise ConfigError(f"--exp-dir {paths.exp_dir} lies in --teacher {paths.teacher}: choose another --exp-dir")
+    if paths.alignment is not None and not paths.alignment.is_file():
+        raise ConfigError(f"--alignment {paths.alignment} does not exist: align writes it, as alignment.ctm")
 
 
 def load_teacher(teacher_dir: Path, tokens_dir: Path, config: Config) -> CascadedTransducer:

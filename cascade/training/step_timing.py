@@ -69,12 +69,12 @@ def measure(trainer: Trainer, plan: list[np.ndarray], num_steps: int = NUM_STEPS
     seconds, frames, non_finite = [], [], set()
     trainer.model.train()
 
-    def step(index: int) -> float:
+    def step(index: int, number: int) -> float:
         batch = batches.load(plan[index])
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         start = time.monotonic()
-        result = trainer.take_step.attempt(batch, len(seconds), 0.01, num_parts=1)
+        result = trainer.take_step.attempt(batch, number, 0.01, num_parts=1)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         if result is None:
@@ -83,21 +83,28 @@ def measure(trainer: Trainer, plan: list[np.ndarray], num_steps: int = NUM_STEPS
         non_finite.update(result.impossible, result.non_finite)
         return time.monotonic() - start
 
-    step(chosen[0])
+    step(chosen[0], 0)
     begin = time.monotonic()
     for index in chosen:
-        seconds.append(step(index))
+        seconds.append(step(index, len(seconds)))
         frames.append(int(sizes[index]))
         if time.monotonic() - begin > SECONDS_FOR_STEPS:
             break
     for index in {largest, longest}:
-        step(index)
+        for number in numbers_of_all_passes(trainer):
+            step(index, number)
     dev_seconds = _measure_dev(trainer)
     return Measured(np.array(seconds), np.array(frames), dev_seconds, peak_bytes(device), sorted(non_finite))
 
 
+def numbers_of_all_passes(trainer: Trainer) -> range:
+    """Step numbers among which each pass is drawn, most likely, where a step has one pass only."""
+    return range(max(1, trainer.config.loss.pass_sampling * 4))
+
+
 def peak_bytes(device: torch.device) -> int:
-    """The most memory of the device that this process has taken so far; on a CPU its resident set."""
+    """The most memory of the device that this process has taken so far, of a GPU since its statistics were reset; on a
+    CPU its resident set."""
     if device.type == "cuda":
         return torch.cuda.max_memory_reserved(device)
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -112,7 +119,7 @@ def _measure_dev(trainer: Trainer) -> float:
     trainer.model.eval()
     start = time.monotonic()
     for batch in chosen:
-        trainer.objective(batch.to(trainer.device), trainer.state.step, VALIDATION_CONTEXT)
+        trainer.take_step.evaluate(batch, trainer.state.step, VALIDATION_CONTEXT)
     seconds = time.monotonic() - start
     trainer.model.train()
     return seconds * total / sum(batch.features.shape[0] * batch.features.shape[1] for batch in chosen)

@@ -229,7 +229,7 @@ class Distillation:
             weights = loss.occupancy if config.cell_weight == "teacher_occupancy" else None
         values, counts = distillation_loss(
             outputs.passes[name].joiner, teacher.joiner, batch.tokens, outputs.boundary, ranges, kind=config.kind,
-            temperature=config.temperature, cell_weights=weights,
+            temperature=config.temperature, cell_weights=weights, rnnt_type=self.loss.rnnt_type,
         )
         return {"kd": Term(values.sum(), float(counts.sum()), config.weight)}
 

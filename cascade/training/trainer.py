@@ -26,6 +26,7 @@ from cascade.checkpoint import (
 )
 from cascade.config.options import Config
 from cascade.data.batches import Batch, TrainBatches, dev_batches
+from cascade.device import takes_bfloat16
 from cascade.log import progress
 from cascade.models.build import count_params, params_by_part
 from cascade.models.transducer import CascadedTransducer
@@ -35,7 +36,7 @@ from cascade.provenance import command_line, git_commit, machine
 from cascade.text.tokens import Tokenizer
 from cascade.training.bad_batches import save_bad_batch
 from cascade.training.metrics import Metrics, MetricWriter
-from cascade.training.objective import VALIDATION_CONTEXT, Losses, Objective
+from cascade.training.objective import VALIDATION_CONTEXT, Objective
 from cascade.training.optim import build_optimizer, rate_share
 from cascade.training.step import Stepper
 
@@ -85,6 +86,7 @@ class Trainer:
             model, config.training, processes.rank, processes.world_size, processes.sum_in_place
         )
         self.take_step = Stepper(model, self.objective, self.optimizer, config, processes, self.device)
+        self.low = takes_bfloat16(config.training.precision, self.device)
         self.state = TrainState()
         self.metrics = Metrics()
         self.train_batches = TrainBatches(
@@ -92,9 +94,8 @@ class Trainer:
             stats={"mean": model.encoder.feature_mean.cpu()},  # so that what SpecAugment masks is 0 after normalising
             alignment=alignment,
         )
-        self.dev = lambda: dev_batches(
-            data_dir / "dev_cuts.jsonl.gz", tokenizer, config, processes.rank, processes.world_size
-        )
+        self.dev_cuts = data_dir / "dev_cuts.jsonl.gz"
+        self.dev = lambda: dev_batches(self.dev_cuts, tokenizer, config, processes.rank, processes.world_size)
         self.start = start
         self.set_aside: set[str] = set()
         self.writer: MetricWriter | None = None
@@ -125,6 +126,9 @@ class Trainer:
             logging.info("the epoch began with %d processes, %d go on with the rest", before, self.processes.world_size)
             self.state.epoch_parts.append([before, self.state.batch])
             self.state.batch = 0
+        if values.get("bfloat16", self.low) != self.low:
+            now, then = ("bfloat16", "float32") if self.low else ("float32", "bfloat16")
+            logging.warning("products are in %s from here on, they were in %s before: other numbers", now, then)
         self.take_step.largest_part = self.state.largest_part
         self.metrics = Metrics()
         if self.processes.is_first:  # they are the sums of all processes
@@ -142,7 +146,7 @@ class Trainer:
         return model_values(self.model, self.config, self.state.epoch) | {
             "optimizer": self.optimizer.state_dict(), "state": asdict(self.state), "sums": metrics.sums,
             "counts": metrics.counts, "set_aside": self._gather_set_aside(), "inputs": self.inputs,
-            "processes": self.processes.world_size,
+            "processes": self.processes.world_size, "bfloat16": self.low,
         }
 
     def _gather_set_aside(self) -> list[str]:
@@ -168,12 +172,18 @@ class Trainer:
 
         Raises:
           Diverged: the numbers stay not finite.
+          ValueError, OSError: no dev set that can be used, said before the first step.
         """
         training = self.config.training
         finished = self.state.epoch > training.num_epochs and (self.exp_dir / "averaged.pt").is_file()
         if self.processes.from_first(finished):
             logging.info("%s is finished already", self.exp_dir)
             return True
+        if self.processes.is_first and next(self.dev(), None) is None:
+            raise ValueError(
+                f"{self.dev_cuts} holds no utterance with tokens, and frames enough for them: give the corpus a dev "
+                "set, and run stages 0 and 1 again"
+            )
         self.clock = Clock()
         self._share_start()
         self.writer = MetricWriter(self.exp_dir, self.state.step) if self.processes.is_first else None
@@ -199,7 +209,8 @@ class Trainer:
         if self.state.step == 0 and self.processes.is_first:
             save_resumable(values, self.exp_dir)
         if self.processes.world_size > 1:
-            self.model.load_state_dict(self.processes.from_first(values["model"]))
+            weights = {name: tensor.cpu() for name, tensor in values["model"].items()}  # each has a GPU of its own
+            self.model.load_state_dict(self.processes.from_first(weights))
 
     def _run_epoch(self, stop_request: StopRequest) -> str:
         """finished | stopped (by a signal) | went back (to a checkpoint)."""
@@ -207,25 +218,25 @@ class Trainer:
         self.train_batches.set_epoch(epoch, self.state.epoch_parts)
         total, done_before = len(self.train_batches), self.train_batches.share_done
         self.model.train()
-        batches = self.train_batches.iterate(skip=self.state.batch)
         bar = progress(range(self.state.batch, total), f"epoch {epoch}/{training.num_epochs}")
-        for _ in bar:
-            share = done_before + (1 - done_before) * self.state.batch / total
-            self.step(next(batches), (epoch - 1 + share) / training.num_epochs)
-            self.state.batch += 1
-            if self.state.step % training.log_every_steps == 0:
-                self._log("train")
-            late = time.monotonic() - self.last_save > 60 * training.save_every_minutes
-            stop, late = self.processes.sum([float(stop_request.asked), float(late and not self.state.bad_steps)])
-            if self.state.bad_steps >= training.max_bad_steps or ((stop or late) and not self._is_finite()):
-                bar.close()
-                self._go_back()
-                return "went back"
-            if stop or late:
-                self.save()
-                self.last_save = time.monotonic()
-            if stop:
-                return "stopped"
+        with self.train_batches.loading(skip=self.state.batch) as batches:
+            for _ in bar:
+                share = done_before + (1 - done_before) * self.state.batch / total
+                self.step(next(batches), (epoch - 1 + share) / training.num_epochs)
+                self.state.batch += 1
+                if self.state.step % training.log_every_steps == 0:
+                    self._log("train")
+                late = time.monotonic() - self.last_save > 60 * training.save_every_minutes
+                stop, late = self.processes.sum([float(stop_request.asked), float(late and not self.state.bad_steps)])
+                if self.state.bad_steps >= training.max_bad_steps or ((stop or late) and not self._is_finite()):
+                    bar.close()
+                    self._go_back()
+                    return "went back"
+                if stop or late:
+                    self.save()
+                    self.last_save = time.monotonic()
+                if stop:
+                    return "stopped"
         bar.close()
         if not self._is_finite():
             self._go_back()
@@ -291,10 +302,13 @@ class Trainer:
             self.writer = MetricWriter(self.exp_dir, self.state.step)
         self.save()
 
-    def _log(self, split: str) -> None:
-        metrics = self.metrics.over(self.processes)
+    def _log(self, split: str, weights: dict[str, float] | None = None) -> None:
+        """weights: of the terms, for a loss that is made of their means."""
+        means = self.metrics.over(self.processes).means()
+        if weights and means:
+            means["loss"] = sum(weights[name] * mean for name, mean in means.items())
         if self.writer is not None:
-            self.writer.write(split, self.state.epoch, self.state.step, metrics.means())
+            self.writer.write(split, self.state.epoch, self.state.step, means)
         self.metrics = Metrics()
 
     def _validate(self) -> bool:
@@ -305,16 +319,18 @@ class Trainer:
         self.model.eval()
         train_metrics, self.metrics = self.metrics, Metrics()
         broken: list[str] = []
+        weights: dict[str, float] = {}
         for batch in self.dev():
             for losses in self.take_step.evaluate(batch, self.state.step, VALIDATION_CONTEXT):
                 broken += losses.non_finite
+                weights |= {name: term.weight for name, term in losses.terms.items()}
                 terms = {name: (float(term.total), term.count) for name, term in losses.terms.items()}
                 if all(math.isfinite(total) for total, _ in terms.values()):
-                    self.metrics.add(terms | {"loss": _weighted_mean(losses)})
+                    self.metrics.add(terms)
         broken = [name for names in self.processes.gather(broken) for name in names]
         if broken:
             logging.warning("dev: the losses of %d utterances are not finite: %s", len(broken), ", ".join(broken[:5]))
-        self._log("dev")
+        self._log("dev", weights)
         self.metrics = train_metrics
         self.model.train()
         return bool(broken)
@@ -336,13 +352,6 @@ class Trainer:
         (self.exp_dir / "train_summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
         save_file(average, self.exp_dir / "averaged.pt")  # last: with it the run counts as finished
         logging.info("finished %s: %.1f minutes", self.exp_dir, self.state.seconds / 60)
-
-
-def _weighted_mean(losses: Losses) -> tuple[float, float]:
-    """The loss that is minimised, times tokens, and the tokens."""
-    num_tokens = max(term.count for term in losses.terms.values())
-    mean = sum(term.weight * float(term.total) / max(term.count, 1e-10) for term in losses.terms.values())
-    return mean * num_tokens, num_tokens
 
 
 class Clock:

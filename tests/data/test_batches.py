@@ -1,4 +1,7 @@
 import dataclasses
+import multiprocessing
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -114,6 +117,43 @@ def test_loader_processes_do_not_change_the_batches(exp):
         loader.set_epoch(2)
     assert_equal(list(parallel), list(batches))
     assert_equal(list(parallel.iterate(skip=3)), list(batches.iterate(skip=3)))
+
+
+@pytest.fixture
+def parallel(exp):
+    """Batches from two loader processes."""
+    config = small_config()
+    return make(exp, dataclasses.replace(config, data=dataclasses.replace(config.data, num_workers=2)))
+
+
+def test_a_damaged_archive_is_said_as_without_loader_processes_which_end(exp, parallel):
+    archive = next((exp / "fbank" / "train").glob("*.lca"))
+    whole = archive.read_bytes()
+    archive.write_bytes(whole[:100])
+    try:
+        with pytest.raises(ValueError, match=f"^features in {archive} .*run stage 1 again$"):
+            list(parallel)
+        assert not multiprocessing.active_children()
+    finally:
+        archive.write_bytes(whole)
+
+
+def test_loader_processes_end_with_an_error_of_the_one_who_asks(parallel):
+    with pytest.raises(KeyError), parallel.loading() as batches:
+        next(batches)
+        raise KeyError
+    assert not multiprocessing.active_children()
+
+
+def test_a_lost_loader_process_is_one_sentence_with_the_remedy(parallel):
+    message = "lost .DataLoader worker .*lower data.num_workers"
+    with pytest.raises(OSError, match=message), parallel.loading() as batches:
+        next(batches)
+        for process in multiprocessing.active_children():
+            os.kill(process.pid, signal.SIGKILL)
+        list(batches)
+        signal.pause()  # its signal comes here if every batch had come before
+    assert not multiprocessing.active_children()
 
 
 def test_skipping_gives_the_rest_of_the_same_batches_without_reading_the_first(exp, monkeypatch):

@@ -5,13 +5,14 @@ import numpy as np
 import pytest
 import torch
 
-from cascade.config.options import AugmentConfig
+from cascade.config.options import AugmentConfig, TokenConfig
 from cascade.data.alignments import TimedWord, read_ctm, write_ctm
 from cascade.data.augment import utterance_generator
 from cascade.data.batches import TrainBatches
-from cascade.data.recombination import SHORTEST_SHARE, Recombination, join, word_cuts
+from cascade.data.recombination import SHORTEST_SHARE, Recombination, join, join_words, word_cuts
 from cascade.data.training_utterances import TrainingUtterance
-from cascade.text.tokens import Tokenizer
+from cascade.text.normal import split_words
+from cascade.text.tokens import Tokenizer, train_tokenizer
 from tests.synthetic import WORDS, small_config
 
 QUIET, LOUD = -10.0, 5.0
@@ -104,6 +105,32 @@ def test_the_share_is_recombined_and_the_rest_stays_as_it_is(exp, speech, tmp_pa
         else:
             changed += 1
     assert changed / 20 / len(speech.utterances) == pytest.approx(0.3, abs=0.06)
+
+
+def test_scripts_mixed_without_spaces_are_recombined_with_theirs(tmp_path):
+    texts = ("我要买iphone手机", "call me 现在", "not now")
+    tokenizer = train_tokenizer(texts, TokenConfig(kind="char"), tmp_path / "tokens")
+    frames = np.full((400, 10), QUIET, dtype=np.float32)
+    utterances, timed = [], {}
+    for number, text in enumerate(texts):
+        words = split_words(text)
+        tokens = tuple(tokenizer.encode(text))
+        utterances.append(TrainingUtterance(str(number), text, tokens, len(frames), None, str(number), "voice"))
+        timed[str(number)] = [TimedWord(word, 0.5 * k + 0.5, 0.5 * k + 0.6) for k, word in enumerate(words)]
+    write_ctm(tmp_path / "alignment.ctm", timed)
+    config = AugmentConfig(recombine_share=1.0)
+    made = Recombination(tmp_path / "alignment.ctm", utterances, tokenizer, config, lambda index: frames)
+    found = [made(index, utterance_generator(1, epoch, str(index)))[1:] for epoch in range(30) for index in range(3)]
+    said = {text for _, text in found}
+    assert len(said) > 10 and all(list(tokens) == tokenizer.encode(text) for tokens, text in found)
+    known = {word for text in texts for word in split_words(text)}
+    assert {word for text in said for word in split_words(text)} <= known
+    assert any("买iphone" in text for text in said) and not any("买 iphone手" in text for text in said)
+
+
+def test_words_are_joined_with_their_spaces_and_never_into_one():
+    assert join_words([" 买", "iphone", "手", " now"]) == "买iphone手 now"
+    assert join_words([" call", "iphone", " me", "在"]) == "call iphone me在"
 
 
 def test_words_are_cut_where_it_is_quiet_before_they_are_said(speech):

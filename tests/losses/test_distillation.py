@@ -54,18 +54,22 @@ def valid_cells(ranges, weights):
             yield n, t, u, float(weights[n, t, r])
 
 
-def enumerate_best_path(joiner, symbols, n):
+def enumerate_best_path(joiner, symbols, n, rnnt_type="regular"):
     """Score every order of blanks and symbols; the cells of the best one."""
     u_len, t_len = int(BOUNDARY[n, 2]), int(BOUNDARY[n, 3])
     log_probs = joint_log_probs(joiner, 1.0).detach()
     best, best_cells = -float("inf"), None
-    for places in itertools.combinations(range(t_len + u_len - 1), u_len):  # the last step is a blank
+    num_steps = t_len + u_len if rnnt_type == "regular" else t_len
+    for places in itertools.combinations(range(num_steps - (rnnt_type == "regular")), u_len):  # a blank comes last
         t = u = 0
         score, cells = 0.0, []
-        for step in range(t_len + u_len):
+        for step in range(num_steps):
             cells.append((n, t, u))
             if step in places:
                 score, u = score + float(log_probs[n, t, u, symbols[n, u]]), u + 1
+                if rnnt_type == "constrained":
+                    score += float(log_probs[n, t, u, 0])
+                t += rnnt_type != "regular"
             else:
                 score, t = score + float(log_probs[n, t, u, 0]), t + 1
         if score > best:
@@ -97,13 +101,16 @@ def test_distillation_equals_the_plain_formula(kind, temperature, budget):
         torch.testing.assert_close(value, reference, rtol=1e-9, atol=1e-11)
 
 
-def test_one_best_cells_are_the_best_of_all_paths():
+@pytest.mark.parametrize(("rnnt_type", "count"), [
+    ("regular", (9 + 4) + (5 + 2)), ("modified", 9 + 5), ("constrained", 9 + 5),
+])
+def test_one_best_cells_are_the_best_of_all_paths(rnnt_type, count):
     joiner = make_joiner(3, 4)
     symbols, _, _ = make_cells(1)
-    cells = one_best_cells(joiner, symbols, BOUNDARY)
+    cells = one_best_cells(joiner, symbols, BOUNDARY, rnnt_type)
     found = list(zip(*(x.tolist() for x in cells), strict=True))
-    assert found == enumerate_best_path(joiner, symbols, 0) + enumerate_best_path(joiner, symbols, 1)
-    assert len(found) == (9 + 4) + (5 + 2)
+    assert found == [cell for n in (0, 1) for cell in enumerate_best_path(joiner, symbols, n, rnnt_type)]
+    assert len(found) == count
 
 
 @pytest.mark.parametrize("kind", KINDS)

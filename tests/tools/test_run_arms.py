@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from argparse import Namespace
 from pathlib import Path
 
@@ -71,6 +72,25 @@ def test_arms_are_trained_once_and_their_rows_written_once(arms, tmp_path):
     for row in rows:
         assert float(row["dev_loss"]) > 0 and float(row["dev_cer"]) > 0 and int(row["steps"]) > 0
         assert float(row["wer_full_greedy"]) > 0 and row["wer_full_beam"] == "" and row["test_set"] == "test"
+
+
+def test_a_finished_model_with_other_options_or_tokens_is_not_taken_for_the_arm(arms, tmp_path, corpus):  # noqa: F811
+    tuned = "tuned: {like: base, init_from: base, options: [training.num_epochs=2]}\n"
+    arms(TINY, "--only", "base")
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "base-seed3").symlink_to(tmp_path / "exp" / "base-seed3")
+    assert arms(TINY + tuned, "--only", "tuned", "--exp-dir", tmp_path / "linked") == ["train", "decode", "decode"]
+    for option, message in (
+        ("model.joiner_dim=14", r"exp/base-seed3 holds .* not arm base \(model.joiner_dim: 12, now 14\): move"),
+        ("training.num_epochs=3", "training.num_epochs: 1, now 3"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            arms(TINY.replace("]}", f", {option}]}}") + tuned, "--only", "tuned", "--out", tmp_path / "more.csv")
+    shutil.copytree(corpus / "tokens", tmp_path / "tokens")
+    with open(tmp_path / "tokens" / "tokens.txt", "a") as file:
+        file.write("NEW 99\n")
+    with pytest.raises(ConfigError, match="other tokens"):
+        arms(TINY + tuned, "--only", "tuned", "--tokens", tmp_path / "tokens", "--out", tmp_path / "more.csv")
 
 
 @pytest.mark.parametrize(("text", "words", "message"), [

@@ -165,6 +165,37 @@ def test_an_earlier_run_is_recognised_and_stays_as_it_is(corpus, train, tmp_path
     assert files(tmp_path) == before
 
 
+def test_with_one_pass_a_step_the_largest_batch_takes_steps_of_both(corpus, tmp_path, monkeypatch):
+    config = load_config([], [*OPTIONS, "loss.pass_sampling=true"])
+    paths = RunPaths(corpus / "fbank", corpus / "tokens", tmp_path / "model")
+    trainer = build_trainer(config, paths, read_inputs(paths, config), "", Processes())
+    plan, real, seen = trainer.train_batches.plan(), Objective.__call__, set()
+
+    def noted(self, batch, step, context, passes=("dev",)):
+        seen.update((batch.features.shape[0] * batch.features.shape[1], name) for name in passes)
+        return real(self, batch, step, context, *([] if passes == ("dev",) else [passes]))
+
+    monkeypatch.setattr(Objective, "__call__", noted)
+    measure(trainer, plan, num_steps=1)
+    largest = padded_frames(trainer, plan).max()
+    assert {(largest, "causal"), (largest, "noncausal")} <= seen
+
+
+@pytest.mark.parametrize(("most", "code"), [(1, 0), (0, 1)])
+def test_a_dev_batch_that_does_not_fit_is_measured_in_parts(corpus, tmp_path, capsys, monkeypatch, most, code):
+    real = Objective.__call__
+
+    def full(self, batch, *arguments):
+        if not self.model.training and len(batch.ids) > most:
+            raise torch.OutOfMemoryError("no memory")
+        return real(self, batch, *arguments)
+
+    monkeypatch.setattr(Objective, "__call__", full)
+    done = dry_run(corpus, tmp_path / "model", "data.batch_duration=100")
+    assert done.returncode == code and "Traceback" not in done.stderr
+    assert ("a single utterance of dev does not fit" in capsys.readouterr().out) == bool(code)
+
+
 def test_a_batch_that_does_not_fit_is_a_problem_with_its_remedy(corpus, tmp_path, capsys, monkeypatch):
     def full(*arguments):
         raise torch.OutOfMemoryError("no memory")

@@ -161,12 +161,16 @@ def test_a_resumed_run_does_not_start_again_and_another_checkpoint_is_another_ru
     (["distillation.weight=1", "--teacher", "{tmp}/model"], "lies in --exp-dir", 2),
     (["distillation.weight=1", "--teacher", "{tmp}/model/teacher"], "lies in --exp-dir", 2),
     (["distillation.weight=1", "--teacher", "{tmp}"], "lies in --teacher", 2),
+    (["--data", "{tmp}/model/fbank"], "--data {tmp}/model/fbank lies in --exp-dir", 2),
+    (["--tokens", "{tmp}/model/tokens"], "--tokens {tmp}/model/tokens lies in --exp-dir", 2),
+    (["augment.recombine_share=0.5", "--alignment", "{tmp}/model/align/alignment.ctm"], "alignment.ctm lies in", 2),
 ])
 def test_what_cannot_be_started_from_is_refused_in_one_sentence(trained, train, tmp_path, words, message, code):
     words = [word.format(tmp=tmp_path, trained=trained) for word in words]
     done = train(tmp_path / "model", *words, check=False)
     assert done.returncode == code, done.stderr
-    assert message in done.stderr and done.stderr.count("error:") == 1 and "Traceback" not in done.stderr
+    assert message.format(tmp=tmp_path) in done.stderr
+    assert done.stderr.count("error:") == 1 and "Traceback" not in done.stderr
     assert not (tmp_path / "model").exists()
 
 

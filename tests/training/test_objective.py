@@ -98,6 +98,14 @@ def test_a_student_equal_to_its_teacher_has_no_divergence():
             assert float(far[name].total) > 1e-2 and far[name].count > 1
 
 
+def test_one_best_has_a_cell_for_each_frame_where_a_frame_has_one_symbol():
+    teacher, batch = make(seed=1)[0], make_batch()
+    for rnnt_type, more in (("regular", int(batch.token_lens.sum())), ("modified", 0)):
+        model, config = make("distillation.kind=one_best", f"loss.rnnt_type={rnnt_type}")
+        terms = Objective(model, config, teacher)(batch, 100, CONTEXT).terms
+        assert terms["causal_kd"].count == int((batch.feature_lens // 4).sum()) + more
+
+
 def test_the_teacher_gets_no_gradient_and_stays_in_eval_mode():
     model, config = make("distillation.weight=3")
     teacher, _ = make(seed=1)

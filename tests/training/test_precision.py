@@ -57,3 +57,10 @@ def test_training_says_that_bfloat16_is_slow_and_learns_all_the_same(train, tmp_
     assert "1 thread, products in bfloat16" in log and "training.precision=float32 is faster here" in log
     weights = load_file(tmp_path / "averaged.pt")["model"].values()
     assert all(weight.dtype == torch.float32 for weight in weights if weight.is_floating_point())
+
+
+def test_a_run_that_goes_on_with_another_precision_says_so(train, tmp_path):
+    train(tmp_path, "training.precision=float32", "training.num_epochs=1")
+    done = train(tmp_path, "training.precision=bfloat16")
+    assert "products are in bfloat16 from here on, they were in float32 before" in done.stderr
+    assert "products are in" not in train(tmp_path, "training.precision=bfloat16", "training.num_epochs=3").stderr

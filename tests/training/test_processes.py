@@ -4,6 +4,7 @@ and every option can be compared within seconds; test_launch.py and test_train.p
 import copy
 import json
 import threading
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -185,15 +186,19 @@ def test_another_number_of_processes_goes_on_inside_an_epoch(corpus, tmp_path, c
     def work(processes):
         trainer = run.trainer(tmp_path, processes)
         trainer.resume()
-        iterate, lock = trainer.train_batches.iterate, threading.Lock()
+        loading, lock = trainer.train_batches.loading, threading.Lock()
 
+        @contextmanager
         def noted(skip=0):
-            for batch in iterate(skip=skip):
+            def note(batch):
                 with lock:
                     seen.extend((trainer.state.epoch, name) for name in batch.ids)
-                yield batch
+                return batch
 
-        trainer.train_batches.iterate = noted
+            with loading(skip) as batches:
+                yield map(note, batches)
+
+        trainer.train_batches.loading = noted
         if processes.world_size == counts[0] and trainer.state.step == 0:
             trainer._share_start()
             trainer.train_batches.set_epoch(1)

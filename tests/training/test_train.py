@@ -1,5 +1,6 @@
 """The training program from outside: what it writes, how it resumes, what it says to mistakes."""
 
+import gzip
 import json
 import sys
 import types
@@ -94,6 +95,28 @@ def test_distillation_starts_from_the_teacher_and_logs_its_loss(finished, train,
     assert "causal encoder: copied from the teacher, layers 1" in done.stderr
     rows = [json.loads(line) for line in (tmp_path / "student" / "losses.jsonl").read_text().splitlines()]
     assert all("causal_kd" in row and "noncausal_kd" in row for row in rows)
+
+
+def test_the_dev_loss_is_that_of_the_means_of_all_batches(finished, train, tmp_path):
+    train(tmp_path / "student", "distillation.weight=2", "--teacher", finished, "data.batch_duration=0.1",
+          "training.num_epochs=1", "training.average_last=1", "loss.causal_weight=0.25", "loss.simple_scale=0.5")
+    rows = [json.loads(line) for line in (tmp_path / "student" / "losses.jsonl").read_text().splitlines()]
+    row, weights = rows[-1], {"simple": 0.5, "pruned": 1.0, "ctc": 0.3, "kd": 2.0}
+    passes = {"causal": 0.25, "noncausal": 0.75}
+    expected = sum(passes[name] * weights[part] * row[f"{name}_{part}"] for name in passes for part in weights)
+    assert row["split"] == "dev" and row["loss"] == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize(("content", "message"), [(None, "cuts not found"), (b"", "holds no utterance with tokens")])
+def test_a_dev_set_that_cannot_be_used_is_said_before_the_first_step(corpus, train, tmp_path, content, message):
+    (tmp_path / "fbank").mkdir()
+    for name in ("train_cuts.jsonl.gz", "stats.pt"):
+        (tmp_path / "fbank" / name).symlink_to(corpus / "fbank" / name)
+    if content is not None:
+        (tmp_path / "fbank" / "dev_cuts.jsonl.gz").write_bytes(gzip.compress(content))
+    done = train(tmp_path / "model", "--data", tmp_path / "fbank", check=False)
+    assert done.returncode == 1 and message in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "model" / "losses.jsonl").exists()
 
 
 @pytest.mark.parametrize(("words", "message", "code"), [
