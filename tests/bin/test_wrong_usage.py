@@ -10,7 +10,7 @@ TRAINING = "--data no-folder --tokens no-folder"
 
 
 @pytest.mark.parametrize(("program", "words", "message"), [
-    ("train", f"{TRAINING} --exp-dir no-folder --threads 0", "--threads must be at least 1, got 0"),
+    ("train", f"{TRAINING} --exp-dir no-model --threads 0", "--threads must be at least 1, got 0"),
     ("max_batch", f"{TRAINING} --threads -1", "--threads must be at least 1, got -1"),
     ("compress", "--teacher egs/an4/conf/teacher.yaml --vocab-size -5", "--vocab-size must be at least 3, got -5"),
     ("compress", "--teacher egs/an4/conf/teacher.yaml --target nan", "--target must lie between 0 and 1, got nan"),

@@ -148,7 +148,7 @@ def test_workers_do_not_outlive_a_killed_parent(launch, tmp_path):
 
 @pytest.mark.slow
 def test_a_mistake_of_all_processes_is_told_once(launch, tmp_path):
-    process = launch(tmp_path, "--tokens", tmp_path / "nowhere")
+    process = launch(tmp_path, "--tokens", tmp_path.with_name("nowhere"))
     errors = process.communicate(timeout=90)[1]
     assert process.returncode == 1 and errors.startswith("error: ") and errors.count("\n") == 1, errors
 

@@ -68,15 +68,13 @@ def in_threads(world_size, work):
     return results
 
 
-def doubled(iterate, spoil):
+def doubled(batches, spoil):
     """Batches in float64; the utterance `spoil` gets too few frames for its tokens."""
-    def call(*arguments, **options):
-        for batch in iterate(*arguments, **options):
-            batch.features = batch.features.double()
-            if spoil in batch.ids:
-                batch.feature_lens[batch.ids.index(spoil)] = 4
-            yield batch
-    return call
+    for batch in batches:
+        batch.features = batch.features.double()
+        if spoil in batch.ids:
+            batch.feature_lens[batch.ids.index(spoil)] = 4
+        yield batch
 
 
 class Run:
@@ -92,8 +90,15 @@ class Run:
         trainer.model.double()
         if trainer.objective.teacher is not None:
             trainer.objective.teacher.double()
-        trainer.train_batches.iterate = doubled(trainer.train_batches.iterate, spoil)
-        trainer.dev = doubled(trainer.dev, spoil)
+        loading, dev = trainer.train_batches.loading, trainer.dev
+
+        @contextmanager
+        def doubled_loading(skip=0):
+            with loading(skip) as batches:
+                yield doubled(batches, spoil)
+
+        trainer.train_batches.loading = doubled_loading
+        trainer.dev = lambda: doubled(dev(), spoil)
         return trainer
 
     def __call__(self, exp_dir, world_size, spoil=""):
