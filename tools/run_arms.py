@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import dataclasses
 import fcntl
 import json
 import logging
@@ -172,6 +173,7 @@ class Experiment:
           ConfigError: the finished model in the arm's folder has other options or tokens than the arm.
         """
         old, new = config_from_dict(load_file(folder / "averaged.pt")["config"]), self.config(name, seed)
+        old = dataclasses.replace(old, seed=seed)  # the folder's name says it; a recipe's model, put here, has its own
         own = (*COUNT_TOO, "tokens.") if self.has_own_tokens(name) else COUNT_TOO
         changed = {key: values for key, values in changed_options(old, new).items() if key.startswith(own)}
         lines = [f"{key}: {before}, now {now}" for key, (before, now) in (changed_numbers(old, new) | changed).items()]

@@ -78,8 +78,9 @@ def test_a_finished_model_with_other_options_or_tokens_is_not_taken_for_the_arm(
     tuned = "tuned: {like: base, init_from: base, options: [training.num_epochs=2]}\n"
     arms(TINY, "--only", "base")
     (tmp_path / "linked").mkdir()
-    (tmp_path / "linked" / "base-seed3").symlink_to(tmp_path / "exp" / "base-seed3")
-    assert arms(TINY + tuned, "--only", "tuned", "--exp-dir", tmp_path / "linked") == ["train", "decode", "decode"]
+    (tmp_path / "linked" / "base-seed4").symlink_to(tmp_path / "exp" / "base-seed3")  # a recipe's seed is its own
+    linked = ("--seeds", "4", "--exp-dir", tmp_path / "linked")
+    assert arms(TINY + tuned, "--only", "tuned", *linked) == ["train", "decode", "decode"]
     for option, message in (
         ("model.joiner_dim=14", r"exp/base-seed3 holds .* not arm base \(model.joiner_dim: 12, now 14\): move"),
         ("training.num_epochs=3", "training.num_epochs: 1, now 3"),
