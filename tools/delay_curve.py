@@ -26,14 +26,14 @@ from cascade.bin import decode  # noqa: E402
 from cascade.bin.cli import run_program  # noqa: E402
 from cascade.bin.device_arguments import add_device_argument, open_device  # noqa: E402
 from cascade.bin.latency import read_spoken  # noqa: E402
-from cascade.bin.model_arguments import add_blank_penalty  # noqa: E402
+from cascade.bin.model_arguments import add_blank_penalty, check_values  # noqa: E402
 from cascade.checkpoint import load_model  # noqa: E402
 from cascade.config.load import save_config  # noqa: E402
 from cascade.data.alignments import read_alignments, read_ctm  # noqa: E402
 from cascade.measure.compute import ModelSource, open_model  # noqa: E402
 from cascade.measure.latency import Alignments, delay_summary  # noqa: E402
 from cascade.provenance import command_line, git_commit, machine  # noqa: E402
-from cascade.report.markdown import table  # noqa: E402
+from cascade.report.markdown import number, table  # noqa: E402
 from cascade.search.methods import DEFAULT_CHUNK_MS, default_left_context_ms  # noqa: E402
 from tools.run_arms import call  # noqa: E402
 
@@ -59,7 +59,9 @@ def parse_arguments() -> argparse.Namespace:
     add_device_argument(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="of the fine-tuning")
-    return parser.parse_intermixed_args()
+    arguments = parser.parse_intermixed_args()
+    check_values(arguments, num_utterances=1, threads=1)
+    return arguments
 
 
 def fine_tune(arguments: argparse.Namespace, penalty: float) -> Path:
@@ -123,7 +125,8 @@ def write_table(rows: list[dict[str, Any]]) -> str:
     keys = [*(f"emission_delay_ms_{key}" for key in ("mean", "p50", "p90")), "word_delay_ms_mean"]
     cells = [
         ["(start)" if row["delay_penalty"] is None else f"{row['delay_penalty']:g}",
-         *(f"{row[f'wer_{mode}']:.2f} %" for mode in ("streaming", "full")), *(f"{row[key]:.0f} ms" for key in keys),
+         *(f"{row[f'wer_{mode}']:.2f} %" for mode in ("streaming", "full")),
+         *(f"{number(row[key], 0)} ms" for key in keys),
          f"{row['num_correct_words']} / {row['num_words']}"] for row in rows
     ]  # fmt: skip
     return f"Blank penalty {rows[0]['blank_penalty']:g}, greedy search.\n\n{table(header, cells)}\n"

@@ -34,10 +34,11 @@ def lines_of(manifest: Path, split: str, corpus: int) -> list[str]:
       FileNotFoundError: no such manifest.
       ValueError: a line that is no utterance, or no utterance at all.
     """
-    lines = []
+    lines, num_timed = [], 0
     for each in read_manifest(manifest):
         if isinstance(each, Problem):
             raise ValueError(each.reason)
+        num_timed += each.words is not None
         path, text = str(each.path.resolve()), " ".join(each.text.split())
         if {"\t", "\n", "\r"} & set(path):
             raise ValueError(f"{manifest}: a table cannot hold a path with tabs or line ends, {path!r}")
@@ -47,6 +48,8 @@ def lines_of(manifest: Path, split: str, corpus: int) -> list[str]:
         lines.append("\t".join(quoted))
     if not lines:
         raise ValueError(f"{manifest} has no utterances")
+    if num_timed:
+        logging.warning("%s: the words' times of %d utterances are left out, a table has none", manifest, num_timed)
     return lines
 
 

@@ -22,9 +22,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from cascade.audio.io import read_audio  # noqa: E402
 from cascade.bin.cli import run_program  # noqa: E402
+from cascade.bin.model_arguments import check_values  # noqa: E402
+from cascade.config.options import ConfigError  # noqa: E402
 from cascade.corpus.cuts import Speech, read_speech  # noqa: E402
 from cascade.corpus.manifests import Utterance, write_manifest  # noqa: E402
 from cascade.corpus.synthetic.noise import mix_noise  # noqa: E402
+from cascade.data.alignments import TimedWord, read_alignments  # noqa: E402
 from cascade.data.audio_folder import find_audio  # noqa: E402
 from cascade.files import replacing  # noqa: E402
 from cascade.log import progress  # noqa: E402
@@ -64,8 +67,10 @@ class Noises:
         raise ValueError(f"--noise-dir {self._folder} holds silence and nothing to mix")
 
 
-def write_noisy(speech: list[Speech], noises: Noises, snr: float, rate: int, seed: int, out: Path) -> None:
-    """Write one ratio's recordings, and their manifest last."""
+def write_noisy(
+    speech: list[Speech], words: dict[str, list[TimedWord]], noises: Noises, snr: float, rate: int, seed: int, out: Path
+) -> None:
+    """Write one ratio's recordings, and their manifest, with the words' times, last."""
     name = f"snr{snr:g}"
     (out / name).mkdir(parents=True, exist_ok=True)
     lines = []
@@ -76,7 +81,9 @@ def write_noisy(speech: list[Speech], noises: Noises, snr: float, rate: int, see
         path = out / name / f"{len(lines):06d}.flac"
         with replacing(path) as temporary:
             soundfile.write(temporary, noisy, rate, format="FLAC", subtype="PCM_16")
-        lines.append(Utterance(utterance.id, Path(name) / path.name, utterance.text, utterance.speaker))
+        times = [[word.start, word.end] for word in words.get(utterance.id, [])]
+        given = times if len(times) == len(utterance.text.split()) else None
+        lines.append(Utterance(utterance.id, Path(name) / path.name, utterance.text, utterance.speaker, words=given))
     write_manifest(out / f"{name}.jsonl", lines)
 
 
@@ -89,10 +96,14 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, required=True, metavar="OUT")
     arguments = parser.parse_args()
+    check_values(arguments, sampling_rate=1000)
+    if not all(map(math.isfinite, arguments.snr)):
+        raise ConfigError(f"--snr must be numbers of dB, got {' '.join(map(str, arguments.snr))}")
     noises = Noises(arguments.noise_dir, arguments.sampling_rate)
     speech = read_speech(arguments.manifest, arguments.sampling_rate)
+    words = read_alignments(arguments.manifest)
     for snr in arguments.snr:
-        write_noisy(speech, noises, snr, arguments.sampling_rate, arguments.seed, arguments.out)
+        write_noisy(speech, words, noises, snr, arguments.sampling_rate, arguments.seed, arguments.out)
 
 
 if __name__ == "__main__":

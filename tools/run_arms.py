@@ -45,6 +45,7 @@ from cascade.processes.exits import EXIT_INTERRUPTED, Interrupted  # noqa: E402
 
 OTHER_ARMS = ("teacher", "init_from", "alignment")
 KEYS = {"config", "like", "options", "epoch", "model", "note", *OTHER_ARMS}
+LISTS = ("config", "options")
 COUNT_TOO = ("training.num_epochs", "training.average_last", "training.precision", "decoding.")
 """Options of which `train` makes another model without starting over."""
 KEPT = ("id", "ref", "hyp", "speaker")
@@ -67,16 +68,20 @@ def read_arms(path: Path) -> dict[str, dict[str, Any]]:
         raise ConfigError(f"--arms {path} cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(raw, dict) or not raw:
         raise ConfigError(f"{path} must map names to arms")
+    raw = {str(name): arm for name, arm in raw.items()}
 
     def resolve(name: str, above: tuple[str, ...]) -> dict[str, Any]:
         if name in above:
             raise ConfigError(f"{path}: arm {name} needs itself: {' -> '.join((*above, name))}")
-        arm = raw.get(name)
+        arm, place = raw.get(name), f"{path}: {' -> '.join((*above, name))}"
         if not isinstance(arm, dict) or set(arm) - KEYS or not ("config" in arm or "like" in arm):
             raise ConfigError(
-                f"{path}: {' -> '.join((*above, name))} must be an arm with config or like, and no other keys than "
-                + ", ".join(sorted(KEYS))
+                f"{place} must be an arm with config or like, and no other keys than {', '.join(sorted(KEYS))}"
             )
+        for key in set(arm) - {"epoch"}:
+            values = arm[key] if key in LISTS else [arm[key]]
+            if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+                raise ConfigError(f"{place}: {key} must be {'a list of texts' if key in LISTS else 'a text'}")
         base = resolve(arm["like"], (*above, name)) if "like" in arm else {}
         for key in OTHER_ARMS:
             if key in arm:
@@ -188,8 +193,8 @@ class Experiment:
         out, method = folder / "decode" / split, "all" if self.arguments.beam else METHODS["greedy"]
         call("decode", "--exp-dir", folder, "--manifest", manifest, "--mode", "all", "--method", method, "--out", out,
              "--device", self.arguments.device, "--threads", 1)
-        rows = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(out.glob("*/result.json"))]
-        return {(row["mode"], row["method"]): row for row in rows}
+        pairs = [(mode, each) for mode in MODES for each in METHODS.values() if method in ("all", each)]
+        return {pair: json.loads((out / "-".join(pair) / "result.json").read_text(encoding="utf-8")) for pair in pairs}
 
     def measure(self, name: str, seed: int) -> dict[str, Any]:
         """One row of --out."""
@@ -225,8 +230,8 @@ class Experiment:
 
     def keep_hypotheses(self, decoded: Path, name: str, seed: int, mode: str) -> None:
         """Copy what `compare` needs to hyps/."""
-        lines = (decoded / f"{mode}-{self.best_method}" / "hyps.jsonl").read_text(encoding="utf-8").splitlines()
-        utterances = [{key: each[key] for key in KEPT if key in each} for each in map(json.loads, lines)]
+        lines = (decoded / f"{mode}-{self.best_method}" / "hyps.jsonl").read_text(encoding="utf-8").split("\n")
+        utterances = [{key: each[key] for key in KEPT if key in each} for each in map(json.loads, filter(None, lines))]
         path = self.hypotheses(name, seed, mode)
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("".join(json.dumps(each, ensure_ascii=False) + "\n" for each in utterances), encoding="utf-8")
@@ -259,7 +264,10 @@ def rows_of(path: Path) -> set[tuple[str, int]]:
     if not path.is_file():
         return set()
     with open(path, encoding="utf-8", newline="") as file:
-        return {(row["arm"], int(row["seed"])) for row in csv.DictReader(file)}
+        rows = csv.DictReader(file)
+        if rows.fieldnames != COLUMNS:
+            raise ConfigError(f"--out {path} is another kind of table: name a new file")
+        return {(row["arm"], int(row["seed"])) for row in rows}
 
 
 def main() -> None:

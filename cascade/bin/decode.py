@@ -26,6 +26,7 @@ from cascade.bin.cli import run_program
 from cascade.bin.model_arguments import add_model_arguments, add_search_arguments, check_values, load_for_decoding
 from cascade.bin.score_arguments import add_score_arguments, score_options
 from cascade.config.options import ConfigError
+from cascade.corpus.cuts import split_name
 from cascade.data.decode_batches import decode_batches
 from cascade.log import progress
 from cascade.measure.calibration import outcomes
@@ -106,7 +107,7 @@ def main(words: Sequence[str] | None = None) -> None:
         )
     system = {
         "model": arguments.exp_dir.resolve().name,
-        "test_set": arguments.manifest.name.split(".")[0].removesuffix("_cuts"),
+        "test_set": split_name(arguments.manifest),
         "token_kind": tokenizer.kind,
         **describe_model(model, arguments.exp_dir, config),
         "threads": torch.get_num_threads(),

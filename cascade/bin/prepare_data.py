@@ -24,7 +24,7 @@ from pathlib import Path
 from cascade.bin.cli import add_config_arguments, config_from_arguments, run_program
 from cascade.bin.model_arguments import check_values
 from cascade.config.options import Config
-from cascade.corpus.cuts import CUTS_SUFFIX, Cut, validate, write_cuts
+from cascade.corpus.cuts import CUTS_SUFFIX, Cut, split_name, validate, write_cuts
 from cascade.corpus.manifests import read_manifest
 from cascade.corpus.quarantine import Problem, check_share, log_counts, write_quarantine
 from cascade.corpus.statistics import SplitStatistics, write_statistics
@@ -111,6 +111,10 @@ def prepare(
     for split in results:
         (checked / f"{split}{CUTS_SUFFIX}").replace(out / f"{split}{CUTS_SUFFIX}")
     shutil.rmtree(checked)
+    for path in sorted(out.glob(f"*{CUTS_SUFFIX}")):
+        if split_name(path) not in results:
+            log.warning("%s is of an earlier run, without %s.jsonl now: remove it, or later stages use it", path,
+                        split_name(path))
     first = [*REQUIRED_SPLITS, *sorted(results.keys() - set(REQUIRED_SPLITS))]
     return [results[split][2] for split in first]
 

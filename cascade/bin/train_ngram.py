@@ -16,7 +16,8 @@ from pathlib import Path
 from cascade.bin.cli import run_program
 from cascade.config.options import ConfigError
 from cascade.corpus.cuts import read_cuts, transcript
-from cascade.corpus.manifests import Utterance, read_manifest
+from cascade.corpus.manifests import read_manifest
+from cascade.corpus.quarantine import Problem
 from cascade.search.ngram import read_arpa
 from cascade.text.ngram_training import train_ngram, write_arpa
 from cascade.text.overlap import shared_sequences
@@ -27,9 +28,16 @@ HELD_OUT_LENGTH = 6
 
 
 def read_transcripts(path: Path) -> list[str]:
-    """The transcripts of cuts or of a manifest."""
+    """The transcripts of cuts or of a manifest.
+
+    Raises:
+      ValueError: a line is none, or there is none.
+    """
     if path.suffix == ".jsonl":
-        return [utterance.text for utterance in read_manifest(path) if isinstance(utterance, Utterance)]
+        utterances = list(read_manifest(path))
+        if wrong := next((each for each in utterances if isinstance(each, Problem)), None):
+            raise ValueError(f"{wrong.reason} (cuts end in .jsonl.gz)")
+        return [utterance.text for utterance in utterances]
     return [transcript(cut) for cut in read_cuts(path)]
 
 
@@ -75,8 +83,11 @@ def main() -> None:
             write_arpa(orders, tokenizer, arguments.out)
         if arguments.held_out is not None:
             num_shared, total = shared_sequences(held_out, texts, tokenizer.normalize, HELD_OUT_LENGTH)
-            print(f"{100 * num_shared / max(total, 1):.2f} % of {arguments.held_out} is in the text: {num_shared} of "
-                  f"{total} different sequences of {HELD_OUT_LENGTH} words")
+            if not total:
+                print(f"{arguments.held_out} has no sequence of {HELD_OUT_LENGTH} words: nothing was compared")
+            else:
+                print(f"{100 * num_shared / total:.2f} % of {arguments.held_out} is in the text: {num_shared} of "
+                      f"{total} different sequences of {HELD_OUT_LENGTH} words")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -27,6 +28,11 @@ from cascade.text.normal import normalizer
 
 CUTS_SUFFIX = "_cuts.jsonl.gz"
 """Of a split's file of cuts."""
+
+
+def split_name(manifest: Path) -> str:
+    """What SPLIT_cuts.jsonl.gz or SPLIT.jsonl is of."""
+    return re.sub(r"(_cuts)?\.jsonl(\.gz)?$", "", manifest.name)
 
 
 def validate(utterance: Utterance, split: str, config: Config) -> tuple[Cut, str | None] | Problem:
@@ -112,7 +118,12 @@ def load_samples(cut: Cut, sampling_rate: int) -> np.ndarray:
     """(num_samples,) float32 samples of a cut, mono at `sampling_rate`.
 
     Cuts of stage 0 and 1 are read by `read_audio` (what validation has decoded); others by lhotse itself.
+
+    Raises:
+      ValueError: no recording, an unusable one, or another than stage 0 saw.
     """
+    if cut.recording is None:
+        raise ValueError(f"cut {cut.id} has no recording")
     custom = cut.custom or {}
     if "utterance" not in custom:
         samples = np.asarray(cut.load_audio(), dtype=np.float32).mean(axis=0)
@@ -131,7 +142,8 @@ def load_samples(cut: Cut, sampling_rate: int) -> np.ndarray:
 def _fit(samples: np.ndarray, num_samples: int) -> np.ndarray:
     """Resamplers round lengths differently by a sample or two: cut off, or repeat the last one."""
     missing = num_samples - len(samples)
-    assert abs(missing) <= 4, (len(samples), num_samples)
+    if abs(missing) > 4:
+        raise ValueError(f"the recording has {len(samples)} samples and had {num_samples}: run stage 0 again")
     return np.pad(samples, (0, missing), mode="edge") if missing > 0 else samples[:num_samples]
 
 

@@ -48,11 +48,19 @@ def write_quarantine(path: str | Path, problems: Iterable[Problem]) -> None:
 
 
 def read_quarantine(path: str | Path) -> list[Problem]:
-    """The problems of a quarantine file; none if it does not exist."""
-    if not Path(path).is_file():
-        return []
-    lines = Path(path).read_text(encoding="utf-8").split("\n")
-    return [Problem(**json.loads(line)) for line in lines if line]
+    """The problems of a quarantine file; none if it does not exist.
+
+    Raises:
+      ValueError: a line of it is damaged.
+    """
+    lines = Path(path).read_bytes().split(b"\n") if Path(path).is_file() else []
+    problems = []
+    for number, line in enumerate(lines, 1):
+        try:
+            problems += [Problem(**json.loads(line))] if line else []
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"{path} line {number} is damaged: run stage 0 (prepare_data) again") from error
+    return problems
 
 
 def log_counts(split: str, num_total: int, problems: list[Problem]) -> None:

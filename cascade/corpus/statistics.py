@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import textwrap
+import unicodedata
 from array import array
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -169,7 +170,8 @@ def show_character(character: str) -> str:
     """A character as a reader can see it: its code where it is a space, a control character or a lone mark."""
     if character == " ":
         return "space"
-    return character if character.isprintable() and not character.isspace() else f"U+{ord(character):04X}"
+    shown = character.isprintable() and not character.isspace() and unicodedata.category(character)[0] != "M"
+    return character if shown else f"U+{ord(character):04X}"
 
 
 _COUNTS = (

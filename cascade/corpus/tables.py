@@ -106,7 +106,7 @@ def _header(table: Path, folder: Path, number: int, cells: list[str]) -> list[st
     """The meaning of each column, None for those that have none, if this line names them; else None."""
     names = [cell.lower() for cell in cells]
     columns = [name if name in COLUMNS else _OTHER_NAMES.get(name) for name in names]
-    if "path" not in columns and ("text" not in columns or (folder / cells[0]).is_file()):
+    if not {"path", "text"} & set(columns) or (folder / cells[0]).is_file():
         return None
     for name in ("path", "text"):
         if name not in columns:

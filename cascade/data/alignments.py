@@ -86,7 +86,7 @@ def write_ctm(path: str | Path, alignments: Mapping[str, Sequence[TimedWord]]) -
     """Write the words of all utterances, in the order of the mapping, to a CTM file that is whole or absent."""
     with replacing(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
         for name, words in alignments.items():
-            name = re.sub(r"[\s%]", lambda match: quote(match[0]), name)
+            name = re.sub(r"^;|[\s%]", lambda match: quote(match[0]), name)
             for word in words:
                 start, duration = round(word.start, 3), max(0.0, round(word.end - word.start, 3))
                 confidence = "" if word.confidence is None else f" {word.confidence:.4f}"

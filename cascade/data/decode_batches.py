@@ -14,9 +14,9 @@ import soundfile
 from cascade.audio.fbank import compute_fbank
 from cascade.audio.io import read_audio
 from cascade.config.options import SUBSAMPLING, Config
-from cascade.corpus.cuts import Cut, load_samples, read_cuts, transcript
+from cascade.corpus.cuts import Cut, load_samples, read_cuts, split_name, transcript
 from cascade.corpus.manifests import Utterance, read_manifest
-from cascade.corpus.quarantine import DURATION, MALFORMED, UNREADABLE, Problem
+from cascade.corpus.quarantine import DUPLICATE, DURATION, MALFORMED, UNREADABLE, Problem
 from cascade.data.batches import FRAMES_PER_SECOND, Batch, collate, cut_batches
 from cascade.data.storage import FEATURE_TYPE, read_features, stored
 from cascade.text.normal import normalizer
@@ -44,7 +44,7 @@ class DecodeBatches:
         self, manifest: str | Path, config: Config, max_seconds: float, max_utterances: int | None = None
     ) -> None:  # fmt: skip
         self._manifest, self._config, self._max_frames = Path(manifest), config, max_seconds * FRAMES_PER_SECOND
-        self._max_utterances = max_utterances
+        self._max_utterances, self._split = max_utterances, split_name(self._manifest)
         self.problems: list[Problem] = []
         self.speakers: dict[str, str] = {}
 
@@ -64,11 +64,11 @@ class DecodeBatches:
                     matrix = entry.read()
                 except (ValueError, OSError, MemoryError) as error:
                     reason = f"{UNREADABLE}: {' '.join(str(error).split())}"
-                    self._add(Problem(entry.id, self._manifest.stem, entry.path, reason))
+                    self._add(Problem(entry.id, self._split, entry.path, reason))
                     continue
                 if len(matrix) < SUBSAMPLING:
                     reason = f"{DURATION}: {len(matrix)} feature frames give no encoder frame"
-                    self._add(Problem(entry.id, self._manifest.stem, entry.path, reason))
+                    self._add(Problem(entry.id, self._split, entry.path, reason))
                     continue
                 features.append(matrix)
                 chosen.append(entry)
@@ -106,12 +106,17 @@ class DecodeBatches:
                 return partial(read_features, stored(made))
             return lambda: compute_fbank(load_samples(cut, features.sampling_rate), features)
 
+        seen: set[str] = set()
         for cut in read_cuts(self._manifest):
             text = normalize(transcript(cut))
             path = cut.recording.sources[0].source if cut.recording is not None else str(self._manifest)
             if cut.recording is None and cut.features is None:
-                self._add(Problem(cut.id, self._manifest.stem, path, f"{MALFORMED}: neither recording nor features"))
+                self._add(Problem(cut.id, self._split, path, f"{MALFORMED}: neither recording nor features"))
                 continue
+            if cut.id in seen:
+                self._add(Problem(cut.id, self._split, path, f"{DUPLICATE}: only its first cut is used"))
+                continue
+            seen.add(cut.id)
             speaker = next((supervision.speaker for supervision in cut.supervisions), None)
             yield _Entry(cut.id, path, text, speaker, round(cut.duration * FRAMES_PER_SECOND), reader(cut))
 

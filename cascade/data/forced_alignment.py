@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 from cascade.config.options import FRAME_SHIFT_MS, SUBSAMPLING
+from cascade.corpus.cuts import split_name
 from cascade.corpus.quarantine import EMPTY_TEXT, TOO_MANY_TOKENS, UNKNOWN_CHARACTERS, Problem
 from cascade.data.alignments import TimedWord
 from cascade.data.batches import Batch
@@ -76,7 +77,7 @@ def align_manifest(
         for name, words in zip(batch.ids, aligned, strict=True):
             if isinstance(words, str):
                 logging.warning("%s is left out: %s", name, words)
-                problems.append(Problem(name, manifest.name.split(".")[0], str(manifest), words))
+                problems.append(Problem(name, split_name(manifest), str(manifest), words))
             else:
                 alignments[name] = words
     return dict(sorted(alignments.items())), batches.problems + problems

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from cascade.config.options import SUBSAMPLING, Config
+from cascade.corpus.cuts import split_name
 from cascade.data.batches import Batch
 from cascade.data.decode_batches import decode_batches
 from cascade.export.sessions import (
@@ -222,6 +223,6 @@ def measure_loss(meter: LossMeter, manifest: Path, config: Config, limit_percent
                 f"{limit_percent:g} % more are allowed" + (f" ({TOGETHER} in int8)" if name != row["part"] else ""),
             )  # fmt: skip
     return {
-        "test_set": manifest.name.split(".")[0].removesuffix("_cuts"), "limit_percent": limit_percent,
+        "test_set": split_name(manifest), "limit_percent": limit_percent,
         "float32": float32, "rows": rows,
     }  # fmt: skip

@@ -70,7 +70,9 @@ def read_hypotheses(path: Path) -> Hypotheses:
       ValueError: a line is not such an object, or an id comes twice.
     """
     texts, speakers = {}, {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+        if not line.strip():
+            continue
         try:
             fields = json.loads(line)
             name, reference, hypothesis = (fields[key] for key in ("id", "ref", "hyp"))

@@ -77,8 +77,8 @@ def delay_summary(
 ) -> dict[str, Any] | None:
     """The delays of one model for latency.json; None where no utterance has an alignment. See `measure_latency`."""
     start, options = time.perf_counter(), options_by_mode(timed, contexts)
-    step = max(1, len(timed.speech) // num_utterances)
-    chosen = timed.speech[::step][:num_utterances]
+    count = min(num_utterances, len(timed.speech))
+    chosen = [timed.speech[len(timed.speech) * place // count] for place in range(count)]
     ends, is_given = true_ends(timed, chosen, given, options["full"])
     if not ends:
         logging.warning("%s: no utterance has an alignment, delays are left out", timed.name)

@@ -8,7 +8,9 @@ optional: a list of timed models of full size with random weights.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -72,9 +74,14 @@ class Experiment:
     missing: list[str]
     """One sentence per missing piece, with the stage that makes it."""
 
+    @property
+    def test_set(self) -> str:
+        """The set that most rows are of: what is said of one set alone is said of it."""
+        return _main_test_set(self.rows)
+
     def find(self, model: str, mode: str, method: str, test_set: str | None = None) -> Row | None:
         """The row of this model, mode and method, without scores from outside."""
-        key = (model, mode, method, test_set or (self.rows[0]["test_set"] if self.rows else None))
+        key = (model, mode, method, test_set or self.test_set)
         return next((row for row in self.rows if _key(row) == key and not is_aided(row)), None)
 
 
@@ -83,11 +90,11 @@ def collect(exp_dir: Path) -> Experiment:
 
     Raises:
       FileNotFoundError: it does not exist or holds no decoding result at all.
-      ValueError: a file in it is damaged.
+      ValueError: a file in it is damaged, or two results are of one model, mode, method and test set.
     """
     if not exp_dir.is_dir():
         raise FileNotFoundError(f"no such experiment directory: {exp_dir}")
-    rows, missing = [], []
+    rows, missing, found = [], [], {}
     latency, summaries, losses, exports = {}, {}, {}, {}
     for name in MODELS:
         model_dir = exp_dir / name
@@ -103,18 +110,25 @@ def collect(exp_dir: Path) -> Experiment:
         if (export := _read_object(model_dir / "export" / "export.json")) is not None:
             exports[name] = export
         losses[name] = _read_lines(model_dir / "losses.jsonl")
-        decoded = [_read_object(path) for path in sorted(model_dir.glob("decode/**/result.json"))]
-        decoded = [_complete(row, name, summary, timed) for row in decoded if row is not None]
-        rows.extend(decoded)
-        there = {(row["mode"], row["method"]) for row in decoded if not is_aided(row)}
-        absent = [f"{mode} {method}" for mode in MODES for method in METHODS if (mode, method) not in there]
-        if absent:
-            missing.append(f"{name} has not been decoded with {', '.join(absent)}: run stage {_DECODE_STAGE}")
+        for path in sorted(model_dir.glob("decode/**/result.json")):
+            row = _complete(_checked(_read_object(path), path), name, summary, timed)
+            if not is_aided(row) and (other := found.setdefault(_key(row), path)) != path:
+                raise ValueError(
+                    f"{other} and {path} are both of {name}, {row['mode']} {row['method']} on {row['test_set']}: move "
+                    f"one out of {model_dir / 'decode'}"
+                )
+            rows.append(row)
     if not rows:
         raise FileNotFoundError(
             f"{exp_dir} holds no decoding result (result.json below {'/decode, '.join(MODELS)}/decode): "
             f"run stage {_DECODE_STAGE}"
         )
+    test_set = _main_test_set(rows)
+    for name in MODELS:
+        pairs = product(MODES, METHODS)
+        absent = [f"{mode} {method}" for mode, method in pairs if (name, mode, method, test_set) not in found]
+        if absent:
+            missing.append(f"{name} has not been decoded with {', '.join(absent)}: run stage {_DECODE_STAGE}")
     full_size = exp_dir / "latency_full_size.json"
     return Experiment(
         sorted(rows, key=_order), latency, summaries, losses,
@@ -175,6 +189,21 @@ def _order(row: Row) -> tuple:
     return row["test_set"], *places, is_aided(row), bool(row.get("rescore"))
 
 
+def _main_test_set(rows: list[Row]) -> str:
+    counts = Counter(row["test_set"] for row in rows)
+    return min(counts, key=lambda name: (-counts[name], name))
+
+
+def _checked(row: Row, path: Path) -> Row:
+    """
+    Raises:
+      ValueError: the row lacks what every result of `decode` has.
+    """
+    if row.get("mode") not in MODES or row.get("method") not in METHODS or not {"test_set", "wer", "cer"} <= row.keys():
+        raise ValueError(f"{path} is damaged (it is no result of decode): remove it and run its stage again")
+    return row
+
+
 def _read_object(path: Path) -> Row | None:
     return _read_json(path, dict) if path.is_file() else None
 
@@ -182,7 +211,7 @@ def _read_object(path: Path) -> Row | None:
 def _read_json(path: Path, kind: type) -> Any:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # no JSON, or no UTF-8
         raise ValueError(f"{path} is damaged ({error}): remove it and run its stage again") from error
     if not isinstance(values, kind):
         raise ValueError(f"{path} is damaged (it holds no {kind.__name__}): remove it and run its stage again")

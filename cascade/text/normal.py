@@ -28,6 +28,8 @@ _SPOKEN = frozenset("%‰&@#§")
 _IN_WORDS = {"'": "'", "\u2019": "'", "\u02bc": "'", "\u00b7": "\u00b7", "\u05f3": "\u05f3", "\u05f4": "\u05f4"}
 """Part of a word between two letters (l'été, don\u2019t, col·lecció), and how it is written."""
 _IN_NUMBERS = frozenset(".,:/")
+_HALF_WIDTH_MARKS = "\uff9e\uff9f"
+"""Voiced marks after half-width kana, by their category letters."""
 _UNSPACED = re.compile(
     "[\u0e01-\u0e4e\u0e81-\u0ecf\u1000-\u103f\u1050-\u108f\u1780-\u17d3\u3001-\u301f\u3041-\u30ff\u3105-\u312f\u31a0-\u31bf"
     "\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff01-\uff0f\uff1a-\uff20\uff66-\uff9d\U00020000-\U0003ffff]"
@@ -55,7 +57,7 @@ def normalize_text(
     if strip_punctuation:
         text = _without_punctuation(text)
     text = " ".join(text.replace(WORD_MARK, " ").split())
-    return text if keep_spaces else drop_idle_spaces(text)
+    return text if keep_spaces else unicodedata.normalize(form, drop_idle_spaces(text))
 
 
 def normalizer(config: TokenConfig) -> Callable[[str], str]:
@@ -103,7 +105,7 @@ def begins_word(previous: str, character: str) -> bool:
         return True
     if character.isascii() and previous.isascii():
         return False
-    if unicodedata.category(character)[0] == "M":
+    if unicodedata.category(character)[0] == "M" or character in _HALF_WIDTH_MARKS:
         return False
     return is_unspaced(character) or is_unspaced(previous)
 
@@ -123,12 +125,17 @@ def _without_punctuation(text: str) -> str:
         if not _is_punctuation(character):
             kept.append(character)
             continue
-        before, after = (unicodedata.category(text[i])[0] if 0 <= i < len(text) else "" for i in (place - 1, place + 1))
+        before, after = (_kind(text[i]) if 0 <= i < len(text) else "" for i in (place - 1, place + 1))
         if character in _IN_WORDS and before in ("L", "M") and after == "L":
             kept.append(_IN_WORDS[character])
         else:
             kept.append(character if character in _IN_NUMBERS and before == after == "N" else " ")
     return "".join(kept)
+
+
+def _kind(character: str) -> str:
+    """The first letter of the Unicode category; P for U+02BC, by which it is a letter."""
+    return "P" if character in _IN_WORDS else unicodedata.category(character)[0]
 
 
 @lru_cache(maxsize=4096)

@@ -156,6 +156,36 @@ def test_a_missing_split_is_an_error(tmp_path):
         prepare(manifests, tmp_path / "data", small_config())
 
 
+def test_a_split_that_is_gone_is_told(tmp_path, caplog):
+    manifests = write_corpus(tmp_path, 1, 1)
+    (manifests / "test.jsonl").write_bytes((manifests / "dev.jsonl").read_bytes())
+    prepare(manifests, tmp_path / "data", small_config())
+    assert "earlier run" not in caplog.text
+    (manifests / "test.jsonl").unlink()
+    prepare(manifests, tmp_path / "data", small_config())
+    assert "test_cuts.jsonl.gz is of an earlier run, without test.jsonl now" in caplog.text
+
+
+def test_a_recording_that_was_replaced_since_is_told(tmp_path):
+    manifests = write_corpus(tmp_path, 1, 1)
+    prepare(manifests, tmp_path / "data", small_config())
+    (cut,) = read_cuts(tmp_path / "data" / "train_cuts.jsonl.gz")
+    samples, rate = soundfile.read(cut.recording.sources[0].source)
+    soundfile.write(cut.recording.sources[0].source, samples[:-1000], rate)
+    with pytest.raises(ValueError, match=r"samples and had \d+: run stage 0 again"):
+        load_samples(cut, rate)
+    cut.recording = None
+    with pytest.raises(ValueError, match="cut train0 has no recording"):
+        load_samples(cut, rate)
+
+
+@pytest.mark.parametrize("line", ["{", '{"id": 1}', "[]"])
+def test_a_damaged_quarantine_file_is_named(line, tmp_path):
+    (tmp_path / "quarantine.jsonl").write_text(f"\n{line}\n")
+    with pytest.raises(ValueError, match="quarantine.jsonl line 2 is damaged"):
+        read_quarantine(tmp_path / "quarantine.jsonl")
+
+
 def test_threads_do_not_change_the_cuts(tmp_path):
     manifests = write_corpus(tmp_path)
     for num_jobs in (1, 3):

@@ -8,7 +8,7 @@ import pytest
 
 from cascade.bin import prepare_data
 from cascade.config.options import TokenConfig
-from cascade.corpus.statistics import SplitStatistics, compare, statistics_table, write_statistics
+from cascade.corpus.statistics import SplitStatistics, compare, show_character, statistics_table, write_statistics
 from cascade.text.normal import normalizer
 from tests.synthetic import write_corpus
 
@@ -93,6 +93,10 @@ def test_the_program_prints_writes_and_draws_them(tmp_path, monkeypatch, capsys)
     assert picture.startswith(b"\x89PNG") and len(picture) > 20_000
     width, height = (int.from_bytes(picture[place : place + 4], "big") for place in (16, 20))
     assert 1200 < width < 2000 and 800 < height < 1500
+
+
+def test_a_character_that_cannot_stand_alone_is_shown_by_its_code():
+    assert [show_character(character) for character in "a\u0301\u200b 你"] == ["a", "U+0301", "U+200B", "space", "你"]
 
 
 @pytest.mark.parametrize("rows", [[(1.0, "$ _ ^ {x} 東", "s")], [(2.0, "a", None)] * 3, [(5.0, "\u0301", None)]])

@@ -52,6 +52,10 @@ def test_quotes_are_text_unless_the_whole_cell_is_quoted_as_spreadsheets_do(fold
     assert [row.text for row in rows] == ['say "hi" twice', '"Ja," rief er', 'das "Nein"']
 
 
+def test_a_recording_whose_text_is_the_name_of_a_column_is_no_header(folder):
+    assert [row.text for row in read_table(write(folder, "a.wav\tfile\nb.wav\taudio"))] == ["file", "audio"]
+
+
 @pytest.mark.parametrize(("text", "message"), [
     ("", "data.tsv is empty"),
     ("path\ttext\n", "no other line"),

@@ -1,8 +1,12 @@
+import gzip
+from pathlib import Path
+
 import pytest
 import soundfile
 import torch
 
 from cascade.config.options import TokenConfig
+from cascade.corpus.cuts import split_name
 from cascade.data.decode_batches import decode_batches
 from tests.odd_audio import write_odd_files
 from tests.synthetic import small_config, tone, write_lines
@@ -62,6 +66,21 @@ def test_odd_files_are_all_listed_and_the_others_decoded(tmp_path):
     assert set(found) == {"good.flac"}
     assert {problem.id for problem in batches.problems} == {path.name for path in odd}
     assert {problem.kind for problem in batches.problems} == {"unreadable audio"}
+
+
+def test_a_cut_that_comes_twice_is_decoded_once(exp, tmp_path):
+    lines = gzip.decompress((exp / "data" / "dev_cuts.jsonl.gz").read_bytes())
+    (tmp_path / "twice_cuts.jsonl.gz").write_bytes(gzip.compress(lines + lines.splitlines(keepends=True)[0]))
+    found, batches = collect(tmp_path / "twice_cuts.jsonl.gz")
+    assert len(found) == 5
+    assert [(problem.split, problem.kind) for problem in batches.problems] == [("twice", "duplicate id")]
+
+
+@pytest.mark.parametrize(("name", "split"), [
+    ("snr2.5.jsonl", "snr2.5"), ("test.clean_cuts.jsonl.gz", "test.clean"), ("dev.jsonl", "dev"), ("x.jsonl.gz", "x"),
+])
+def test_the_name_of_a_set_is_whole(name, split):
+    assert split_name(Path("a.b") / name) == split
 
 
 def test_missing_manifest_is_an_error(tmp_path):

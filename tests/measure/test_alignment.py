@@ -124,7 +124,7 @@ def test_ctm_is_read_as_it_was_written(tmp_path):
 
 
 def test_ctm_holds_any_id(tmp_path):
-    words = {name: [TimedWord("yes", 0.5, 1.0)] for name in ("two words", "5 %", "a%20b", "tab\there")}
+    words = {name: [TimedWord("yes", 0.5, 1.0)] for name in ("two words", "5 %", "a%20b", "tab\there", ";;x")}
     write_ctm(tmp_path / "x.ctm", words)
     assert read_ctm(tmp_path / "x.ctm") == words
 

@@ -31,6 +31,16 @@ def result_of(tmp_path, errors_a, errors_b, **options):
     return compare([(read_hypotheses(a), read_hypotheses(b))])
 
 
+def test_line_ends_of_unicode_inside_a_field_end_no_line(tmp_path):
+    lines = [{"id": f"a\u2028{number}", "ref": "x", "hyp": "x", "speaker": "Anna\x85"} for number in range(2)]
+    text = "\n".join(json.dumps(line, ensure_ascii=False) for line in lines) + "\n\n"
+    (tmp_path / "a.jsonl").write_text(text, encoding="utf-8")
+    assert len(read_hypotheses(tmp_path / "a.jsonl").references) == 2
+    (tmp_path / "a.jsonl").write_bytes(b"\xff\n")
+    with pytest.raises(ValueError, match="a.jsonl:1: must be an object"):
+        read_hypotheses(tmp_path / "a.jsonl")
+
+
 def test_interval_is_that_of_the_normal_approximation(tmp_path):
     rng = np.random.default_rng(1)
     a, b = rng.binomial(WORDS, 0.3, 900), rng.binomial(WORDS, 0.25, 900)

@@ -126,6 +126,34 @@ def test_folders_of_several_test_sets_are_all_collected(exp_dir):
     assert sorted(row["test_set"] for row in rows if row["model"] == "student") == ["test"] * 6 + ["test-other"] * 6
 
 
+def write_result(folder, row):
+    folder.mkdir(parents=True)
+    (folder / "result.json").write_text(json.dumps(row))
+
+
+def test_a_second_result_of_the_same_search_takes_no_published_ones_place(exp_dir):
+    write_result(exp_dir / "student" / "decode" / "chunk1280", result("student", "full", "greedy_search") | {"wer": 55})
+    with pytest.raises(ValueError, match=r"chunk1280/result.json and .*full-greedy_search/result.json are both of st"):
+        collect(exp_dir)
+
+
+def test_a_set_that_one_model_was_tried_on_changes_no_claim(exp_dir):
+    before = collect(exp_dir)
+    row = result("student", "full", "greedy_search") | {"test_set": "dev"}
+    write_result(exp_dir / "student" / "decode" / "dev", row)
+    after = collect(exp_dir)
+    assert after.test_set == "test" and after.missing == before.missing
+    assert ratio(after, "wer", "full", "greedy_search") == ratio(before, "wer", "full", "greedy_search") is not None
+    assert "Error rates are those on `test`" in write_report(after, "an4", [])
+
+
+@pytest.mark.parametrize("text", [b"{}", b'{"mode": "two", "method": "greedy_search"}', b"\xff{}"])
+def test_a_file_that_is_no_result_is_named(text, exp_dir):
+    (exp_dir / "student" / "decode" / "full-greedy_search" / "result.json").write_bytes(text)
+    with pytest.raises(ValueError, match="full-greedy_search/result.json is damaged"):
+        collect(exp_dir)
+
+
 def test_report_shows_claims_tables_and_commands(exp_dir):
     (exp_dir / "latency_full_size.json").write_text(json.dumps([timed("teacher"), timed("student")]))
     text = write_report(collect(exp_dir), "an4", [("Loss", "plots/loss.png")])
@@ -213,9 +241,9 @@ def test_missing_pieces_are_named_with_their_stage(exp_dir):
     (exp_dir / "teacher" / "decode" / "full-greedy_search" / "result.json").unlink()
     experiment = collect(exp_dir)
     assert experiment.missing == [
-        "teacher has not been decoded with full greedy_search: run stage 6",
         "student has not finished training: run stage 5",
         "student has not been timed: run stage 7",
+        "teacher has not been decoded with full greedy_search: run stage 6",
     ]
     text = write_report(experiment, "an4", draw_plots(experiment, exp_dir))
     assert "**Incomplete.**" in text and "student has not been timed: run stage 7" in text

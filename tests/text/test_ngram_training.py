@@ -265,9 +265,12 @@ def test_program_names_the_text_that_it_cannot_read_and_writes_nothing(tmp_path,
     (tmp_path / "cut.gz").write_bytes(gzip.compress(b"w1 w2\n" * 1000)[:-20])
     (tmp_path / "no.xz").write_bytes(b"w1 w2\n")
     (tmp_path / "empty.txt").write_bytes(b" \n\n")
+    line = '{"id": "a", "path": "a.wav", "text": "w1"}\n'
+    (tmp_path / "twice.jsonl").write_text(line + line)
     for name, message in {
         "latin.txt": "latin.txt line 2 is not UTF-8", "cut.gz": "cut.gz is truncated or damaged",
         "no.xz": "no.xz is truncated or damaged", "empty.txt": "no text to train", "none.txt": "none.txt",
+        "twice.jsonl": "twice.jsonl line 2, first seen in line 1",
     }.items():
         process = run_program("--text", tmp_path / name, "--tokens", tokens, "--order", 3, "--out", out)
         _, errors = process.communicate(timeout=100)

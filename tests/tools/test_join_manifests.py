@@ -65,3 +65,9 @@ def test_a_manifest_that_cannot_be_joined_is_refused_in_one_sentence(tmp_path, l
 def test_a_manifest_that_is_missing_is_named(tmp_path):
     done = join("--train", tmp_path / "none.jsonl", "--out", tmp_path / "all.tsv")
     assert done.returncode == 1 and "none.jsonl" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_the_times_of_words_that_a_table_cannot_hold_are_told(tmp_path):
+    train = write(tmp_path, "train.jsonl", {"id": "a", "path": "a.wav", "text": "ONE", "words": [[0, 1]]})
+    done = join("--train", train, "--out", tmp_path / "all.tsv")
+    assert done.returncode == 0 and "the words' times of 1 utterances are left out" in done.stderr

@@ -31,7 +31,8 @@ def corpus(tmp_path):
     soundfile.write(tmp_path / "noise" / "long.wav", 0.3 * random.standard_normal(3 * RATE), RATE)
     soundfile.write(tmp_path / "noise" / "deep" / "short.flac", 0.02 * random.standard_normal(RATE // 2), RATE)
     soundfile.write(tmp_path / "noise" / "silent.wav", np.zeros(RATE), RATE)
-    lines = [{"id": "a", "path": "a.wav", "text": "one", "speaker": "s"}, {"id": "b", "path": "b.wav", "text": "two"}]
+    lines = [{"id": "a", "path": "a.wav", "text": "one", "speaker": "s", "words": [[0.2, 1.1]]},
+             {"id": "b", "path": "b.wav", "text": "two"}]
     (tmp_path / "test.jsonl").write_text("\n".join(map(json.dumps, lines)))
     return tmp_path
 
@@ -46,7 +47,9 @@ def added(folder, name):
     """What was added to each utterance, and the utterance."""
     clean = list(read_manifest(folder / "test.jsonl"))
     noisy = list(read_manifest(folder / "out" / f"{name}.jsonl"))
-    assert [(each.id, each.text, each.speaker) for each in noisy] == [("a", "one", "s"), ("b", "two", None)]
+    assert [(each.id, each.text, each.speaker, each.words) for each in noisy] == [
+        ("a", "one", "s", [[0.2, 1.1]]), ("b", "two", None, None)
+    ]
     for line, other in zip(clean, noisy, strict=True):
         samples = read_audio(line.path, RATE)[0]
         yield read_audio(other.path, RATE)[0] - samples, samples
@@ -75,3 +78,12 @@ def test_a_folder_without_noise_is_one_sentence(corpus, keep, message):
             path.unlink()
     result = mix(corpus)
     assert result.returncode != 0 and message in result.stderr and "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("words, message", [
+    (("--snr", "10", "nan"), "--snr must be numbers of dB, got 10.0 nan"),
+    (("--sampling-rate", "0"), "--sampling-rate must be at least 1000, got 0"),
+])
+def test_a_wrong_option_is_one_sentence(corpus, words, message):
+    result = mix(corpus, *words)
+    assert result.returncode == 2 and message in result.stderr and "Traceback" not in result.stderr

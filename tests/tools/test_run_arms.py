@@ -52,6 +52,10 @@ def test_arms_are_trained_once_and_their_rows_written_once(arms, tmp_path):
         "student: {like: base, teacher: base, model: small, note: taught, options: [distillation.weight=2]}\n"
     )
     assert arms(text, "--only", "tuned") == ["train", "train", "decode", "decode"]  # base first
+    (tmp_path / "exp" / "base-seed3" / "decode" / "test" / "full-modified_beam_search").mkdir(parents=True)
+    earlier = {"mode": "full", "method": "modified_beam_search", "wer": 1.0}  # of another set, say
+    (tmp_path / "exp" / "base-seed3" / "decode" / "test" / "full-modified_beam_search" / "result.json").write_text(
+        json.dumps(earlier))
     assert arms(text) == ["decode", "decode", "align", "train", "decode", "decode", "train", "decode", "decode"]
     assert arms(text, "--compare", "base:student", "--only", "base", "student") == ["compare"]
     (comparison,) = json.loads((tmp_path / "comparisons.json").read_text())
@@ -105,6 +109,12 @@ def test_a_finished_model_with_other_options_or_tokens_is_not_taken_for_the_arm(
     (TINY, ("--compare", "base:other"), "two arms of this run as A:B, got base:other"),
     (TINY, ("--compare", "base"), "two arms of this run as A:B, got base"),
     ("- a", (), "must map names to arms"),
+    ("a: {like: [a]}", (), "a: like must be a text"),
+    ("a: {config: tiny.yaml}", (), "a: config must be a list of texts"),
+    ("a: {config: [tiny.yaml], options: training.num_epochs=1}", (), "a: options must be a list of texts"),
+    ("a: {config: [tiny.yaml], options: null}", (), "a: options must be a list of texts"),
+    ("a: {config: [tiny.yaml], options: [1]}", (), "a: options must be a list of texts"),
+    (TINY, ("--out", __file__), "test_run_arms.py is another kind of table"),
 ])
 def test_a_wrong_file_is_said_before_anything_is_trained(text, words, message, arms):
     with pytest.raises(ConfigError, match=message):
