@@ -36,6 +36,8 @@ FORMAT = 2
 def save_file(values: dict[str, Any], path: str | Path) -> None:
     """Write next to `path`, then rename: a reader never sees half a file."""
     path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder: name a file")
     os.replace(_write_partial(values, path), path)
 
 
@@ -239,7 +241,8 @@ def last_epochs(model_dir: str | Path, epoch: int, count: int) -> list[Path]:
     paths = [epoch_path(model_dir, number) for number in range(epoch - count + 1, epoch + 1)]
     missing = [path.name for path in paths if not path.is_file()]
     if missing:
-        there = sorted(int(path.stem.split("-")[1]) for path in Path(model_dir).glob("epoch-*.pt"))
+        numbers = (path.stem.removeprefix("epoch-") for path in Path(model_dir).glob("epoch-*.pt"))
+        there = sorted(int(number) for number in numbers if number.isdecimal())
         raise FileNotFoundError(f"{model_dir} lacks {', '.join(missing)}; epochs there: {there or 'none'}")
     return paths
 
@@ -248,8 +251,10 @@ def restore_model(values: dict[str, Any]) -> tuple[CascadedTransducer, Config]:
     """A model in eval mode out of a checkpoint's values.
 
     Raises:
-      ValueError: weights of another version of the code.
+      ValueError: no model, or weights of another version of the code.
     """
+    if missing := {"config", "vocab_size", "model"} - values.keys():
+        raise ValueError(f"it holds no model (no {min(missing)})")
     config = config_from_dict(values["config"])
     model = build_model(config, values["vocab_size"])
     try:

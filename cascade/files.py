@@ -41,6 +41,17 @@ def read_lines(path: str | Path) -> Iterator[bytes]:
         raise ValueError(f"{path} is truncated or damaged after line {number} ({error}): make it again") from error
 
 
+def check_writable(folder: Path) -> None:
+    """Make the folder where results will go, before they are computed.
+
+    Raises:
+      OSError: it cannot be, or nothing can be written there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(f"nothing can be written to {folder}: name another folder")
+
+
 @contextmanager
 def writing_to(folder: Path) -> Iterator[None]:
     """Name the folder when its disk is full: the system's own error for a write has no path."""

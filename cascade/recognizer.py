@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from cascade.config.options import ConfigError
+from cascade.device import CHOICES
 from cascade.provenance import processor
 from cascade.search.hotwords import DEFAULT_SCALE, encode_phrases
 from cascade.search.methods import DecodingOptions, build_scorers, default_left_context_ms
@@ -61,7 +62,15 @@ class Recognizer:
         unknown = sorted(set(options) - set(DecodingOptions.__dataclass_fields__))
         if unknown:
             raise ConfigError(f"a Recognizer has no option {', '.join(unknown)}")
-        options = {"mode": "two_pass", **options}
+        if not isinstance(options.get("hotwords") or "", (str, Path)):
+            raise ConfigError("hotwords is the name of a file; phrases go to stream(hotwords=...)")
+        options = {"mode": "two_pass", **{name: value for name, value in options.items() if value is not None}}
+        if device not in CHOICES:
+            raise ConfigError(f"device must be one of {' | '.join(CHOICES)}, got {device!r}")
+        if threads is not None and threads < 1:
+            raise ConfigError(f"threads must be at least 1, got {threads}")
+        if average != 1 and epoch is None:
+            raise ConfigError(f"average={average} needs an epoch")
         DecodingOptions(**options)  # a wrong option is said before the model is read
         if (folder / EXPORTED).is_file():
             if device == "cuda":

@@ -188,3 +188,16 @@ def test_weights_of_another_version_are_refused_in_one_sentence(tmp_path):
     save_file(values, model_dir / "averaged.pt")
     with pytest.raises(ValueError, match="do not fit this version"):
         load_model(model_dir)
+
+
+def test_a_file_without_a_model_under_the_name_of_one_is_told(tmp_path):
+    model_dir = make_model_dir(tmp_path / "model")
+    save_file({"format": 2, "step": 3}, model_dir / "averaged.pt")
+    with pytest.raises(ValueError, match="holds no model"):
+        load_model(model_dir)
+    (model_dir / "epoch-final.pt").touch()
+    with pytest.raises(FileNotFoundError, match=r"lacks epoch-9.pt; epochs there: \[1"):
+        load_model(model_dir, epoch=9)
+    with pytest.raises(IsADirectoryError, match="is a folder: name a file"):
+        save_file({}, model_dir)
+    assert not (tmp_path / "model.partial").exists()

@@ -80,11 +80,21 @@ def test_what_a_user_gets_wrong_is_one_sentence(run_dir, tmp_path):
         Recognizer(run_dir / "student", beams=3)
     with pytest.raises(ConfigError, match="--mode must be one of"):
         Recognizer(run_dir / "student", mode="fast")
-    recognizer = Recognizer(run_dir / "student", endpoint=None)
+    for options, message in (
+        ({"hotwords": ["a"]}, "name of a file"), ({"device": "gpu"}, "device must be one of"),
+        ({"beam": 2.5}, "--beam must be a whole number, got 2.5"),
+        ({"threads": 0}, "threads must be at least 1"), ({"average": 3}, "average=3 needs an epoch"),
+        ({"chunk_ms": "320"}, "--chunk-ms must be a whole number, got '320'"),
+        ({"blank_penalty": "0.5"}, "--blank-penalty must be a number, got '0.5'"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            Recognizer(run_dir / "student", **options)
+    recognizer = Recognizer(run_dir / "student", endpoint=None, left_context_ms=None, beam=None)
     with pytest.raises(ValueError, match="hotword 'cascade' has what the model's tokens cannot say"):
         recognizer.stream(hotwords=["cascade"])
     stream = recognizer.stream(hotwords=[])
-    for samples, rate in ((np.zeros(9, np.int32), 16000), (np.zeros((9, 2)), 16000), (np.zeros(9), 3)):
+    wrong = ((np.zeros(9, np.int32), 16000), (np.zeros((9, 2)), 16000), (np.zeros(9), 3), (np.zeros(9), "16000"))
+    for samples, rate in wrong:
         with pytest.raises(ValueError, match="samples must be|sampling_rate must be"):
             stream.push(samples, rate)
     stream.finish()

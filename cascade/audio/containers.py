@@ -17,6 +17,7 @@ _NARROW = (b"RIFF", b"FORM", b".snd", b"dns.")  # sizes of 32 bits
 _LARGEST_OGG_PAGE = 65307
 _FLAC_START = (b"fLaC\x00\x00\x00\x22", b"fLaC\x80\x00\x00\x22")  # and the header of its first block
 _W64_DATA = b"data" + bytes.fromhex("f3acd3118cd100c04f8edb8a")
+_PADDING = 4096
 _SEVERAL = "several {} one behind the other, only the first can be read: encode it again"
 _MP3_SLACK = 10_000  # samples: delay and padding, which players cut off, are at most 2 x 4095, and a frame has 1152
 _MP3_RATES = (44100, 48000, 32000)
@@ -49,8 +50,27 @@ def check_is_whole(path: Path) -> None:
                     f"{path}: its header declares no samples, but {available} bytes follow (written to a pipe?): "
                     "encode it again"
                 )
+            if 0 < declared < available:
+                _check_rest(path, file, file.tell() + declared, size, declared)
             if available < declared < (_UNKNOWN_BYTES if head[:4] in _NARROW else _UNKNOWN_BYTES << 32):
                 raise ValueError(f"{path}: truncated audio, {available} of the {declared} bytes its header declares")
+
+
+def _check_rest(path: Path, file: BinaryIO, end: int, size: int, declared: int) -> None:
+    """Behind the samples lie tags or padding: no second recording, and not more of the first one."""
+    file.seek(0)
+    is_riff = file.read(4) in (b"RIFF", b"RF64")
+    file.seek(end)
+    rest = file.read(_PADDING)
+    if any(kind in rest for kind in (b"RIFF", b"RF64", b"riff", b".snd\x00\x00", b"dns.", b"NIST_1A")):
+        raise ValueError(f"{path}: {_SEVERAL.format('recordings')}")
+    name = rest[declared % 2 :][:4]
+    is_chunk = name.isascii() and name.decode().isprintable()
+    if is_riff and size - end > _PADDING and not is_chunk and any(rest):
+        raise ValueError(
+            f"{path}: its header declares {declared} bytes of samples, and {size - end} more follow (was the recording "
+            "broken off?): encode it again"
+        )
 
 
 def check_mp3_length(path: Path, num_samples: int) -> None:

@@ -62,7 +62,8 @@ class AudioInput:
 
     def _check_rate(self, sampling_rate: int) -> None:
         if self.sampling_rate is None:
-            if not (LOWEST_RATE <= sampling_rate <= HIGHEST_RATE and sampling_rate == int(sampling_rate)):
+            is_number = isinstance(sampling_rate, (int, float, np.number))
+            if not (is_number and LOWEST_RATE <= sampling_rate <= HIGHEST_RATE and sampling_rate == int(sampling_rate)):
                 raise ValueError(
                     f"sampling_rate must be a whole number from {LOWEST_RATE} to {HIGHEST_RATE} Hz, got {sampling_rate}"
                 )

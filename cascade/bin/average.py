@@ -17,10 +17,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--exp-dir", type=Path, required=True, metavar="DIR", help="a model directory")
     parser.add_argument("--epoch", type=int, required=True, metavar="N", help="last epoch of the average")
-    parser.add_argument("--avg", type=int, default=5, metavar="K", help="how many epochs (default: 5)")
+    parser.add_argument("--avg", type=int, metavar="K", help="how many epochs (default: 5, or all there are)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="default: DIR/averaged.pt")
     arguments = parser.parse_args()
-    paths = last_epochs(arguments.exp_dir, arguments.epoch, arguments.avg)
+    paths = last_epochs(arguments.exp_dir, arguments.epoch, arguments.avg or min(5, arguments.epoch))
     out = arguments.out or arguments.exp_dir / "averaged.pt"
     save_file(average_values(paths), out)
     logging.info("%s: the mean of %s", out, ", ".join(path.name for path in paths))

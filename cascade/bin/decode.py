@@ -28,6 +28,7 @@ from cascade.bin.score_arguments import add_score_arguments, score_options
 from cascade.config.options import ConfigError
 from cascade.corpus.cuts import split_name
 from cascade.data.decode_batches import decode_batches
+from cascade.files import check_writable
 from cascade.log import progress
 from cascade.measure.calibration import outcomes
 from cascade.models.torch_engine import TorchEngine, n_best_batch
@@ -90,6 +91,7 @@ def main(words: Sequence[str] | None = None) -> None:
     for mode, method in product(modes, methods):
         chosen = replace(options, mode=mode, method=method)
         out = arguments.out / f"{mode}-{method}" if ALL in (arguments.mode, arguments.method) else arguments.out
+        check_writable(out)  # said before hours are spent
         decodings.append(Decoding(chosen, build_search(engine, chosen, tokenizer.unk_id, scorers), out))
     batches = decode_batches(arguments.manifest, config, arguments.max_seconds)
     for batch in progress(batches, "decode"):

@@ -157,6 +157,7 @@ def log_sizes(sizes: dict[str, int], tied_bytes: int) -> None:
 
 def main() -> None:
     arguments = parse_arguments()
+    earlier = earlier_export(arguments.out, arguments.exp_dir)
     model, config, tokenizer, options = load_for_decoding(
         arguments, "look_ahead", why_cpu="graphs are traced and compared in onnxruntime on the CPU"
     )
@@ -183,18 +184,30 @@ def main() -> None:
         card = describe_export(metadata, arguments.exp_dir, config, arguments.license)
         (folder / "README.md").write_text(card, encoding="utf-8")
         (folder / ABOUT).write_text(json.dumps(metadata, indent=2) + "\n", encoding="utf-8")
-        remove_earlier_export(arguments.out)
+        for name in earlier:
+            (arguments.out / name).unlink(missing_ok=True)
         for name in (*sizes, "README.md", ABOUT):
             (folder / name).replace(arguments.out / name)
     log_sizes(sizes, metadata["bytes_stored_twice"])
 
 
-def remove_earlier_export(out: Path) -> None:
-    """Remove what an export may have written here, export.json first."""
-    names = (ABOUT, "README.md", *FILES, *TOKEN_FILES, "hotwords.txt")
-    patterns = ("*.int8.onnx", "ngram.*", "lodr.*")
-    for earlier in (*(out / name for name in names), *(path for pattern in patterns for path in out.glob(pattern))):
-        earlier.unlink(missing_ok=True)
+def earlier_export(out: Path, exp_dir: Path) -> list[str]:
+    """Names of what an earlier export wrote into the folder, export.json first.
+
+    Raises:
+      ConfigError: the folder is the model's own, or holds other files that an export would overwrite.
+    """
+    if out.resolve() == exp_dir.resolve():
+        raise ConfigError(f"--out {out} is the model directory itself: name another folder")
+    about, names = out / ABOUT, ("README.md", *FILES, *TOKEN_FILES)
+    if about.is_file():
+        try:
+            return [ABOUT, "README.md", *(Path(name).name for name in json.loads(about.read_bytes())["bytes"])]
+        except (ValueError, KeyError, TypeError):  # damaged
+            return [ABOUT, *names]
+    if there := [name for name in names if (out / name).exists()]:
+        raise ConfigError(f"--out {out} holds {there[0]}, and no {ABOUT} of an earlier export: name another folder")
+    return []
 
 
 def describe(

@@ -24,6 +24,7 @@ from cascade.bin.model_arguments import add_blank_penalty, check_values
 from cascade.config.options import Config, ConfigError
 from cascade.data.alignments import read_alignments, read_ctm
 from cascade.data.decode_batches import decode_batches
+from cascade.files import check_writable, replacing
 from cascade.measure.compute import NOISE_FRAMES, ModelSource, Spoken, TimedModel, open_model, summarise, time_chunks
 from cascade.measure.latency import FEWEST_UTTERANCES, measure_latency
 from cascade.measure.memory import measure_memory
@@ -115,6 +116,8 @@ def main() -> None:
         blank_penalty=arguments.blank_penalty or 0.0, **contexts,
     )  # fmt: skip
     open_device(arguments, "latency is the compute of CPU threads, one unless --threads says otherwise")
+    if arguments.out is not None:
+        check_writable(arguments.out.parent)
     sources, models = load_models(arguments)
     if left is None:
         left = max(default_left_context_ms(timed.config, arguments.chunk_ms) for timed in models)
@@ -141,13 +144,11 @@ def main() -> None:
             row["delays"] = delay
             if arguments.alignment and delay and delay["reference"] != source:
                 raise ValueError(f"--alignment {arguments.alignment} fits no utterance of {arguments.manifest}")
-    for timed, row in zip(models, rows, strict=True):
-        if timed.folder is not None:
-            (timed.folder / "latency.json").write_text(json.dumps(row, indent=2) + "\n", encoding="utf-8")
-    if arguments.out is not None:
-        arguments.out.parent.mkdir(parents=True, exist_ok=True)
-        arguments.out.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
-    print(*filter(None, (compute_table(rows, "Compute"), delay_table(rows))), sep="\n\n")
+    print(*filter(None, (compute_table(rows, "Compute"), delay_table(rows))), sep="\n\n", flush=True)
+    outputs = [(timed.folder / "latency.json", row) for timed, row in zip(models, rows, strict=True) if timed.folder]
+    for path, values in [*outputs, *([(arguments.out, rows)] if arguments.out is not None else [])]:
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -68,6 +68,8 @@ def parse_arguments() -> argparse.Namespace:
 
 def check_arguments(arguments: argparse.Namespace) -> None:
     check_values(arguments, num_streams=1, threads=1, epoch=1, avg=1, sampling_rate=1000)
+    if PIPE in arguments.files and sys.stdin is None:
+        raise ConfigError("- is standard input, and it is closed")
     if arguments.files.count(PIPE) > 1:
         raise ConfigError("standard input can be read once: name - once")
     if arguments.sampling_rate is not None and PIPE not in arguments.files:

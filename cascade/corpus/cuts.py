@@ -126,7 +126,10 @@ def load_samples(cut: Cut, sampling_rate: int) -> np.ndarray:
         raise ValueError(f"cut {cut.id} has no recording")
     custom = cut.custom or {}
     if "utterance" not in custom:
-        samples = np.asarray(cut.load_audio(), dtype=np.float32).mean(axis=0)
+        try:
+            samples = np.asarray(cut.load_audio(), dtype=np.float32).mean(axis=0)
+        except Exception as error:  # lhotse's errors have no base of their own
+            raise ValueError(f"cut {cut.id}: {' '.join(str(error).split())}") from error
         return samples if cut.sampling_rate == sampling_rate else resample(samples, cut.sampling_rate, sampling_rate)
     speed = custom["speed"]
     start, end = cut.start * speed, (cut.start + cut.duration) * speed

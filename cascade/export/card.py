@@ -56,6 +56,7 @@ def tail_seconds(step_ms: int) -> float:
 
 def _sherpa_commands(metadata: dict[str, Any], config: Config) -> list[str]:
     shared = f"--tokens=tokens.txt --decoder={DECODER} --joiner={JOINER} --num-threads=1"
+    shared += f" --sample-rate={metadata['sampling_rate']} --feat-dim={metadata['num_mel_bins']}"
     streaming, look_ahead = tail_seconds(metadata["chunk_ms"]), tail_seconds(metadata["look_ahead_ms"])
     feature_options = f"sample_rate={metadata['sampling_rate']}, feature_dim={metadata['num_mel_bins']}"
     lines = [

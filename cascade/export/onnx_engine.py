@@ -70,7 +70,10 @@ def read_joiner(path: Path) -> list[np.ndarray]:
       ValueError: the file has other weights.
     """
     names = [f"joiner.{layer}.{part}" for layer in ("encoder_proj", "output") for part in ("weight", "bias")]
-    weights = read_weights(path)
+    try:
+        weights = read_weights(path)
+    except (ValueError, IndexError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error}): run export_onnx again") from error
     if missing := [name for name in names if name not in weights]:
         raise ValueError(f"{path} has no {missing[0]}: an earlier version wrote it, run export_onnx again")
     return [weights[name] for name in names]
@@ -110,9 +113,12 @@ class OnnxEngine:
         self.config = Config(features=features, decoding=decoding)
         self.tokenizer = Tokenizer.load(folder)
         self.num_mel_bins = features.num_mel_bins
-        self._streaming = OnlineSession(folder / files.get(STREAMING, STREAMING))
-        self._noncausal = NoncausalSession(folder / files.get(NONCAUSAL, NONCAUSAL))
-        self.predictor = OnnxPredictor(folder / DECODER)
+        try:
+            self._streaming = OnlineSession(folder / files.get(STREAMING, STREAMING))
+            self._noncausal = NoncausalSession(folder / files.get(NONCAUSAL, NONCAUSAL))
+            self.predictor = OnnxPredictor(folder / DECODER)
+        except KeyError as error:
+            raise ValueError(f"{folder} has a graph that lacks {error}, it is another: export again") from error
         self._projection, self._projection_bias, self.weight, bias = read_joiner(folder / JOINER)
         self.bias = bias.copy()
         self.bias[0] += decoding.blank_penalty

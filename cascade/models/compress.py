@@ -37,7 +37,7 @@ def plan_student(teacher: Config, target: float, vocab_size: int) -> Config:
         reduced = replace(predictor, kind="tied_reduced")
     else:
         reduced = replace(
-            predictor, context_size=max(2, round(predictor.context_size * target)),
+            predictor, context_size=min(predictor.context_size, max(2, round(predictor.context_size * target))),
             num_heads=max(1, round(predictor.num_heads * target)),
         )
     budget = target * config_params(teacher, vocab_size)["total"]

@@ -134,6 +134,8 @@ def write_decoding(
     oracle_row, notes = oracle_fields(n_best, nbest)
     row = result_row(options, system, scored, len(set_aside)) | oracle_row
     out.mkdir(parents=True, exist_ok=True)
+    for earlier in ("result.json", "nbest.jsonl"):  # the first one says that the folder is whole
+        (out / earlier).unlink(missing_ok=True)
     write_lines(out / "hyps.jsonl", best)
     if nbest is not None:
         write_lines(out / "nbest.jsonl", n_best)

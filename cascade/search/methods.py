@@ -76,6 +76,12 @@ class DecodingOptions(DecodingConfig):
         for option, value, choices in (("mode", self.mode, STREAMING_MODES), ("method", self.method, METHODS)):
             if value not in choices:
                 raise ConfigError(f"--{option} must be one of {' | '.join(choices)}, got {value!r}")
+        for each in dataclasses.fields(self):
+            value, option = getattr(self, each.name), "--" + each.name.replace("_", "-")
+            if each.type in ("int", int) and (not isinstance(value, int) or isinstance(value, bool)):
+                raise ConfigError(f"{option} must be a whole number, got {value!r}")
+            if each.type in ("float", float) and (not isinstance(value, (int, float)) or isinstance(value, bool)):
+                raise ConfigError(f"{option} must be a number, got {value!r}")
         for name in ("chunk_ms", "look_ahead_ms", "left_context_ms"):
             value = getattr(self, name)
             if value <= 0 or value % ENCODER_FRAME_MS:

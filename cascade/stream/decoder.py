@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from cascade.audio.fbank import num_feature_frames
 from cascade.audio.packets import AudioInput
 from cascade.config.options import FRAME_SHIFT_MS, SUBSAMPLING, Config
 from cascade.search.hypothesis import Hypothesis
@@ -197,6 +198,9 @@ class StreamingDecoder:
             return self._audio.finish()
         size = self.batch.chunk_features
         frames = self._audio.finish((size + 1) * FRAME_SHIFT_MS / 1000)  # a frame may be lost in rounding a length
+        rate = self._features.sampling_rate
+        if num_feature_frames(round(self._audio.duration * rate), rate) < SUBSAMPLING:
+            return frames[:0]  # too little to be a frame is not made one by silence
         heard = SUBSAMPLING * (self._stream.first_frame + self._stream.num_frames) + self._stream.num_waiting
         return frames[: (heard + len(frames)) // size * size - heard]
 

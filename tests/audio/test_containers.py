@@ -48,12 +48,21 @@ def test_a_wav_whose_header_says_nothing_of_what_follows_is_refused_with_the_rea
 
 @pytest.mark.parametrize("options", [
     {"format": "FLAC"}, {"format": "OGG", "subtype": "OPUS"}, {"format": "OGG", "subtype": "VORBIS"}, {"format": "MP3"},
+    {"format": "WAV"}, {"format": "AU"}, {"format": "RF64"}, {"format": "W64"}, {"format": "NIST"},
 ])
 def test_several_recordings_in_one_file_are_refused(tmp_path, options):
     first, second = encoded(**options), encoded(NOISE[::-1].repeat(2), **options)
     assert len(read(tmp_path, first)) == 48000 and len(read(tmp_path, second)) == 96000
     with pytest.raises(ValueError, match=r"a\.audio: .*several .* encode it again"):
         read(tmp_path, first + second)
+
+
+def test_samples_behind_those_that_a_wav_declares_are_told_and_tags_are_not(tmp_path):
+    with pytest.raises(ValueError, match="header declares 6000 bytes of samples, and 10000 more follow"):
+        read(tmp_path, wav(PCM, claimed=6000))
+    whole = wav(PCM)
+    for tag in (b"LIST" + (20000).to_bytes(4, "little") + bytes(20000), bytes(5), bytes(9000), b"ID3" * 100):
+        assert len(read(tmp_path, whole + tag)) == 8000
 
 
 def speech_like(loud_first):

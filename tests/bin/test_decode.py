@@ -99,6 +99,15 @@ def test_nbest_writes_hypotheses_best_first_and_an_oracle_that_is_no_worse(run_d
     row = json.loads((tmp_path / "result.json").read_text())
     assert row["nbest"] == 3 and row["oracle_wer"] <= row["wer"]
     assert "Oracle WER, the best of 3: " in (tmp_path / "wer.txt").read_text()
+    call(monkeypatch, decode, *arguments)
+    assert not (tmp_path / "nbest.jsonl").exists()  # of the earlier search
+
+
+def test_an_output_that_cannot_be_is_told_before_anything_is_decoded(run_dir, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(decode, "n_best_batch", None)
+    with pytest.raises(OSError, match="file"):
+        call(monkeypatch, decode, *decode_arguments(run_dir, tmp_path / "file" / "x", "full", "greedy_search"))
 
 
 def test_nbest_needs_a_beam(run_dir, tmp_path, monkeypatch):

@@ -226,12 +226,16 @@ def test_whole_recordings_of_files_and_model_are_compared(student, tmp_path, mon
 def test_files_with_a_recurrent_predictor_say_what_pytorch_says(tmp_path, monkeypatch, method):
     teacher = make_model_dir(tmp_path / "teacher", "lstm")
     export(monkeypatch, "--exp-dir", teacher, "--out", tmp_path / "onnx", *SMALL)
-    (tmp_path / "onnx" / "encoder-full.onnx").write_text("of another model")
-    (tmp_path / "onnx" / "ngram.npz").write_text("of another model")
+    for name in ("encoder-full.onnx", "ngram.npz"):  # of another model, that was exported here
+        (tmp_path / "onnx" / name).write_text("")
+    about = json.loads((tmp_path / "onnx" / "export.json").read_text())
+    about["bytes"] |= {"encoder-full.onnx": 0, "ngram.npz": 0, "../outside": 0}
+    (tmp_path / "onnx" / "export.json").write_text(json.dumps(about))
     (tmp_path / "onnx" / "notes.txt").write_text("the user's")
+    (tmp_path / "outside").write_text("the user's")
     export(monkeypatch, "--exp-dir", teacher, "--out", tmp_path / "onnx", *SMALL, "--no-check")
     names = {path.name for path in (tmp_path / "onnx").iterdir()}
-    assert "ngram.npz" not in names and "notes.txt" in names
+    assert "ngram.npz" not in names and "notes.txt" in names and (tmp_path / "outside").exists()
     assert names >= FILES_OF_OUR_RUNTIME and "encoder-full.onnx" not in names
     samples = synthetic_recordings((2.0,), 16000, seed=5).popitem()[1]
     samples[-2560:] = 0.0
@@ -258,3 +262,22 @@ def test_wrong_options_are_named(student, tmp_path, monkeypatch, arguments, erro
     with pytest.raises(error, match=message):
         export(monkeypatch, "--exp-dir", student, "--out", tmp_path / "onnx", *arguments)
     assert not (tmp_path / "onnx").exists()
+
+
+def test_only_what_an_export_wrote_is_replaced(student, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    export(monkeypatch, "--exp-dir", student, "--out", out, *SMALL, "--no-check")
+    (out / "ngram.notes").write_text("mine")
+    export(monkeypatch, "--exp-dir", student, "--out", out, *SMALL, "--no-check")
+    assert {path.name for path in out.iterdir()} == FILES | {"ngram.notes"}
+    (tmp_path / "README.md").write_text("mine")
+    for folder, message in ((tmp_path, "holds README.md, and no export.json"), (student, "the model directory itself")):
+        with pytest.raises(ConfigError, match=message):
+            export(monkeypatch, "--exp-dir", student, "--out", folder, *SMALL, "--no-check")
+    assert (tmp_path / "README.md").read_text() == "mine" and not (student / "export.json").exists()
+
+
+def test_the_readmes_commands_name_the_models_features(student, tmp_path, monkeypatch):
+    export(monkeypatch, "--exp-dir", student, "--out", tmp_path, *SMALL, "--no-check")
+    lines = [line for line in (tmp_path / "README.md").read_text().splitlines() if "--encoder=" in line]
+    assert len(lines) == 3 and all("--sample-rate=16000 --feat-dim=80" in line for line in lines)

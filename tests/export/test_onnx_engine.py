@@ -13,7 +13,7 @@ from cascade import Recognizer
 from cascade.audio.fbank import StreamingFbank
 from cascade.bin import transcribe
 from cascade.config.options import ENCODER_FRAME_MS, ConfigError
-from cascade.export.onnx_engine import OnnxEngine
+from cascade.export.onnx_engine import OnnxEngine, read_joiner
 from cascade.export.sherpa import synthetic_recordings
 from cascade.models.torch_engine import TorchEngine, decode_batch
 from cascade.search.methods import METHODS, STREAMING_MODES, DecodingOptions, build_search
@@ -158,4 +158,38 @@ def test_a_folder_that_is_no_export_is_named(exported, engine, tmp_path):
         (tmp_path / file.name).symlink_to(file)
     (tmp_path / "tokenizer.json").unlink()
     with pytest.raises(ValueError, match="an earlier version wrote it, run export_onnx again"):
+        OnnxEngine(tmp_path)
+
+
+@pytest.mark.parametrize("num_samples", [0, 1, 160, 559])
+def test_too_little_audio_has_no_frame_and_no_text(exported, engine, num_samples):
+    stream = Recognizer(exported.folder).stream()
+    stream.push(np.full(num_samples, 0.1, np.float32), 16000)
+    final = stream.finish()
+    assert (final.num_frames, final.text) == (0, "")
+    stream = Recognizer(exported.folder).stream()
+    stream.push(np.full(560, 0.1, np.float32), 16000)
+    assert stream.finish().num_frames > 0
+
+
+@pytest.mark.parametrize("content", [b"version https://git-lfs.github.com/spec/v1\n", None])
+def test_a_damaged_joiner_is_named(exported, content, tmp_path):
+    path, whole = tmp_path / "joiner.onnx", (exported.folder / "joiner.onnx").read_bytes()
+    weights, num_refused = read_joiner(exported.folder / "joiner.onnx"), 0
+    for size in range(16, len(whole), len(whole) // 40) if content is None else (0,):
+        path.write_bytes(whole[:size] if content is None else content)
+        try:
+            assert all(map(np.array_equal, read_joiner(path), weights))  # cut off behind the weights
+        except ValueError as error:
+            assert str(path) in str(error)
+            num_refused += 1
+    assert num_refused
+
+
+def test_another_graph_under_a_name_is_told(exported, engine, tmp_path):
+    for file in exported.folder.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    (tmp_path / "decoder.onnx").unlink()
+    (tmp_path / "decoder.onnx").symlink_to(exported.folder / "joiner.onnx")
+    with pytest.raises(ValueError, match="a graph that lacks 'context_size'"):
         OnnxEngine(tmp_path)

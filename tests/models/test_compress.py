@@ -28,6 +28,11 @@ def test_a_reduced_predictor_is_cut_in_proportion():
     assert (student.model.predictor.context_size, student.model.predictor.num_heads) == (4, 2)
 
 
+def test_a_predictor_of_one_label_stays_one():
+    teacher = load_config(overrides=["model.predictor.context_size=1", "model.predictor.num_heads=4"])
+    assert plan_student(teacher, 0.5, 500).model.predictor.context_size == 1
+
+
 def test_impossible_targets_are_errors():
     teacher = load_config(overrides=FULL_SIZE)
     for target in (0.0, 1.0, 1.5):
