@@ -57,11 +57,18 @@ def load_decoding(path: str | Path, base: DecodingConfig) -> DecodingConfig:
     return _checked(OmegaConf.merge(OmegaConf.structured(Config), _merge(only, values, path)), f"{path}: ").decoding
 
 
+EARLIER_LOSSES = ("intermediate_ctc_scale", "pass_kl_scale", "pass_kl_kind", "pass_kl_shift")
+"""Options of the loss section that checkpoints may carry and nothing reads."""
+
+
 def config_from_dict(values: dict[str, Any]) -> Config:
     """Rebuild a Config from `config_to_dict`'s builtin types (what a checkpoint carries).
 
-    lhotse's Fbank, the extractor of earlier versions, has given way to another with the same features.
+    lhotse's Fbank, the extractor of earlier versions, has given way to another with the same features; losses that no
+    longer exist are of no interest to a trained model.
     """
+    if isinstance(loss := values.get("loss"), dict):
+        values = values | {"loss": {name: value for name, value in loss.items() if name not in EARLIER_LOSSES}}
     match values:
         case {"features": {"extractor": "lhotse"} as features}:
             values = values | {"features": features | {"extractor": FeatureConfig.extractor}}

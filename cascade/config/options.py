@@ -214,16 +214,6 @@ class LossConfig:
     """Draw one pass per batch with probability causal_weight instead of computing both (2010.14606)."""
     ctc_scale: float = option(0.0, at_least=0)
     """Weight of an auxiliary CTC loss on each pass's encoder output."""
-    intermediate_ctc_scale: float = option(0.0, at_least=0)
-    """Weight of a CTC loss on the output of the causal encoder's middle layer, through the causal pass's CTC head
-    (2102.03216); its mean over the tokens."""
-    pass_kl_scale: float = option(0.0, at_least=0)
-    """Weight of KL(full pass || causal pass), a mean over the cells that the full pass's paths visit; it rises with the
-    pruned loss, and the full pass does not feel it (one direction of 2604.19079)."""
-    pass_kl_kind: Literal["pruned", "collapsed"] = "pruned"
-    """As distillation.kind."""
-    pass_kl_shift: int = option(0, at_least=0)
-    """Frames by which the causal pass may lag: its frame t is compared with the full pass's frame t - shift."""
 
 
 @dataclass(frozen=True)

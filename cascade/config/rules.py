@@ -102,10 +102,6 @@ def _other_problem(config: Config) -> str | None:
     kept, averaged = config.training.keep_epochs, config.training.average_last
     if kept < averaged:
         return f"training.keep_epochs ({kept}) must be at least training.average_last ({averaged})"
-    if config.loss.pass_kl_scale and config.loss.pass_sampling:
-        return "loss.pass_kl_scale compares both passes of a step, loss.pass_sampling computes one: choose one of them"
-    if config.loss.intermediate_ctc_scale and config.model.causal.num_layers < 2:
-        return "loss.intermediate_ctc_scale wants a middle layer: model.causal.num_layers of at least 2"
     if config.augment.carry_over_share and config.model.predictor.kind == "lstm":
         return "augment.carry_over_share wants a predictor with a context of labels, model.predictor.kind is lstm"
     if config.mwer is not None and config.mwer.nbest > config.mwer.beam:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cascade.config.options import Config, ContextConfig
 from cascade.data.batches import Batch
@@ -43,16 +41,13 @@ def draw_context(config: ContextConfig, rng: random.Random) -> Context:
 
 
 def run_passes(
-    model: CascadedTransducer, batch: Batch, context: Context, passes: tuple[str, ...], middle: bool = False,
-    before: Tensor | None = None,
+    model: CascadedTransducer, batch: Batch, context: Context, passes: tuple[str, ...], before: Tensor | None = None
 ) -> tuple[dict[str, PassOutput], Tensor]:
     """Both encoders' outputs (the causal one runs once) and the (N, 4) boundary of the lattice.
 
-    middle: the causal pass has the output of its encoder's middle layer too.
     before: the labels that the predictor begins with.
     """
-    with _middle_layer(model.encoder.causal.layers) if middle else nullcontext([None]) as middles:
-        out, lens = model.encoder.forward_causal(batch.features, batch.feature_lens, context.chunk, context.left)
+    out, lens = model.encoder.forward_causal(batch.features, batch.feature_lens, context.chunk, context.left)
     encoder_outs = {"causal": out}
     if "noncausal" in passes:
         encoder_outs["noncausal"] = model.encoder.forward_noncausal(out, lens, context.block, context.left)
@@ -65,24 +60,9 @@ def run_passes(
             model.joiner.output_weight, model.joiner.output_bias,
         )
         am = model.heads.simple_am(encoder_outs[name])
-        outputs[name] = PassOutput(encoder_outs[name], joiner, am, lm, middles[0] if name == "causal" else None)
+        outputs[name] = PassOutput(encoder_outs[name], joiner, am, lm)
     zeros = torch.zeros_like(lens)
     return outputs, torch.stack((zeros, zeros, batch.token_lens, lens), dim=1)
-
-
-@contextmanager
-def _middle_layer(layers: nn.ModuleList) -> Iterator[list[Tensor]]:
-    """A list that gets the (N, T, C) output of the middle one of the layers, which run meanwhile."""
-    outputs: list[Tensor] = []
-
-    def keep(_: nn.Module, __: tuple, output: Tensor | tuple[Tensor, ...]) -> None:
-        outputs.append(output if isinstance(output, Tensor) else output[0])
-
-    hook = layers[len(layers) // 2 - 1].register_forward_hook(keep)
-    try:
-        yield outputs
-    finally:
-        hook.remove()
 
 
 class Losses(NamedTuple):
@@ -129,16 +109,15 @@ class Objective:
           passes: which passes to compute.
         """
         config = self.config.loss
-        middle = config.intermediate_ctc_scale > 0
         device = batch.features.device
         low = self.model.training and takes_bfloat16(self.config.training.precision, device)
         with torch.autocast(device.type, torch.bfloat16, enabled=low):
-            student, boundary = run_passes(self.model, batch, context, passes, middle, batch.carried)
+            student, boundary = run_passes(self.model, batch, context, passes, batch.carried)
             teacher = {}
             if self.teacher is not None:
                 with torch.no_grad():
                     teacher, _ = run_passes(self.teacher, batch, context, passes)
-        outputs = Outputs(student, teacher, boundary, {}, {}, self._n_best(batch, context, passes))
+        outputs = Outputs(student, teacher, boundary, {}, self._n_best(batch, context, passes))
         terms: dict[str, Term] = {}
         aligns = has_alignment(boundary, config.rnnt_type, config.prune_range)
         impossible = broken = torch.zeros_like(aligns)

@@ -31,8 +31,6 @@ class PassOutput(NamedTuple):
     """(N, T, V)"""
     lm: Tensor
     """(N, U + 1, V)"""
-    middle: Tensor | None = None
-    """(N, T, C) output of the causal encoder's middle layer; the causal pass has it where a term asks for it."""
 
 
 class Outputs(NamedTuple):
@@ -46,8 +44,6 @@ class Outputs(NamedTuple):
     """(N, 4) int64 [0, 0, tokens, encoder frames] of each utterance."""
     ranges: dict[str, Tensor]
     """(N, T, R) band of each pass, which its transducer loss leaves here for later terms."""
-    occupancy: dict[str, Tensor]
-    """(N, T, R) posterior of being in each cell of that band, left here likewise."""
     n_best: dict[str, NBest] | None = None
     """The hypotheses by which each pass is judged; None without MWER."""
 
@@ -83,10 +79,6 @@ def build_terms(
     terms: list[LossTerm] = [Transducer(config.loss)]
     if config.loss.ctc_scale:
         terms.append(Ctc(config.loss.ctc_scale, model.heads.ctc))
-    if config.loss.intermediate_ctc_scale:
-        terms.append(IntermediateCtc(config.loss.intermediate_ctc_scale, model.heads.ctc))
-    if config.loss.pass_kl_scale:
-        terms.append(PassKL(config.loss))
     if teacher is not None:
         terms.append(Distillation(config.distillation, config.loss))
     if config.mwer is not None:
@@ -141,7 +133,7 @@ class Transducer:
         loss = _transducer_loss(
             outputs.passes[name], batch.tokens, outputs.boundary, self.config, delay_penalty=penalty
         )
-        outputs.ranges[name], outputs.occupancy[name] = loss.ranges, loss.occupancy
+        outputs.ranges[name] = loss.ranges
         bad = ~(torch.isfinite(loss.simple) & torch.isfinite(loss.pruned)).detach()
         num_tokens = float(batch.token_lens[~bad].sum())
         return {
@@ -159,56 +151,12 @@ class Ctc:
         self.scale, self.heads = scale, heads
 
     def __call__(self, name: str, outputs: Outputs, batch: Batch, step: int) -> dict[str, Term]:
-        return {"ctc": self.term(self.heads[name](outputs.passes[name].encoder_out), outputs.boundary[:, 3], batch)}
-
-    def term(self, logits: Tensor, lens: Tensor, batch: Batch) -> Term:
-        """logits: (N, T, V), valid for lens (N,) frames."""
+        logits, lens = self.heads[name](outputs.passes[name].encoder_out), outputs.boundary[:, 3]
         log_probs = functional.log_softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)), dim=-1)
         total = functional.ctc_loss(
             log_probs.transpose(0, 1), batch.tokens, lens, batch.token_lens, reduction="sum", zero_infinity=True
         )
-        return Term(total, float(batch.token_lens.sum()), self.scale)
-
-
-class IntermediateCtc(Ctc):
-    """CTC on the middle layer of the causal encoder, through the causal pass's head (2102.03216).
-
-    The layer's output is normalised for the head, which reads that of a LayerNorm otherwise.
-    """
-
-    def __call__(self, name: str, outputs: Outputs, batch: Batch, step: int) -> dict[str, Term]:
-        middle = outputs.passes[name].middle
-        if middle is None:
-            return {}
-        logits = self.heads[name](functional.layer_norm(middle, middle.shape[-1:]))
-        return {"intermediate_ctc": self.term(logits, outputs.boundary[:, 3], batch)}
-
-
-class PassKL:
-    """KL(full pass || causal pass) on the full pass's band, per weight of its cells; the full pass is the teacher."""
-
-    def __init__(self, config: LossConfig) -> None:
-        self.config = config
-
-    def __call__(self, name: str, outputs: Outputs, batch: Batch, step: int) -> dict[str, Term]:
-        if name == "causal":
-            return {}  # the full pass comes after it
-        shift = self.config.pass_kl_shift
-        full = outputs.passes[name].joiner
-        ranges, weights = _later(outputs.ranges[name], shift), _later(outputs.occupancy[name], shift)
-        weights = weights.clone()
-        weights[:, :shift] = 0.0
-        values, counts = distillation_loss(
-            outputs.passes["causal"].joiner, full._replace(encoder=_later(full.encoder, shift)), batch.tokens,
-            outputs.boundary, ranges, kind=self.config.pass_kl_kind, temperature=1.0, cell_weights=weights,
-        )
-        scale = self.config.pass_kl_scale * loss_warmup(self.config, step).pruned_scale
-        return {"pass_kl": Term(values.sum(), float(counts.sum()), scale)}
-
-
-def _later(x: Tensor, shift: int) -> Tensor:
-    """(N, T, ...) `shift` frames later; the first frame fills in."""
-    return torch.cat([x[:, :1].expand(-1, shift, *x.shape[2:]), x], dim=1)[:, : x.shape[1]] if shift else x
+        return {"ctc": Term(total, float(batch.token_lens.sum()), self.scale)}
 
 
 class Distillation:

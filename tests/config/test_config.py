@@ -191,3 +191,11 @@ def test_a_checkpoint_of_a_version_that_took_lhotses_fbank_is_read():
     assert config_from_dict(values) == Config()
     with pytest.raises(ConfigError, match=r"extractor must be one of kaldi-native-fbank \| kaldifeat, got 'lhotse'"):
         load_config(overrides=["features.extractor=lhotse"])
+
+
+def test_a_checkpoint_with_losses_that_are_gone_is_read():
+    values = config_to_dict(Config())
+    values["loss"] |= {"pass_kl_scale": 0.3, "pass_kl_kind": "pruned", "pass_kl_shift": 1}
+    assert config_from_dict(values) == Config()
+    with pytest.raises(ConfigError, match="pass_kl_scale"):
+        load_config(overrides=["loss.pass_kl_scale=0.3"])

@@ -106,7 +106,7 @@ def judged(model, config, batch, n_best, name):
     """The term of a pass for given hypotheses."""
     passes, boundary = run_passes(model, batch, CONTEXT, PASSES)
     term = Objective(model, config, None, PIECES).terms[-1]
-    return term(name, Outputs(passes, {}, boundary, {}, {}, {name: n_best}), batch, 100)
+    return term(name, Outputs(passes, {}, boundary, {}, {name: n_best}), batch, 100)
 
 
 @pytest.mark.parametrize("seed", range(3))

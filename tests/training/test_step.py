@@ -45,8 +45,6 @@ OBJECTIVES = {
     "uniform cells": ["distillation.weight=2", "distillation.cell_weight=uniform"],
     "one best": ["distillation.weight=2", "distillation.kind=one_best"],
     "collapsed": ["distillation.weight=2", "distillation.kind=collapsed"],
-    "intermediate CTC": ["loss.intermediate_ctc_scale=0.3", "model.causal.num_layers=2"],
-    "KL between the passes": ["loss.pass_kl_scale=2", "loss.pass_kl_shift=1"],
     "MWER": ["mwer.nbest=3"],
     "MWER of the full pass's hypotheses, one pass": ["mwer.hypotheses=full", "loss.pass_sampling=true"],
     "MWER and KL": ["mwer.loss_scale=0.5", "distillation.weight=2"],
