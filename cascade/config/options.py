@@ -256,8 +256,6 @@ class TrainingConfig:
     """Peak learning rate of AdamW."""
     muon_learning_rate: float = option(0.02, at_least=0)
     """Peak learning rate of Muon."""
-    muon_rounds: int = option(5, at_least=1, at_most=10)
-    """Newton-Schulz rounds that orthogonalise an update; fewer cost less and leave small singular values small."""
     warmup_steps: int = option(500, at_least=0)
     """Steps of linear warm-up; then cosine decay to final_lr_share."""
     final_lr_share: float = option(0.05, at_least=0, at_most=1)

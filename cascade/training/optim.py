@@ -59,7 +59,7 @@ class Muon(torch.optim.Optimizer):
     def __init__(
         self, parameters: list[nn.Parameter], lr: float, weight_decay: float, momentum: float = 0.95,
         rank: int = 0, world_size: int = 1, add_up: Callable[[Tensor], None] | None = None,
-        dtype: torch.dtype | None = None, num_rounds: int = 5,
+        dtype: torch.dtype | None = None,
     ) -> None:
         """
         Args:
@@ -67,11 +67,10 @@ class Muon(torch.optim.Optimizer):
           rank, world_size, add_up: several processes with equal gradients orthogonalise a part each; `add_up` sums a
             tensor over them in place.
           dtype: in which they orthogonalise; None = in that of the parameters.
-          num_rounds: of the Newton-Schulz iteration; fewer leave small singular values small.
         """
         super().__init__(parameters, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
         self._rank, self._world_size, self._add_up = rank, world_size, add_up
-        self._dtype, self._num_rounds = dtype, num_rounds
+        self._dtype = dtype
 
     @torch.no_grad()
     def step(self) -> None:
@@ -95,9 +94,6 @@ class Muon(torch.optim.Optimizer):
                 update = update.T if rows > columns else update
                 parameter.add_(update, alpha=-group["lr"] * max(1.0, rows / columns) ** 0.5)
 
-    def _orthogonalise(self, updates: Tensor) -> Tensor:
-        return orthogonalise(updates.to(self._dtype), self._num_rounds).to(updates)
-
     def _orthogonal(self, stacks: dict[torch.Size, list[tuple[nn.Parameter, Tensor]]]) -> list[Tensor]:
         """Orthogonalised updates in the order of the stacks; of several processes each computes a share."""
         results = []
@@ -107,10 +103,10 @@ class Muon(torch.optim.Optimizer):
                 shared = torch.zeros_like(updates)
                 mine = slice(self._rank, None, self._world_size)
                 if len(updates[mine]):
-                    shared[mine] = self._orthogonalise(updates[mine])
+                    shared[mine] = orthogonalise(updates[mine].to(self._dtype)).to(updates)
                 results.append(shared)
             else:
-                results.append(self._orthogonalise(updates))
+                results.append(orthogonalise(updates.to(self._dtype)).to(updates))
         if self._world_size > 1 and results:
             flat = torch.cat([result.flatten() for result in results])
             self._add_up(flat)
@@ -170,7 +166,7 @@ def build_optimizer(
         dtype = torch.bfloat16 if takes_bfloat16(config.precision, muon[0].device) else None
         parts.append(Muon(
             muon, config.muon_learning_rate, config.weight_decay, rank=rank, world_size=world_size, add_up=add_up,
-            dtype=dtype, num_rounds=config.muon_rounds,
+            dtype=dtype,
         ))
     return Optimizer(parts)
 
