@@ -89,7 +89,7 @@ def test_what_a_user_gets_wrong_is_one_sentence(run_dir, tmp_path):
     ):
         with pytest.raises(ConfigError, match=message):
             Recognizer(run_dir / "student", **options)
-    recognizer = Recognizer(run_dir / "student", endpoint=None, left_context_ms=None, beam=None)
+    recognizer = Recognizer(run_dir / "student", endpoint=None, left_context_ms=None, beam=np.int64(2))
     with pytest.raises(ValueError, match="hotword 'cascade' has what the model's tokens cannot say"):
         recognizer.stream(hotwords=["cascade"])
     stream = recognizer.stream(hotwords=[])

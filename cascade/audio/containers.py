@@ -8,6 +8,7 @@ lost without a word.
 from __future__ import annotations
 
 import mmap
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Literal, NamedTuple
@@ -18,6 +19,9 @@ _LARGEST_OGG_PAGE = 65307
 _FLAC_START = (b"fLaC\x00\x00\x00\x22", b"fLaC\x80\x00\x00\x22")  # and the header of its first block
 _W64_DATA = b"data" + bytes.fromhex("f3acd3118cd100c04f8edb8a")
 _PADDING = 4096
+_BEGINNING = re.compile(
+    rb"(RIFF|RF64).{4}WAVE|riff\x2e\x91\xcf\x11|\.snd\x00\x00.{2}|dns\..{2}\x00\x00|NIST_1A\n", re.DOTALL
+)
 _SEVERAL = "several {} one behind the other, only the first can be read: encode it again"
 _MP3_SLACK = 10_000  # samples: delay and padding, which players cut off, are at most 2 x 4095, and a frame has 1152
 _MP3_RATES = (44100, 48000, 32000)
@@ -62,7 +66,7 @@ def _check_rest(path: Path, file: BinaryIO, end: int, size: int, declared: int) 
     is_riff = file.read(4) in (b"RIFF", b"RF64")
     file.seek(end)
     rest = file.read(_PADDING)
-    if any(kind in rest for kind in (b"RIFF", b"RF64", b"riff", b".snd\x00\x00", b"dns.", b"NIST_1A")):
+    if _BEGINNING.search(rest):
         raise ValueError(f"{path}: {_SEVERAL.format('recordings')}")
     name = rest[declared % 2 :][:4]
     is_chunk = name.isascii() and name.decode().isprintable()

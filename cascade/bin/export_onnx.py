@@ -37,7 +37,7 @@ from cascade.corpus.cuts import read_speech
 from cascade.export.card import FILES, describe_export
 from cascade.export.int8 import quantise_files, weight_bits
 from cascade.export.int8_loss import LIMIT_PERCENT, LossMeter, measure_loss
-from cascade.export.onnx import DECODER, FULL, JOINER, OPSET, TOKEN_FILES, build_graphs, write_files
+from cascade.export.onnx import DECODER, FULL, JOINER, OPSET, STREAMING, TOKEN_FILES, build_graphs, write_files
 from cascade.export.onnx_engine import ABOUT
 from cascade.export.parity import graph_differences
 from cascade.export.sessions import int8_name
@@ -205,7 +205,8 @@ def earlier_export(out: Path, exp_dir: Path) -> list[str]:
             return [ABOUT, "README.md", *(Path(name).name for name in json.loads(about.read_bytes())["bytes"])]
         except (ValueError, KeyError, TypeError):  # damaged
             return [ABOUT, *names]
-    if there := [name for name in names if (out / name).exists()]:
+    there = [name for name in names if (out / name).exists()]
+    if there and STREAMING not in there:  # which an interrupted export leaves
         raise ConfigError(f"--out {out} holds {there[0]}, and no {ABOUT} of an earlier export: name another folder")
     return []
 

@@ -7,6 +7,7 @@ import logging
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal
 
@@ -78,9 +79,9 @@ class DecodingOptions(DecodingConfig):
                 raise ConfigError(f"--{option} must be one of {' | '.join(choices)}, got {value!r}")
         for each in dataclasses.fields(self):
             value, option = getattr(self, each.name), "--" + each.name.replace("_", "-")
-            if each.type in ("int", int) and (not isinstance(value, int) or isinstance(value, bool)):
+            if each.type in ("int", int) and (not isinstance(value, Integral) or isinstance(value, bool)):
                 raise ConfigError(f"{option} must be a whole number, got {value!r}")
-            if each.type in ("float", float) and (not isinstance(value, (int, float)) or isinstance(value, bool)):
+            if each.type in ("float", float) and (not isinstance(value, Real) or isinstance(value, bool)):
                 raise ConfigError(f"{option} must be a number, got {value!r}")
         for name in ("chunk_ms", "look_ahead_ms", "left_context_ms"):
             value = getattr(self, name)

@@ -268,6 +268,7 @@ def test_only_what_an_export_wrote_is_replaced(student, tmp_path, monkeypatch):
     out = tmp_path / "out"
     export(monkeypatch, "--exp-dir", student, "--out", out, *SMALL, "--no-check")
     (out / "ngram.notes").write_text("mine")
+    (out / "export.json").unlink()  # as one that was interrupted leaves it
     export(monkeypatch, "--exp-dir", student, "--out", out, *SMALL, "--no-check")
     assert {path.name for path in out.iterdir()} == FILES | {"ngram.notes"}
     (tmp_path / "README.md").write_text("mine")
