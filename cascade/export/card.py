@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -132,8 +133,15 @@ def _int8(metadata: dict[str, Any]) -> list[str]:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """A JSON file, empty where there is none."""
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    """A JSON file's object; empty where there is none, or a damaged one, which is no reason to lose an export."""
+    try:
+        values = json.loads(path.read_bytes()) if path.is_file() else {}
+    except ValueError:
+        values = None
+    if isinstance(values, dict):
+        return values
+    logging.warning("%s is damaged: the model's card leaves it out", path)
+    return {}
 
 
 def _card(metadata: dict[str, Any], exp_dir: Path, config: Config, license_name: str | None) -> list[str]:
@@ -141,7 +149,7 @@ def _card(metadata: dict[str, Any], exp_dir: Path, config: Config, license_name:
     about, summary = _read(exp_dir.parent / "manifests" / "about.json"), _read(exp_dir / "train_summary.json")
     data = "no statistics were found"
     if statistics := _read(exp_dir.parent / "data" / "statistics.json"):
-        train = statistics["splits"].get("train", {})
+        train = statistics.get("splits", {}).get("train", {})
         train = train | {"hours": round(train.get("hours", 0.0), 1)}
         names = ("hours", "utterances", "speakers", "words")
         data = ", ".join(f"{train[name]} {name}" for name in names if name in train)
@@ -158,10 +166,10 @@ def _card(metadata: dict[str, Any], exp_dir: Path, config: Config, license_name:
         "- Limits: one language and the kind of speech it was trained on; words outside of what tokens.txt can spell "
         "cannot be said; word error rates below hold for their test set only.", "",
     ]  # fmt: skip
-    results = sorted(exp_dir.glob("decode/**/result.json"))
-    if not results:
+    found = map(_read, sorted(exp_dir.glob("decode/**/result.json")))
+    rows = [row for row in found if {"test_set", "mode", "method", "wer", "commit"} <= row.keys()]
+    if not rows:
         return [*lines, "It was not tested: no results of `decode` were found."]
-    rows = [json.loads(path.read_text(encoding="utf-8")) for path in results]
     lines += ["| test set | mode | search | WER % | commit |", "|---|---|---|---:|---|"]
     return lines + [
         f"| {row['test_set']} | {row['mode']} | {row['method']}{' with ' + row['ngram'] if row.get('ngram') else ''} "

@@ -55,6 +55,9 @@ def test_program_writes_checked_files_and_says_what_they_weigh(student, tmp_path
     for path, content in zip((results, statistics, about), contents, strict=True):
         path.parent.mkdir(parents=True)
         path.write_text(json.dumps(content))
+    for name, content in (("cut", "{"), ("other", "{}")):  # the card does without them
+        (student / "decode" / name).mkdir()
+        (student / "decode" / name / "result.json").write_text(content)
     options = ("--manifest", tmp_path / "some.jsonl", "--license", "CC0")
     export(monkeypatch, "--exp-dir", student, "--out", out, *SMALL, *options)
     assert {path.name for path in out.iterdir()} == FILES
