@@ -58,6 +58,22 @@ def test_streams_that_advance_together_say_what_each_says_alone(run_dir):
     assert all(stream.partial().decoded > 0 for stream in streams)
 
 
+def test_streams_that_are_dropped_take_no_memory_and_change_nothing(run_dir):
+    recognizer = Recognizer(run_dir / "student")
+    alone = recognizer.stream()
+    alone.push(recordings(run_dir)[0], 16000)
+    expected = alone.finish().text
+    kept, *dropped = (recognizer.stream() for _ in range(4))
+    for number, stream in enumerate((kept, *dropped)):
+        stream.push(recordings(run_dir)[number][: 9000 if number else None], 16000)
+    recognizer.advance()
+    dropped.clear()
+    del stream
+    recognizer.advance()
+    assert len(kept.batch) == 1 and kept.finish().text == expected
+    assert len(kept.batch) == 0
+
+
 def test_integers_are_the_samples_that_a_file_of_them_has(run_dir, tmp_path):
     recognizer = Recognizer(run_dir / "student")
     for rate in (8000, 44100):

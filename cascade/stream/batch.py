@@ -11,6 +11,7 @@ memory then grows with it.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -55,6 +56,7 @@ class StreamBatch:
         """Feature frames of a chunk."""
         self._encoder = engine.causal_rows(options.left_context_ms // ENCODER_FRAME_MS)
         self._streams: list[Stream] = []
+        self._given_up: deque[Stream] = deque()
 
     def __len__(self) -> int:
         return len(self._streams)
@@ -120,8 +122,17 @@ class StreamBatch:
         """No more features will come: the next steps decode the rest, end the segment and close the stream."""
         stream.finished = True
 
+    def give_up(self, stream: Stream) -> None:
+        """Let a stream leave with the next `run`; any thread may ask, at any moment."""
+        self._given_up.append(stream)
+
     def run(self) -> None:
         """Decode all that can be decoded."""
+        while self._given_up:
+            stream = self._given_up.popleft()
+            if not stream.closed:
+                stream.finished = stream.closed = True
+                self.leave(stream)
         while self.step():
             pass
 

@@ -187,6 +187,12 @@ class StreamingDecoder:
             self._stream.finished = self._stream.closed = True
             self.batch.leave(self._stream)
 
+    def __del__(self) -> None:
+        """A stream that nobody holds any more, and that was not brought to its end, takes no memory and time from here."""
+        stream = getattr(self, "_stream", None)
+        if stream is not None and not stream.closed:
+            self.batch.give_up(stream)
+
     def reset(self) -> None:
         """Forget everything and start a new stream."""
         self.leave()
@@ -210,7 +216,7 @@ class StreamingDecoder:
         try:
             self.batch.prefer(self._stream, self._hotwords)
         except ValueError:
-            self.batch.leave(self._stream)
+            self.leave()
             raise
         if self._silence is not None:
             self.batch.end_segments_after(self._stream, self._silence)
