@@ -188,7 +188,7 @@ class StreamingDecoder:
             self.batch.leave(self._stream)
 
     def __del__(self) -> None:
-        """A stream that nobody holds any more, and that was not brought to its end, takes no memory and time from here."""
+        """A stream that nobody holds any more, and that was not brought to its end, takes no further memory or time."""
         stream = getattr(self, "_stream", None)
         if stream is not None and not stream.closed:
             self.batch.give_up(stream)
