@@ -184,6 +184,7 @@ def test_files_that_lose_words_stay_float32_and_the_log_says_so(folder, tmp_path
     monkeypatch.setattr(int8_loss, "allowed_errors", lambda errors, limit: errors - 1)
     options = ("--manifest", folder.parent / "test.jsonl", "--int8")
     (tmp_path / "encoder-full.int8.onnx").write_text("of an earlier export")
+    (tmp_path / "export.json").write_text('{"bytes": {"encoder-full.int8.onnx": 20}}')
     export(monkeypatch, "--exp-dir", model, "--out", tmp_path, *SMALL, *options)
     int8 = json.loads((tmp_path / "export.json").read_text())["int8"]
     assert int8["files"] == {} and len(int8["float32"]) == (5 if (tmp_path / FULL).is_file() else 3)
