@@ -337,3 +337,9 @@ def test_subtitles_are_cut_at_pauses_and_lengths():
 def test_wrong_options_are_usage_errors_that_name_them(call, arguments, message):
     with pytest.raises(ConfigError, match=message):
         call(*arguments)
+
+
+def test_a_standard_input_that_is_closed_is_told(call, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(ConfigError, match="standard input, and it is closed"):
+        call("-")

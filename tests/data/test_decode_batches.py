@@ -4,9 +4,10 @@ from pathlib import Path
 import pytest
 import soundfile
 import torch
+from lhotse import Recording, SupervisionSegment
 
 from cascade.config.options import TokenConfig
-from cascade.corpus.cuts import split_name
+from cascade.corpus.cuts import split_name, write_cuts
 from cascade.data.decode_batches import decode_batches
 from tests.odd_audio import write_odd_files
 from tests.synthetic import small_config, tone, write_lines
@@ -74,6 +75,19 @@ def test_a_cut_that_comes_twice_is_decoded_once(exp, tmp_path):
     found, batches = collect(tmp_path / "twice_cuts.jsonl.gz")
     assert len(found) == 5
     assert [(problem.split, problem.kind) for problem in batches.problems] == [("twice", "duplicate id")]
+
+
+def test_a_recording_that_lhotse_cannot_read_is_listed(tmp_path):
+    cuts = []
+    for name in ("good", "gone"):
+        soundfile.write(tmp_path / f"{name}.wav", tone(0.8), 16000)
+        cut = Recording.from_file(tmp_path / f"{name}.wav").to_cut()
+        cut.supervisions = [SupervisionSegment(name, cut.recording_id, 0.0, cut.duration, text="RED")]
+        cuts.append(cut)
+    (tmp_path / "gone.wav").unlink()
+    write_cuts(tmp_path / "foreign_cuts.jsonl.gz", cuts)
+    found, batches = collect(tmp_path / "foreign_cuts.jsonl.gz")
+    assert len(found) == 1 and [problem.kind for problem in batches.problems] == ["unreadable audio"]
 
 
 @pytest.mark.parametrize(("name", "split"), [
