@@ -5,7 +5,8 @@
 recognisers, encoder-full.onnx as an offline one; the latter two hold both encoders. All share decoder.onnx, joiner.onnx
 and tokens.txt; bpe.vocab, if the tokens are BPE, is for hotwords, the tokenizer's other files are for our runtime.
 README.md has the commands of sherpa-onnx and what is known of the model; export.json the options, bytes per file, the
-differences measured. A model with an LSTM predictor gets the files of our own runtime only.
+differences measured. A model with an LSTM predictor gets the files of our own runtime only. An earlier export in the
+folder is replaced, the files that its export.json names; a folder that holds other files of these names is refused.
 
 Chunk, block and left context are constants of the files; the model's blank penalty, or --blank-penalty, is taken off
 the blank's bias in joiner.onnx, because sherpa-onnx knows nothing of it (its own option would be taken off once more).

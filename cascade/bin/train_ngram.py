@@ -31,7 +31,7 @@ def read_transcripts(path: Path) -> list[str]:
     """The transcripts of cuts or of a manifest.
 
     Raises:
-      ValueError: a line is none, or there is none.
+      ValueError: a line of a manifest is no utterance, or a damaged file of cuts.
     """
     if path.suffix == ".jsonl":
         utterances = list(read_manifest(path))
